@@ -1,0 +1,1 @@
+"""Prefect flows: which nodes run, when, with what retries and limits."""

@@ -1,0 +1,70 @@
+"""Engines that generate responses: token ids in, token ids out.
+
+An engine is one class in one file and one line in `ENGINES`. Its module is imported only when it is used,
+so that vLLM is needed only where it runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from larpo.errors import UserError
+from larpo.params import EngineParams, nearest
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to generate. `temperature` 0 is greedy (and then `n` is 1)."""
+
+    n: int
+    temperature: float
+    max_new_tokens: int
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One response.
+
+    `token_ids` ends with the end-of-sequence token exactly when `finish_reason` is "stop"; "length" means
+    that max_new_tokens cut it off. `seed` reproduces it, given the same batch around it.
+    """
+
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length"]
+    seed: int
+
+
+class Engine(Protocol):
+    def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[list[Completion]]:
+        """Generate `sampling.n` responses for each prompt of one batch.
+
+        The result depends on the arguments alone, never on earlier calls: a run that resumes at any
+        batch equals one that was never stopped.
+        """
+
+    def facts(self) -> dict[str, object]:
+        """What the manifest records about the engine."""
+
+
+ENGINES: dict[str, str] = {
+    "transformers": "larpo.engines.transformers_engine:TransformersEngine",
+    "vllm": "larpo.engines.vllm_engine:VLLMEngine",
+}
+"""name → module:class"""
+
+
+def build_engine(params: EngineParams, checkpoint: str, seed: int) -> Engine:
+    """Load a checkpoint into the engine that `params.name` names.
+
+    Raises
+    ------
+    UserError
+        The name is unknown, or the engine's package is not installed.
+    """
+    if params.name not in ENGINES:
+        raise UserError(f"params.yaml: engine.name: {params.name!r} does not exist{nearest(params.name, list(ENGINES))}")
+    module, _, name = ENGINES[params.name].partition(":")
+    return getattr(importlib.import_module(module), name)(checkpoint, params, seed)

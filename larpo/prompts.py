@@ -1,0 +1,140 @@
+"""The prompt set D_X: where prompts come from, and which of them are never trained on.
+
+A prompt belongs to the held-out part by a hash of its own text, not by a random draw: training and
+evaluation prompts are disjoint whatever the seeds, the iteration or the number of prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+
+from larpo.errors import UserError
+from larpo.hashing import digest, seed_of, unit_interval
+from larpo.params import PromptsParams, nearest
+
+Prompt = tuple[str, list[dict[str, str]], str | None]
+"""(source, messages, reference answer or None)"""
+
+SOURCES: dict[str, Callable[[PromptsParams, int], Iterator[Prompt]]] = {}
+"""name → function (params, seed) → endless or finite iterator of prompts in a reproducible order."""
+
+
+def source(name: str):
+    def register(function):
+        SOURCES[name] = function
+        return function
+
+    return register
+
+
+@source("reasoning_gym")
+def reasoning_gym_prompts(params: PromptsParams, seed: int) -> Iterator[Prompt]:
+    """Generated problems with exact answers, in equal parts from each generator of `params.tasks`."""
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    if not params.tasks:
+        raise UserError("params.yaml: prompts.tasks: expected at least one reasoning-gym generator, found none")
+    chunk = 4096  # a generator's dataset has a fixed size; a new seed continues the stream
+    for round_ in range(1_000_000):
+        datasets = []
+        for task in params.tasks:
+            if task.name not in DATASETS:
+                raise UserError(
+                    f"params.yaml: prompts.tasks: reasoning-gym has no {task.name!r}"
+                    + (nearest(task.name, list(DATASETS)) if "did you" in nearest(task.name, list(DATASETS)) else "")
+                )
+            try:
+                datasets.append(
+                    reasoning_gym.create_dataset(
+                        task.name, seed=seed_of(seed, task.name, round_), size=chunk, **task.config
+                    )
+                )
+            except (TypeError, AssertionError, ValueError) as error:
+                raise UserError(f"params.yaml: prompts.tasks: {task.name}: {error}") from None
+        for i in range(chunk):
+            for task, dataset in zip(params.tasks, datasets, strict=True):
+                item = dataset[i]
+                yield f"reasoning_gym/{task.name}", _messages(params, item["question"]), item["answer"]
+
+
+@source("dataset")
+def dataset_prompts(params: PromptsParams, seed: int) -> Iterator[Prompt]:
+    """A hub dataset by its id, or a local .jsonl or .parquet file, shuffled by `seed`."""
+    import datasets
+
+    if not params.dataset:
+        raise UserError("params.yaml: prompts.dataset: expected a hub id or a file's path, found nothing")
+    path = Path(params.dataset)
+    kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".gz": "json"}
+    if path.suffix in kinds:
+        if not path.is_file():
+            raise UserError(f"params.yaml: prompts.dataset: file {params.dataset} not found")
+        rows = datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
+    else:
+        try:
+            rows = datasets.load_dataset(params.dataset, split=params.split)
+        except Exception as error:  # the hub's errors have no common base
+            raise UserError(
+                f"params.yaml: prompts.dataset: cannot load {params.dataset!r} split {params.split!r} "
+                f"({str(error).splitlines()[0]})"
+            ) from None
+    for key in filter(None, (params.prompt_field, params.answer_field)):
+        if key not in rows.column_names:
+            raise UserError(
+                f"{params.dataset}: no column {key!r}, found {', '.join(rows.column_names)}; "
+                "set prompts.prompt_field and prompts.answer_field"
+            )
+    for row in rows.shuffle(seed=seed):
+        answer = row[params.answer_field] if params.answer_field else None
+        yield params.dataset, _messages(params, row[params.prompt_field]), None if answer is None else str(answer)
+
+
+def _messages(params: PromptsParams, prompt: str | list[dict[str, str]]) -> list[dict[str, str]]:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    messages = [{"role": m["role"], "content": m["content"]} for m in messages]
+    return ([{"role": "system", "content": params.system}] if params.system else []) + messages
+
+
+def prompt_id(source_name: str, messages: list[dict[str, str]]) -> str:
+    """Identity of a prompt: a hash of its source and its messages."""
+    return digest("prompt", source_name, [[m["role"], m["content"]] for m in messages])
+
+
+def is_held_out(params: PromptsParams, messages: list[dict[str, str]]) -> bool:
+    """Whether a prompt belongs to the held-out part: a hash of its last message, normalised in case and
+    white space, so that neither a new system message nor a new seed moves a prompt across."""
+    text = " ".join(messages[-1]["content"].lower().split())
+    return unit_interval("split", text) < params.held_out
+
+
+def draw(params: PromptsParams, count: int, seed: int, held_out: bool) -> pd.DataFrame:
+    """Draw `count` different prompts of one part, a `prompts` table in the source's order.
+
+    Raises
+    ------
+    UserError
+        The source has fewer different prompts in that part.
+    """
+    seen: dict[str, tuple] = {}
+    # A small generator repeats itself; give up when it stops yielding new prompts.
+    for source_name, messages, answer in islice(SOURCES[params.source](params, seed), 64 * count + 65_536):
+        if is_held_out(params, messages) != held_out:
+            continue
+        seen.setdefault(prompt_id(source_name, messages), (source_name, messages, answer))
+        if len(seen) == count:
+            break
+    if len(seen) < count:
+        part = "held-out" if held_out else "training"
+        raise UserError(
+            f"params.yaml: prompts: {count} {part} prompts asked for, the source has {len(seen)}; "
+            "ask for fewer, widen prompts.tasks, or change prompts.held_out"
+        )
+    rows = [(key, *value) for key, value in seen.items()]
+    return pd.DataFrame(rows, columns=["prompt_id", "source", "messages", "answer"])
+
+

@@ -1,0 +1,274 @@
+"""The report's charts as static SVG (Vega-Lite, drawn by vl-convert): no script, no network, same bytes.
+
+Colours are middle tones that read on light and on dark paper; text and axes take the page's colours by CSS.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import re
+from collections.abc import Iterable
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import vl_convert
+from markupsafe import Markup
+
+from larpo.report.data import BenchmarkScores, Iteration, NodeRecord, Spread, histogram
+
+WIDTH, HEIGHT = 400, 230
+POINTS = 400  # a longer training curve is averaged down to so many points
+MEASURES = {"Greedy accuracy": "#c8702a", "Pass@1": "#3f7fbf", "Pass@k": "#2f9a76"}
+_POLICY_COLOURS = ["#8a8d93", "#3f7fbf", "#c8702a", "#2f9a76", "#9a62b0", "#c5525e", "#8a8f1f", "#1f9aa6"]
+METRICS = {
+    "loss": ("Loss", "Objective per list; it should fall from the value of an untrained step."),
+    "reward_accuracy": ("Pairs in order", "Share of strict pairs that the policy orders as the reward does; higher is better."),
+    "margin": ("Margin, nats", "Gain in log-probability of a list's best response over its worst; it should rise."),
+    "grad_norm": ("Gradient norm", "Norm before clipping; steady is good, spikes are not."),
+    "learning_rate": ("Learning rate", "The schedule as it was applied."),
+}
+
+
+def policy_colours(policies: Iterable[str]) -> dict[str, str]:
+    """A colour per policy, the same in every chart; iteration s has the colour of the policy it makes."""
+    names = sorted(set(policies), key=int)
+    if len(names) <= len(_POLICY_COLOURS):
+        return dict(zip(names, _POLICY_COLOURS, strict=False))
+    hues = [colorsys.hls_to_rgb(i / len(names), 0.5, 0.45) for i in range(len(names))]
+    return {n: "#" + "".join(f"{round(255 * c):02x}" for c in rgb) for n, rgb in zip(names, hues, strict=True)}
+
+
+def svg(chart: alt.Chart | alt.LayerChart, name: str) -> Markup:
+    """Draw a chart. `name` keeps its inner ids apart from those of other charts on the page."""
+    chart = chart.properties(background="transparent").configure(
+        font="sans-serif",
+        view=alt.ViewConfig(stroke=None),
+        axis=alt.AxisConfig(
+            gridColor="#888", gridOpacity=0.22, domainColor="#888", tickColor="#888", labelFontSize=12,
+            titleFontSize=12, titleFontWeight="normal", titlePadding=8, labelColor="#666", titleColor="#666",
+        ),
+        axisX=alt.AxisConfig(grid=False, labelAngle=0),
+        legend=alt.LegendConfig(
+            orient="top", direction="horizontal", labelFontSize=12, titleFontSize=12, titleFontWeight="normal",
+            labelColor="#666", titleColor="#666", symbolStrokeWidth=3, columns=6,
+        ),
+    )  # fmt: skip
+    text = vl_convert.vegalite_to_svg(chart.to_dict())
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    width, height = re.search(r'<svg[^>]*? width="([\d.]+)" height="([\d.]+)"', text).groups()
+    if "viewBox" not in text:
+        text = text.replace("<svg ", f'<svg viewBox="0 0 {width} {height}" ', 1)
+    return Markup(text)  # noqa: S704: made by vl-convert, which escapes the names it draws
+
+
+def _policy_scale(domain: list[str], colours: dict[str, str], title: str) -> alt.Color:
+    return alt.Color(
+        "group:N", title=title, sort=domain, scale=alt.Scale(domain=domain, range=[colours[d] for d in domain])
+    )
+
+
+def scores(bench: BenchmarkScores, name: str) -> Markup | None:
+    """Greedy accuracy, Pass@1 and Pass@k per policy, with 95 % intervals."""
+    rows = []
+    for p in bench.policies:
+        pairs = [("Greedy accuracy", p.greedy), ("Pass@1", p.passes.get(1))]
+        if p.k is not None and p.k > 1:
+            pairs.append(("Pass@k", p.passes[p.k]))
+        rows += [
+            {"policy": p.policy, "measure": m, "value": e.value, "low": e.low, "high": e.high}
+            for m, e in pairs
+            if e is not None
+        ]
+    if not rows:
+        return None
+    order = [p.policy for p in bench.policies]
+    shown = [m for m in MEASURES if any(r["measure"] == m for r in rows)]
+    base = alt.Chart(pd.DataFrame(rows)).encode(
+        x=alt.X("policy:N", sort=order, title="policy (iterations trained)", scale=alt.Scale(paddingOuter=0.2)),
+        xOffset=alt.XOffset("measure:N", sort=shown, scale=alt.Scale(paddingOuter=1)),
+        color=alt.Color(
+            "measure:N", title=None, sort=shown,
+            scale=alt.Scale(domain=shown, range=[MEASURES[m] for m in shown]),
+        ),
+    )  # fmt: skip
+    value = alt.Y("value:Q", title="share of items", axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=True))
+    layers = [base.mark_line(strokeWidth=1.5, opacity=0.55).encode(y=value)] if len(order) > 1 else []
+    bars = base.transform_filter("isValid(datum.low) && isValid(datum.high)")
+    layers += [
+        bars.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title="share of items"), y2="high:Q"),
+        base.mark_point(filled=True, size=55, opacity=1).encode(y=value),
+    ]
+    return svg(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), name)
+
+
+def recall(bench: BenchmarkScores, colours: dict[str, str], name: str) -> Markup | None:
+    """Recall@N against N, one curve per policy, with 95 % bands."""
+    rows = [
+        {"group": p.policy, "n": r.n, "value": r.estimate.value, "low": r.estimate.low, "high": r.estimate.high}
+        for p in bench.policies
+        for r in p.recall
+    ]
+    if not rows:
+        return None
+    largest = max(r["n"] for r in rows)
+    if largest <= 16:
+        scale, ticks = alt.Scale(nice=False, zero=False), list(range(1, largest + 1))
+    else:
+        scale, ticks = alt.Scale(type="log", base=2, nice=False), [2**i for i in range(32) if 2**i <= largest]
+    domain = [p.policy for p in bench.policies if p.recall]
+    base = alt.Chart(pd.DataFrame(rows)).encode(
+        x=alt.X("n:Q", title="N, samples per item", scale=scale, axis=alt.Axis(values=ticks, format="d")),
+        color=_policy_scale(domain, colours, "policy"),
+    )
+    value = alt.Y("value:Q", title="Recall@N", axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=True))
+    band = base.transform_filter("isValid(datum.low) && isValid(datum.high)").mark_area(opacity=0.12)
+    chart = alt.layer(
+        band.encode(y=alt.Y("low:Q", title="Recall@N"), y2="high:Q"),
+        base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=26) if largest <= 16 else False).encode(y=value),
+    )
+    return svg(chart.properties(width=WIDTH, height=HEIGHT), name)
+
+
+def _thin(curve: list[tuple[int, float]]) -> list[tuple[float, float]]:
+    """At most POINTS means of neighbouring steps."""
+    if len(curve) <= POINTS:
+        return curve
+    return [tuple(part.mean(axis=0)) for part in np.array_split(np.asarray(curve, dtype=float), POINTS)]
+
+
+def training(iterations: list[Iteration], metric: str, colours: dict[str, str], name: str) -> Markup | None:
+    """One training metric against the optimizer step, a line per iteration."""
+    curves = {it.name: _thin(it.training.get(metric, [])) for it in iterations}
+    rows = [
+        {"group": key, "step": step, "value": value} for key, curve in curves.items() for step, value in curve
+    ]
+    if not rows:
+        return None
+    title, _ = METRICS.get(metric, (metric, ""))
+    longest = max(map(len, curves.values()))
+    chart = (
+        alt.Chart(pd.DataFrame(rows))
+        .mark_line(strokeWidth=1.6, point=alt.OverlayMarkDef(size=22) if longest <= 24 else False)
+        .encode(
+            x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(format="d", tickMinStep=1), scale=alt.Scale(zero=False)),
+            y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
+            color=_policy_scale([k for k, c in curves.items() if c], colours, "iteration"),
+        )
+    )
+    return svg(chart.properties(width=WIDTH, height=180), name)
+
+
+def lengths(spreads: dict[str, Spread | None], label: str, colours: dict[str, str], name: str) -> Markup | None:
+    """Percentiles of response lengths: line 5 to 95 %, bar 25 to 75 %, tick at the median."""
+    rows = [{"group": key, **vars(s)} for key, s in spreads.items() if s is not None]
+    if not rows:
+        return None
+    order = [r["group"] for r in rows]
+    base = alt.Chart(pd.DataFrame(rows)).encode(
+        y=alt.Y("group:N", sort=order, title=label),
+        color=alt.Color(
+            "group:N", legend=None, scale=alt.Scale(domain=order, range=[colours[g] for g in order])
+        ),
+    )
+    x = alt.X("p5:Q", title="tokens per response", scale=alt.Scale(zero=True), axis=alt.Axis(grid=True))
+    chart = alt.layer(
+        base.mark_rule(strokeWidth=1.5).encode(x=x, x2="p95:Q"),
+        base.mark_bar(height=11, opacity=0.45).encode(x="p25:Q", x2="p75:Q"),
+        base.mark_tick(thickness=3, height=17).encode(x="p50:Q"),
+    )
+    return svg(chart.properties(width=WIDTH, height=34 * len(rows)), name)
+
+
+def rewards(iterations: list[Iteration], colours: dict[str, str], name: str) -> dict[str, Markup]:
+    """A histogram of rewards per iteration, all with the same bins and the same height of 100 %."""
+    labels, shares = histogram([it.rewards for it in iterations])
+    top = max((float(s.max()) for s in shares if s.size), default=1.0)
+    charts = {}
+    for it, share in zip(iterations, shares, strict=True):
+        if not len(it.rewards):
+            continue
+        frame = pd.DataFrame({"reward": labels, "share": share})
+        many = len(labels) > 6
+        chart = (
+            alt.Chart(frame)
+            .mark_bar(color=colours[it.name], opacity=0.8)
+            .encode(
+                x=alt.X("reward:N", sort=labels, title="reward", axis=alt.Axis(labelAngle=-60 if many else 0)),
+                y=alt.Y(
+                    "share:Q", title="share of responses", axis=alt.Axis(format=".0%", tickCount=4),
+                    scale=alt.Scale(domain=[0, top]),
+                ),
+            )
+        )  # fmt: skip
+        charts[it.name] = svg(chart.properties(width=230, height=140), f"{name}-{it.name}")
+    return charts
+
+
+BOX_W, BOX_H, GAP_X, GAP_Y = 100, 36, 26, 42
+COLUMNS = ["prompts", "sample", "score", "candidates", "lists", "reference", "train", "evaluate"]
+
+
+def graph(nodes: list[NodeRecord], colours: dict[str, str]) -> Markup:
+    """The graph as a picture: a row per iteration, arrows as the manifests' inputs tell them.
+
+    A node without a manifest is drawn dashed, and nothing is known of its inputs.
+    """
+    places: dict[str, tuple[float, float]] = {}
+    y = 4.0
+    for row in dict.fromkeys(n.row for n in nodes):
+        members = [n for n in nodes if n.row == row]
+        stacked = 0
+        for node in members:
+            # Policy 0 stands where the later policies are made.
+            column = COLUMNS.index("train" if node.name == "policy" else node.name)
+            lift = stacked * (BOX_H + 8) if node.name == "evaluate" else 0
+            stacked += node.name == "evaluate"
+            places[node.stage] = (4.0 + column * (BOX_W + GAP_X), y + lift)
+        y += max(1, stacked) * (BOX_H + 8) - 8 + GAP_Y
+    width, height = 8 + len(COLUMNS) * (BOX_W + GAP_X) - GAP_X, y - GAP_Y + 26
+    makers = {path: n.stage for n in nodes for path in n.outputs}
+    lines, boxes = [], []
+    for node in nodes:
+        x, top = places[node.stage]
+        sources = {makers[path] for path in (node.manifest or {}).get("inputs", {}) if path in makers}
+        lines += [_arrow(places[s], (x, top)) for s in sorted(sources)]
+        seconds = "no manifest" if node.manifest is None else duration(node.manifest["seconds"])
+        label = node.stage if len(node.stage) <= 15 else node.stage[:14] + "…"
+        boxes.append(
+            Markup(
+                '<g class="node{}"><title>{}</title><rect x="{}" y="{}" width="{}" height="{}" rx="5" '
+                'style="stroke:{}"/><text x="{}" y="{}">{}</text><text class="sub" x="{}" y="{}">{}</text></g>'
+            ).format(
+                "" if node.manifest else " absent", node.stage, x, top, BOX_W, BOX_H,
+                colours.get(node.row, "#888"), x + BOX_W / 2, top + 15, label, x + BOX_W / 2, top + 29, seconds,
+            )
+        )  # fmt: skip
+    return Markup(
+        '<svg class="graph" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {1}" width="{0}" height="{1}" '
+        'role="img" aria-label="Nodes of the graph and what each one read"><defs><marker id="arrow" '
+        'viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" orient="auto"><path '
+        'd="M0,0.5 L8,4 L0,7.5z"/></marker></defs>{2}{3}</svg>'
+    ).format(width, height, Markup("").join(lines), Markup("").join(boxes))
+
+
+def _arrow(start: tuple[float, float], end: tuple[float, float]) -> Markup:
+    (x1, y1), (x2, y2) = start, end
+    if abs(y1 - y2) < 2 * BOX_H and x2 - x1 == BOX_W + GAP_X:  # the neighbour, or stacked beside it
+        path = f"M{x1 + BOX_W},{y1 + BOX_H / 2} L{x2 - 2},{y2 + BOX_H / 2}"
+    elif y1 == y2:  # over the boxes between: a bow below the row
+        depth = y1 + BOX_H + min(34, 8 + 0.035 * abs(x2 - x1))
+        path = f"M{x1 + BOX_W * 0.6},{y1 + BOX_H} C{x1 + BOX_W * 0.75},{depth} {x2 + BOX_W * 0.25},{depth} {x2 + BOX_W * 0.4},{y2 + BOX_H + 2}"
+    else:  # down to a later row
+        middle = (y1 + BOX_H + y2) / 2
+        path = f"M{x1 + BOX_W / 2},{y1 + BOX_H} C{x1 + BOX_W / 2},{middle + 6} {x2 + BOX_W / 2},{middle - 6} {x2 + BOX_W / 2},{y2 - 2}"
+    return Markup('<path class="edge" d="{}" marker-end="url(#arrow)"/>').format(path)
+
+
+def duration(seconds: float) -> str:
+    """12.3 s, 4 min 05 s, 2 h 07 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,221 @@
+"""What the report shows, as plain values, and the statistics that it derives from tables."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from larpo.statistics import mean_interval, pass_at_n
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval; a bound is None where it is not finite or not known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class RecallPoint:
+    n: int
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Percentiles of a distribution."""
+
+    p5: float
+    p25: float
+    p50: float
+    p75: float
+    p95: float
+
+
+@dataclass(frozen=True)
+class PolicyScore:
+    """One checkpoint on one benchmark; None where the benchmark does not measure it."""
+
+    policy: str
+    items: int | None
+    samples: int | None
+    temperature: float | None
+    greedy: Estimate | None
+    passes: dict[int, Estimate]
+    mean_reward: float | None
+    mean_length: float | None
+    truncated: float | None
+    unparsed: float | None
+    length_reward_correlation: float | None
+    recall: list[RecallPoint] = field(default_factory=list)
+    lengths: Spread | None = None
+
+    @property
+    def k(self) -> int | None:
+        """Largest N that Pass@N is measured at."""
+        return max(self.passes, default=None)
+
+    def flat(self) -> dict[str, Any]:
+        """The numbers under plain names, for `scores.json` and `scores.csv`."""
+        out: dict[str, Any] = {"items": self.items, "k": self.k}
+        estimates = {"greedy": self.greedy, "pass_1": self.passes.get(1)}
+        estimates["pass_k"] = None if self.k is None else self.passes[self.k]
+        for name, estimate in estimates.items():
+            out["greedy_accuracy" if name == "greedy" else name] = None if estimate is None else estimate.value
+            out[f"{name}_low"] = None if estimate is None else estimate.low
+            out[f"{name}_high"] = None if estimate is None else estimate.high
+        for name in ("mean_length", "mean_reward", "truncated", "unparsed", "length_reward_correlation"):
+            out[name] = getattr(self, name)
+        return out
+
+
+@dataclass(frozen=True)
+class BenchmarkScores:
+    name: str
+    kind: str
+    policies: list[PolicyScore]
+
+
+@dataclass(frozen=True)
+class ExampleResponse:
+    rank: int
+    text: str
+    reward: float
+    role: str
+    temperature: float
+    iteration: int
+    correct: bool | None
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training list with its prompt, best response first."""
+
+    messages: list[tuple[str, str]]
+    answer: str | None
+    responses: list[ExampleResponse]
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What iteration s sampled, made into lists and trained on."""
+
+    name: str
+    previous: str
+    temperatures: list[float]
+    prompts: int
+    rewards: np.ndarray  # (R,) rewards of the responses sampled in this iteration
+    correct: float | None  # share of them; None where the reward cannot tell
+    lengths: Spread | None  # tokens of the same responses
+    lists: int
+    list_rows: int
+    data_hash: str  # of the lists' file
+    step0_loss: float | None
+    step0_expected: float | None
+    training: dict[str, list[tuple[int, float]]]  # metric → (optimizer step, value)
+    examples: list[Example]
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """A node of the graph and its manifest (None where there is none)."""
+
+    stage: str
+    name: str
+    row: str  # the iteration or policy it belongs to
+    outputs: tuple[str, ...]
+    manifest: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class ReportData:
+    title: str
+    settings: dict[str, Any]
+    benchmarks: list[BenchmarkScores]
+    iterations: list[Iteration]
+    nodes: list[NodeRecord]
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _estimate(entry: dict[str, Any] | None, key: str) -> Estimate | None:
+    value = _finite((entry or {}).get(key))
+    return None if value is None else Estimate(value, _finite(entry.get("low")), _finite(entry.get("high")))
+
+
+def policy_score(metrics: dict[str, Any], evaluations: pd.DataFrame) -> PolicyScore:
+    """A checkpoint's metrics file and its `evaluations` table as one record."""
+    passes = {int(n): _estimate(entry, "value") for n, entry in (metrics.get("pass") or {}).items()}
+    sampled = evaluations[evaluations["sample"] >= 0]
+    return PolicyScore(
+        policy=str(metrics["policy"]),
+        items=metrics.get("items"),
+        samples=metrics.get("samples"),
+        temperature=metrics.get("temperature"),
+        greedy=_estimate(metrics.get("greedy"), "accuracy"),
+        passes={n: e for n, e in sorted(passes.items()) if e is not None},
+        recall=recall_curve(evaluations),
+        lengths=spread(sampled["n_tokens"].to_numpy()),
+        **{
+            name: _finite(metrics.get(name))
+            for name in ("mean_reward", "mean_length", "truncated", "unparsed", "length_reward_correlation")
+        },
+    )
+
+
+def recall_curve(evaluations: pd.DataFrame) -> list[RecallPoint]:
+    """Recall@N (= Pass@N) for every N from 1 to the samples per item, with 95 % intervals over items.
+
+    Empty where there are no samples, or where scores are graded: only 0 and 1 say right or wrong.
+    """
+    sampled = evaluations[evaluations["sample"] >= 0]
+    if sampled.empty or not sampled["score"].isin([0.0, 1.0]).all():
+        return []
+    group = sampled.groupby("prompt_id", sort=True)["score"]
+    samples, correct = group.size().to_numpy(), group.sum().to_numpy().astype(int)
+    curve = []
+    for n in range(1, int(samples.min()) + 1):
+        values = pass_at_n(samples, correct, n)
+        low, high = map(_finite, mean_interval(values))
+        curve.append(RecallPoint(n, Estimate(float(values.mean()), low, high)))
+    return curve
+
+
+def spread(values: np.ndarray) -> Spread | None:
+    """5th, 25th, 50th, 75th and 95th percentile of (N,) values; None when there are none."""
+    if not len(values):
+        return None
+    return Spread(*(float(q) for q in np.percentile(np.asarray(values, dtype=float), [5, 25, 50, 75, 95])))
+
+
+def histogram(groups: list[np.ndarray], values_at_most: int = 12, bins: int = 20) -> tuple[list[str], list[np.ndarray]]:
+    """Shares of each group in common bins, so that groups can be compared by eye.
+
+    Few distinct values (a rule's 0 and 1) are their own bins; others share `bins` bins of equal width.
+
+    Returns
+    -------
+    Labels of the bins in rising order, and for each group the shares (bins,), which sum to 1 (to 0 for an
+    empty group).
+    """
+    everything = np.concatenate([np.asarray(g, dtype=float) for g in groups]) if groups else np.empty(0)
+    if not len(everything):
+        return [], [np.empty(0) for _ in groups]
+    distinct = np.unique(everything)
+    if len(distinct) <= values_at_most:
+        labels = [f"{v:.4g}" for v in distinct]
+        counts = [np.array([(np.asarray(g) == v).sum() for v in distinct]) for g in groups]
+    else:
+        edges = np.histogram_bin_edges(everything, bins=bins)
+        labels = [f"{a:.3g} to {b:.3g}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        counts = [np.histogram(g, bins=edges)[0] for g in groups]
+    return labels, [c / max(int(c.sum()), 1) for c in counts]

@@ -1,0 +1,56 @@
+"""Estimators that the scores use: Pass@N (= Recall@N of the paper) and 95 % intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+
+Z95 = 1.959963984540054
+
+
+def pass_at_n(n_samples: np.ndarray, n_correct: np.ndarray, n: int) -> np.ndarray:
+    """Unbiased probability, per prompt, that at least one of `n` samples is correct.
+
+    1 − C(s − c, n) / C(s, n) for s samples of which c are correct, as a product that cannot overflow
+    (Chen et al. 2021, "Evaluating Large Language Models Trained on Code", Section 2.1).
+
+    Parameters
+    ----------
+    n_samples, n_correct
+        Integer arrays (P,), one entry per prompt; every s ≥ n.
+
+    Returns
+    -------
+    (P,) float64 in [0, 1].
+    """
+    s, c = np.asarray(n_samples, dtype=np.int64), np.asarray(n_correct, dtype=np.int64)
+    if n < 1 or (s < n).any():
+        raise ValueError(f"Pass@{n} needs at least {n} ≥ 1 samples per prompt, found {s.min()}")
+    if ((c < 0) | (c > s)).any():
+        raise ValueError("correct samples must lie between 0 and the number of samples")
+    i = np.arange(n)
+    # Π_i (s − c − i) / (s − i); a factor ≤ 0 means that n wrong samples cannot be drawn.
+    factors = np.clip((s[:, None] - c[:, None] - i) / (s[:, None] - i), 0, None)
+    return 1.0 - factors.prod(axis=1)
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion of independent yes/no trials (Wilson 1927)."""
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"expected 0 ≤ successes ≤ trials and trials ≥ 1, found {successes} of {trials}")
+    p, z2 = successes / trials, Z95**2
+    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = Z95 * np.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % normal interval of a mean over independent units (prompts, not samples: samples of one
+    prompt are correlated, so a caller averages them first)."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError("expected a non-empty one-dimensional array")
+    mean = float(values.mean())
+    if len(values) == 1:
+        return float("-inf"), float("inf")
+    half = Z95 * float(values.std(ddof=1)) / np.sqrt(len(values))
+    return mean - half, mean + half

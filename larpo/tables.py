@@ -1,0 +1,136 @@
+"""The tables that nodes exchange: their columns, how they are checked, read and written.
+
+Files are Parquet with a fixed column order, row order and writer settings, and hold no times or machine
+names, so the same rows are the same bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from larpo.errors import UserError
+
+_TEXT, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_IDS = pa.list_(pa.int32())
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+
+def _schema(*columns: tuple[str, pa.DataType] | tuple[str, pa.DataType, bool]) -> pa.Schema:
+    """Columns as (name, type) or (name, type, nullable); not nullable unless said."""
+    return pa.schema([pa.field(c[0], c[1], nullable=len(c) > 2 and bool(c[2])) for c in columns])
+
+
+_RESPONSE = [
+    ("prompt_id", _TEXT),
+    ("response_id", _TEXT),
+    ("iteration", _INT),
+    ("temperature", _FLOAT),
+    ("seed", _INT),
+    ("text", _TEXT),
+    ("prompt_token_ids", _IDS),
+    ("token_ids", _IDS),
+    ("finish_reason", _TEXT),
+]
+_REWARD = [("reward", _FLOAT), ("correct", _BOOL, True), ("reward_name", _TEXT)]
+
+SCHEMAS: dict[str, pa.Schema] = {
+    "prompts": _schema(
+        ("prompt_id", _TEXT), ("source", _TEXT), ("messages", _MESSAGES), ("answer", _TEXT, True)
+    ),
+    "responses": _schema(*_RESPONSE),
+    "rewards": _schema(("response_id", _TEXT), *_REWARD),
+    "candidates": _schema(*_RESPONSE, *_REWARD),
+    "lists": _schema(
+        ("prompt_id", _TEXT), ("rank", _INT), ("response_id", _TEXT), ("reward", _FLOAT), ("role", _TEXT)
+    ),
+    "reference": _schema(("response_id", _TEXT), ("reference_logp", _FLOAT), ("n_tokens", _INT)),
+    "evaluations": _schema(
+        ("prompt_id", _TEXT),
+        ("sample", _INT),
+        ("temperature", _FLOAT),
+        ("messages", _MESSAGES),
+        ("answer", _TEXT, True),
+        ("text", _TEXT),
+        ("n_tokens", _INT),
+        ("finish_reason", _TEXT),
+        ("parsed", _TEXT, True),
+        ("score", _FLOAT),
+    ),
+}
+"""Schema of every table by name. `sample` in evaluations is -1 for the greedy output, else 0..N-1."""
+
+KEYS: dict[str, list[str]] = {
+    "prompts": ["prompt_id"],
+    "responses": ["response_id"],
+    "rewards": ["response_id"],
+    "candidates": ["response_id"],
+    "lists": ["prompt_id", "rank"],
+    "reference": ["response_id"],
+    "evaluations": ["prompt_id", "sample"],
+}
+"""Columns whose values identify a row."""
+
+
+def check(frame: pd.DataFrame, table: str, where: str) -> pa.Table:
+    """Check a frame against its schema and return it as an Arrow table with the schema's column order.
+
+    Raises
+    ------
+    UserError
+        A column is missing, unknown, of another type, holds nulls where none may be, or a key repeats.
+        The message names `where` (a file or a stage) and the first offending row.
+    """
+    schema = SCHEMAS[table]
+    missing = [c for c in schema.names if c not in frame.columns]
+    extra = [c for c in frame.columns if c not in schema.names]
+    if missing or extra:
+        raise UserError(
+            f"{where}: table {table!r} expects columns {', '.join(schema.names)}; "
+            + "; ".join(
+                f"{what} {', '.join(map(str, names))}"
+                for what, names in (("missing", missing), ("unknown", extra))
+                if names
+            )
+        )
+    for field in schema:
+        if not field.nullable and (null := frame[field.name].isna()).any():
+            row = int(null.to_numpy().argmax())
+            raise UserError(f"{where}, row {row}: column {field.name!r} is empty; expected {field.type}")
+    repeated = frame.duplicated(KEYS[table])
+    if repeated.any():
+        row = int(repeated.to_numpy().argmax())
+        key = {k: frame.iloc[row][k] for k in KEYS[table]}
+        raise UserError(f"{where}, row {row}: {key} appears twice; {'+'.join(KEYS[table])} must be unique")
+    try:
+        return pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False, safe=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise UserError(f"{where}: table {table!r}: {' '.join(str(error).split())}") from None
+
+
+def write(frame: pd.DataFrame, table: str, path: str | Path) -> None:
+    """Check and write a table. Rows keep the order they are given in."""
+    arrow = check(frame, table, str(path)).replace_schema_metadata(None)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(arrow, path, compression="zstd", version="2.6", row_group_size=1 << 16, store_schema=False)
+
+
+def read(table: str, path: str | Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """Read and check a table; token ids come as int32 arrays, messages as lists of dicts."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: not found; run `dvc repro` for the node that makes it, or `dvc pull`")
+    try:
+        frame = pq.read_table(path).to_pandas()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(
+            f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); "
+            "restore it with `dvc checkout --force`"
+        ) from None
+    check(frame, table, str(path))
+    if "messages" in frame:
+        frame["messages"] = [[dict(m) for m in messages] for messages in frame["messages"]]
+    return frame if columns is None else frame[columns]

@@ -1,0 +1,29 @@
+"""Node `policy`: policy 0 as a safetensors checkpoint with its tokenizer and chat template.
+
+It also writes the memory that the first iteration starts from, which is empty.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from larpo import tables
+from larpo.checkpoints import fetch_initial_policy
+from tasks.node import Node, command, load_params
+
+
+def main() -> None:
+    """Write data/policy/0 and the empty data/candidates/0.parquet."""
+    params = load_params()
+    out, memory = "data/policy/0", "data/candidates/0.parquet"
+    with Node(
+        "policy", "", params, uses=["policy"], inputs=[], outputs=[out, memory],
+        manifest="data/policy/0.manifest.json",
+    ) as node:  # fmt: skip
+        node.note(**fetch_initial_policy(params.policy, node.out(out)))
+        empty = pd.DataFrame(columns=tables.SCHEMAS["candidates"].names)
+        tables.write(empty, "candidates", node.out(memory))
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,35 @@
+"""Node `prompts@s`: the M prompts of iteration s, none of them held out for evaluation."""
+
+from __future__ import annotations
+
+from larpo import tables
+from larpo.errors import UserError
+from larpo.hashing import seed_of
+from larpo.prompts import draw
+from larpo.rewards import build_reward
+from tasks.node import Node, command, load_params
+
+
+def main(iteration: str) -> None:
+    """Write data/prompts/ITERATION.parquet."""
+    params = load_params()
+    out = f"data/prompts/{iteration}.parquet"
+    # `draw: same` leaves the iteration out of the seed, so every iteration sees the same prompts.
+    seed = seed_of(params.seed, "prompts", iteration if params.prompts.draw == "fresh" else "same")
+    with Node(
+        "prompts", iteration, params, uses=["seed", "prompts"], inputs=[], outputs=[out],
+        manifest=f"data/prompts/{iteration}.manifest.json", seed=seed,
+    ) as node:  # fmt: skip
+        frame = draw(params.prompts, params.prompts.per_iteration, seed, held_out=False)
+        reward = build_reward(params.score.reward, params.score.options)
+        if reward.needs_answers and frame["answer"].isna().any():
+            raise UserError(
+                f"params.yaml: score.reward: {params.score.reward} needs answers, but "
+                f"{int(frame['answer'].isna().sum())} of {len(frame)} prompts have none; set prompts.answer_field"
+            )
+        tables.write(frame, "prompts", node.out(out))
+        node.rows(read=len(frame), written=len(frame))
+
+
+if __name__ == "__main__":
+    command(main)

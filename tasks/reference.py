@@ -1,0 +1,58 @@
+"""Node `reference@s`: log π_ref of every response in the lists, computed once.
+
+No reference model sits in memory while training, and another objective or learning rate reuses this.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+
+from larpo import tables
+from larpo.checkpoints import load_model
+from larpo.logps import pack, response_logps
+from tasks.generate import write_part
+from tasks.node import Node, command, load_params, progress
+from tasks.training_data import read_lists, response_lists
+
+
+def main(iteration: str) -> None:
+    """Write data/reference/ITERATION.parquet."""
+    params = load_params()
+    which = params.iterations[iteration].previous if params.reference.model == "previous" else "0"
+    policy = f"data/policy/{which}"
+    lists_path, candidates_path = f"data/lists/{iteration}.parquet", f"data/candidates/{iteration}.parquet"
+    out = f"data/reference/{iteration}.parquet"
+    with Node(
+        "reference", iteration, params, uses=["reference", f"iterations.{iteration}"],
+        inputs=[policy, lists_path, candidates_path], outputs=[out],
+        manifest=f"data/reference/{iteration}.manifest.json",
+    ) as node:  # fmt: skip
+        frame = read_lists(lists_path, candidates_path)
+        lists = response_lists(frame)
+        size = params.reference.lists_per_batch
+        starts = list(range(0, len(lists), size))
+        paths = {s: node.scratch / f"part-{s:08d}.parquet" for s in starts}
+        todo = [s for s in starts if not paths[s].exists()]
+        if todo:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            model = load_model(policy, params.policy.dtype).to(device).eval()
+        for start in progress(todo, node.stage, "lists", lambda s: min(size, len(lists) - s)):
+            batch = lists[start : start + size]
+            with torch.inference_mode():
+                logps, lengths = (t.cpu() for t in response_logps(model, pack(batch).to(device)))
+            rows = [
+                (float(logps[b, j]), int(lengths[b, j]))
+                for b, entry in enumerate(batch)
+                for j in range(len(entry.response_ids))
+            ]
+            write_part(pd.DataFrame(rows, columns=["reference_logp", "n_tokens"]), paths[start])
+        values = pd.concat([pd.read_parquet(paths[s]) for s in starts], ignore_index=True)
+        result = values.assign(response_id=frame["response_id"])
+        tables.write(result[["response_id", "reference_logp", "n_tokens"]], "reference", node.out(out))
+        node.note(reference_policy=which, dtype=params.policy.dtype)
+        node.rows(read=len(frame), written=len(result))
+
+
+if __name__ == "__main__":
+    command(main)

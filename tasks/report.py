@@ -1,0 +1,254 @@
+"""Node `report`: scores and records of the whole run as one HTML page, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from larpo import tables
+from larpo.errors import UserError
+from larpo.hashing import digest
+from larpo.params import Params
+from larpo.report import ReportData, render
+from larpo.report.data import (
+    BenchmarkScores,
+    Example,
+    ExampleResponse,
+    Iteration,
+    NodeRecord,
+    PolicyScore,
+    policy_score,
+    spread,
+)
+from tasks.node import Node, command, load_params, write_json
+
+PAGE, SCORES = "report/index.html", "report/scores.json"
+SCORES_CSV, RECALL_CSV = "report/scores.csv", "report/recall.csv"
+MANIFEST = "report/report.manifest.json"
+TABLE_NODES = ("prompts", "sample", "score", "candidates", "lists", "reference")
+
+
+def inputs(params: Params) -> list[str]:
+    """Files and folders that the report reads."""
+    kinds = ("prompts", "score", "candidates", "lists")
+    return [
+        *[f"data/{kind}/{s}.parquet" for s in params.iterations for kind in kinds],
+        *[f"data/train/{s}" for s in params.iterations],
+        *[
+            f"data/evaluate/{p}-{b}.{suffix}"
+            for p in params.evaluate.policies
+            for b in params.benchmarks
+            for suffix in ("parquet", "json")
+        ],
+    ]
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """One JSON file; says which one when it is broken."""
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); restore it with `dvc checkout --force`") from None
+
+
+def manifest(path: str) -> dict[str, Any] | None:
+    """A node's record, None where there is none: no node depends on one."""
+    return read_json(path) if Path(path).is_file() else None
+
+
+def check_separate(prompts: dict[str, pd.DataFrame], evaluations: dict[str, pd.DataFrame]) -> None:
+    """Stop when an evaluation prompt was trained on.
+
+    Compared are the ids and, because an id also holds the source and the system message, the last message
+    itself in lower case with single spaces.
+    """
+
+    def text(messages: pd.Series) -> pd.Series:
+        return messages.map(lambda m: " ".join(m[-1]["content"].lower().split()))
+
+    for bench, evaluation in evaluations.items():
+        items = evaluation.drop_duplicates("prompt_id")
+        ids, texts = set(items["prompt_id"]), set(text(items["messages"]))
+        for s, frame in prompts.items():
+            found = frame["prompt_id"].isin(ids) | text(frame["messages"]).isin(texts)
+            if found.any():
+                row = int(found.to_numpy().argmax())
+                raise UserError(
+                    f"data/prompts/{s}.parquet, row {row}: prompt {frame['prompt_id'].iloc[row]} is also in benchmark "
+                    f"{bench!r} ({int(found.sum())} such prompts); expected no evaluation prompt in training: raise "
+                    "prompts.held_out or take another source"
+                )
+
+
+def training_curves(folder: str) -> dict[str, list[tuple[int, float]]]:
+    """DVCLive's series: metric → (step, value) in rising steps."""
+    home = Path(folder) / "plots" / "metrics"
+    curves = {}
+    for path in sorted(home.rglob("*.tsv")):
+        name = path.relative_to(home).with_suffix("").as_posix()
+        frame = pd.read_csv(path, sep="\t")
+        if not {"step", path.stem} <= set(frame.columns):
+            raise UserError(f"{path}: expected columns step and {path.stem}, found {', '.join(frame.columns)}")
+        frame = frame[np.isfinite(frame[path.stem])].sort_values("step", kind="stable")
+        curves[name] = [(int(a), float(b)) for a, b in zip(frame["step"], frame[path.stem], strict=True)]
+    return curves
+
+
+def examples(
+    lists: pd.DataFrame, candidates: pd.DataFrame, prompts: pd.DataFrame, count: int, seed: int
+) -> list[Example]:
+    """`count` lists with their texts, chosen by a hash of the prompt."""
+    order = sorted(lists["prompt_id"].unique(), key=lambda p: digest("example", seed, p))[:count]
+    chosen = lists[lists["prompt_id"].isin(order)]
+    facts = candidates[["response_id", "text", "temperature", "iteration", "correct", "finish_reason"]]
+    joined = chosen.merge(facts, on="response_id", how="left", validate="many_to_one")
+    missing = joined["text"].isna().to_numpy()
+    if missing.any():
+        raise UserError(
+            f"data/candidates: no row for response {joined['response_id'][int(missing.argmax())]} of the lists; "
+            "run `dvc repro --force` on the lists node"
+        )
+    texts = prompts.drop_duplicates("prompt_id").set_index("prompt_id")
+    out = []
+    for prompt in order:
+        rows = joined[joined["prompt_id"] == prompt].sort_values("rank")
+        answer = texts.at[prompt, "answer"]
+        out.append(
+            Example(
+                messages=[(m["role"], m["content"]) for m in texts.at[prompt, "messages"]],
+                answer=None if pd.isna(answer) else str(answer),
+                responses=[
+                    ExampleResponse(
+                        rank=int(r.rank), text=r.text, reward=float(r.reward), role=r.role,
+                        temperature=float(r.temperature), iteration=int(r.iteration),
+                        correct=None if pd.isna(r.correct) else bool(r.correct),
+                        truncated=r.finish_reason == "length",
+                    )
+                    for r in rows.itertuples(index=False)
+                ],
+            )
+        )  # fmt: skip
+    return out
+
+
+def iteration(params: Params, s: str, prompts: dict[str, pd.DataFrame], data_hash: str) -> Iteration:
+    """Everything that the page says about iteration s."""
+    lists = tables.read("lists", f"data/lists/{s}.parquet")
+    candidates = tables.read("candidates", f"data/candidates/{s}.parquet")
+    scores = tables.read("rewards", f"data/score/{s}.parquet")
+    # The memory: a list may hold a prompt of an earlier iteration.
+    known = pd.concat([prompts[p] for p in params.iterations if int(p) <= int(s)], ignore_index=True)
+    own = candidates[candidates["iteration"] == int(s)]
+    notes = (manifest(f"data/train/{s}.manifest.json") or {}).get("notes") or {}
+    return Iteration(
+        name=s,
+        previous=params.iterations[s].previous,
+        temperatures=list(params.iterations[s].temperatures),
+        prompts=len(prompts[s]),
+        rewards=scores["reward"].to_numpy(dtype=float),
+        correct=float(scores["correct"].astype(float).mean()) if scores["correct"].notna().any() else None,
+        lengths=spread(own["token_ids"].map(len).to_numpy()),
+        lists=int(lists["prompt_id"].nunique()),
+        list_rows=len(lists),
+        data_hash=data_hash,
+        step0_loss=notes.get("step0_loss"),
+        step0_expected=notes.get("step0_expected"),
+        training=training_curves(f"data/train/{s}"),
+        examples=examples(lists, candidates, known, params.report.examples, params.seed),
+    )
+
+
+def nodes(params: Params) -> list[NodeRecord]:
+    """Every node of the run in the order it is drawn: per policy, what made it and what measured it."""
+
+    def record(name: str, key: str, row: str, stem: str, outputs: tuple[str, ...]) -> NodeRecord:
+        return NodeRecord(f"{name}@{key}" if key else name, name, row, outputs, manifest(f"{stem}.manifest.json"))
+
+    out = []
+    for row in ["0", *sorted(params.iterations, key=int)]:
+        if row == "0":
+            out.append(record("policy", "", row, "data/policy/0", ("data/policy/0", "data/candidates/0.parquet")))
+        else:
+            out += [record(n, row, row, f"data/{n}/{row}", (f"data/{n}/{row}.parquet",)) for n in TABLE_NODES]
+            made = (f"data/policy/{row}", f"data/train/{row}")
+            out.append(record("train", row, row, f"data/train/{row}", made))
+        if row in params.evaluate.policies:
+            stems = [(b, f"data/evaluate/{row}-{b}") for b in params.benchmarks]
+            out += [record("evaluate", f"{row}-{b}", row, st, (f"{st}.parquet", f"{st}.json")) for b, st in stems]
+    return out
+
+
+def read_scores(params: Params, prompts: dict[str, pd.DataFrame]) -> list[BenchmarkScores]:
+    """Every benchmark on every policy, after the check that none of its prompts was trained on."""
+    out = []
+    for name, entry in params.benchmarks.items():
+        policies: list[PolicyScore] = []
+        for p in sorted(params.evaluate.policies, key=int):
+            stem = f"data/evaluate/{p}-{name}"
+            evaluation = tables.read("evaluations", f"{stem}.parquet")
+            check_separate(prompts, {name: evaluation})
+            score = policy_score(read_json(f"{stem}.json") | {"policy": p}, evaluation)
+            for point in score.recall:
+                told = score.passes.get(point.n)
+                if told is not None and abs(told.value - point.estimate.value) > 1e-9:
+                    raise UserError(
+                        f"{stem}.json: Pass@{point.n} is {told.value:.6f}, its table gives "
+                        f"{point.estimate.value:.6f}; run `dvc repro --force evaluate@{p}-{name}`"
+                    )
+            policies.append(score)
+        out.append(BenchmarkScores(name, entry.benchmark, policies))
+    return out
+
+
+def write_csv(rows: list[dict[str, Any]], header: list[str], path: Path) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as f:
+        writer = csv.DictWriter(f, header, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main() -> None:
+    """Write report/index.html, report/scores.json, report/scores.csv and report/recall.csv."""
+    params = load_params()
+    with Node(
+        "report", "", params, uses=list(Params.model_fields), inputs=inputs(params),
+        outputs=[PAGE, SCORES, SCORES_CSV, RECALL_CSV], manifest=MANIFEST,
+    ) as node:  # fmt: skip
+        prompts = {s: tables.read("prompts", f"data/prompts/{s}.parquet") for s in params.iterations}
+        benchmarks = read_scores(params, prompts)
+        hashes = node.input_hashes
+        order = sorted(params.iterations, key=int)
+        data = ReportData(
+            title=params.report.title,
+            settings=params.model_dump(mode="json"),
+            benchmarks=benchmarks,
+            iterations=[iteration(params, s, prompts, hashes[f"data/lists/{s}.parquet"]) for s in order],
+            nodes=nodes(params),
+        )
+        flat = [(b.name, p, p.flat()) for b in benchmarks for p in b.policies]
+        scores: dict[str, dict[str, Any]] = {b.name: {} for b in benchmarks}
+        for name, p, values in flat:
+            scores[name][p.policy] = values
+        write_json(node.out(SCORES), scores)
+        header = ["policy", "benchmark", *flat[0][2]]
+        write_csv([{"policy": p.policy, "benchmark": b} | v for b, p, v in flat], header, node.out(SCORES_CSV))
+        curve = [
+            {
+                "policy": p.policy, "benchmark": b, "n": r.n, "recall": r.estimate.value,
+                "low": r.estimate.low, "high": r.estimate.high,
+            }
+            for b, p, _ in flat
+            for r in p.recall
+        ]  # fmt: skip
+        write_csv(curve, ["policy", "benchmark", "n", "recall", "low", "high"], node.out(RECALL_CSV))
+        node.out(PAGE).write_text(render(data), "utf-8")
+        node.rows(read=sum(len(it.rewards) for it in data.iterations), written=len(flat))
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,135 @@
+"""A run's files as the nodes leave them, small and made up, for the tests of the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from larpo import tables
+from larpo.benchmarks.held_out import HeldOut
+from larpo.hashing import digest, tree_hash
+from larpo.params import parse_params
+
+SCRIPT = "<script>document.body.innerHTML='gone'</script>"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def params(iterations: int = 2, benchmarks: tuple[str, ...] = ("held_out",), **changes) -> dict:
+    """params.yaml of a chain of `iterations` iterations; `changes` replace whole sections."""
+    return {
+        "seed": 7,
+        "policy": {"model": "pypi:some-model"},
+        "iterations": {str(s): {"previous": str(s - 1), "temperatures": [0.7]} for s in range(1, iterations + 1)},
+        "prompts": {"tasks": [{"name": "chain_sum"}], "per_iteration": 6},
+        "sample": {"responses": 4, "max_new_tokens": 32},
+        "score": {"reward": "final_number"},
+        "lists": {"recipe": "top_bottom", "top": 1, "bottom": 1},
+        "train": {"learning_rate": 1e-5},
+        "evaluate": {"policies": [str(s) for s in range(iterations + 1)]},
+        "benchmarks": {b: {"items": 10, "samples": 4, "max_new_tokens": 32} for b in benchmarks},
+    } | changes
+
+
+def prompt(text: str) -> dict:
+    return {
+        "prompt_id": digest("prompt", text), "source": "reasoning_gym/chain_sum",
+        "messages": [{"role": "user", "content": text}], "answer": "42",
+    }  # fmt: skip
+
+
+def manifest(stage: str, path: str, inputs: list[str], outputs: list[str], rows: tuple[int, int], **notes) -> None:
+    record = {
+        "node": stage, "inputs": {p: tree_hash(p) for p in inputs}, "params": {}, "seed": 11,
+        "outputs": {p: tree_hash(p) for p in outputs}, "rows": {"in": rows[0], "out": rows[1], "dropped": {"truncated": 1}},
+        "notes": notes, "git": {"commit": COMMIT, "dirty": False}, "packages": {"python": "3.11.2", "torch": "2.13.0"},
+        "hardware": {"system": "Linux 6", "machine": "x86_64", "cores": 2, "memory_bytes": 8 << 30, "gpus": [], "cpu": "A CPU"},
+        "started": "2030-01-01T00:00:00+00:00", "seconds": 12.5, "resumed": False, "peak_memory_bytes": 1 << 30,
+    }  # fmt: skip
+    Path(path).write_text(json.dumps(record), "utf-8")
+
+
+def evaluations(correct: np.ndarray, greedy: np.ndarray) -> pd.DataFrame:
+    """(P,) correct samples of four and (P,) greedy outcomes as an `evaluations` table."""
+    rows = []
+    for i, (c, g) in enumerate(zip(correct, greedy, strict=True)):
+        item = prompt(f"held out question {i}")
+        for sample in range(-1, 4):
+            score = float(g) if sample < 0 else float(sample < c)
+            rows.append(
+                {
+                    "prompt_id": item["prompt_id"], "sample": sample, "temperature": 0.0 if sample < 0 else 1.0,
+                    "messages": item["messages"], "answer": "42", "text": f"It is {i}.", "n_tokens": 5 + i + sample,
+                    "finish_reason": "stop", "parsed": str(i), "score": score,
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def build(settings: dict, seed: int = 0, steps: int = 6, manifests: bool = True) -> None:
+    """Write params.yaml and data/ of a run into the working directory, a little better in each iteration."""
+    Path("params.yaml").write_text(yaml.safe_dump(settings), "utf-8")
+    checked, rng = parse_params(settings), np.random.default_rng(seed)
+    empty = tables.SCHEMAS["candidates"].empty_table().to_pandas()
+    memory = empty
+    tables.write(empty, "candidates", "data/candidates/0.parquet")
+    for s in checked.iterations:
+        asked = pd.DataFrame([prompt(f"training question {s} {i}") for i in range(6)])
+        tables.write(asked, "prompts", f"data/prompts/{s}.parquet")
+        right = rng.random(24) < 0.3 + 0.2 * int(s)
+        rows = [
+            {
+                "prompt_id": asked["prompt_id"][i // 4], "response_id": digest("response", s, i), "iteration": int(s),
+                "temperature": 0.7, "seed": i, "text": f"The answer is {42 if right[i] else i}. {SCRIPT if i % 4 == 0 else ''}",
+                "prompt_token_ids": [1, 2], "token_ids": list(range(3 + i % 5)),
+                "finish_reason": "length" if i % 11 == 10 else "stop", "reward": float(right[i]), "correct": bool(right[i]),
+                "reward_name": "final_number",
+            }
+            for i in range(24)
+        ]  # fmt: skip
+        new = pd.DataFrame(rows)
+        tables.write(new[tables.SCHEMAS["responses"].names], "responses", f"data/sample/{s}.parquet")
+        tables.write(new[tables.SCHEMAS["rewards"].names], "rewards", f"data/score/{s}.parquet")
+        memory = pd.concat([memory, new], ignore_index=True) if len(memory) else new
+        tables.write(memory, "candidates", f"data/candidates/{s}.parquet")
+        ranked = new.sort_values(["prompt_id", "reward"], ascending=[True, False], kind="stable")
+        ends = pd.concat([ranked.groupby("prompt_id").head(1), ranked.groupby("prompt_id").tail(1)])
+        ends = ends.sort_values(["prompt_id", "reward"], ascending=[True, False], kind="stable")
+        ends = ends.assign(rank=ends.groupby("prompt_id").cumcount())
+        ends["role"] = np.where(ends["rank"] == 0, "positive", "negative")
+        tables.write(ends[tables.SCHEMAS["lists"].names], "lists", f"data/lists/{s}.parquet")
+        curves = Path(f"data/train/{s}/plots/metrics")
+        curves.mkdir(parents=True)
+        for metric, start, slope in (("loss", 0.693147, -0.03), ("reward_accuracy", 0.5, 0.05)):
+            lines = [f"{i}\t{start + slope * i + 0.01 * rng.standard_normal()}" for i in range(1, steps + 1)]
+            (curves / f"{metric}.tsv").write_text("\n".join([f"step\t{metric}", *lines]) + "\n")
+        if manifests:
+            previous = checked.iterations[s].previous
+            t = {kind: f"data/{kind}/{s}.parquet" for kind in ("prompts", "sample", "score", "candidates", "lists")}
+            manifest(f"prompts@{s}", f"data/prompts/{s}.manifest.json", [], [t["prompts"]], (6, 6))
+            manifest(f"sample@{s}", f"data/sample/{s}.manifest.json", [t["prompts"]], [t["sample"]], (6, 24))
+            manifest(f"score@{s}", f"data/score/{s}.manifest.json", [t["prompts"], t["sample"]], [t["score"]], (24, 24))
+            before = f"data/candidates/{previous}.parquet"
+            manifest(
+                f"candidates@{s}", f"data/candidates/{s}.manifest.json", [t["sample"], t["score"], before],
+                [t["candidates"]], (24, len(memory)),
+            )  # fmt: skip
+            manifest(f"lists@{s}", f"data/lists/{s}.manifest.json", [t["candidates"]], [t["lists"]], (24, len(ends)))
+            manifest(
+                f"train@{s}", f"data/train/{s}.manifest.json", [t["lists"], t["candidates"]], [f"data/train/{s}"],
+                (6, 6), step0_loss=0.693147, step0_expected=0.693147,
+            )  # fmt: skip
+    for b in checked.benchmarks:
+        for p in checked.evaluate.policies:
+            level = 0.25 + 0.15 * int(p)
+            items = checked.benchmarks[b].items
+            frame = evaluations(rng.binomial(4, level, items), rng.random(items) < level + 0.1)
+            stem = f"data/evaluate/{p}-{b}"
+            tables.write(frame, "evaluations", f"{stem}.parquet")
+            metrics = {"benchmark": b, "policy": p, **HeldOut(checked, checked.benchmarks[b]).aggregate(frame)}
+            Path(f"{stem}.json").write_text(json.dumps(metrics), "utf-8")
+            if manifests:
+                manifest(f"evaluate@{p}-{b}", f"{stem}.manifest.json", [], [f"{stem}.parquet", f"{stem}.json"], (items, len(frame)))
