@@ -1,1 +1,20 @@
-"""Prefect flows: which nodes run, when, with what retries and limits."""
+"""Prefect runs the graph that DVC declares.
+
+Settings that Prefect reads when it is imported: its state lies in the project's folder, telemetry is off.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def project_folder(start: str | Path = ".") -> Path:
+    """The nearest folder at or above `start` that holds `.dvc`; `start` itself where there is none."""
+    here = Path(start).resolve()
+    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
+
+
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("PREFECT_HOME", str(project_folder() / ".prefect"))

@@ -9,8 +9,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from transformers.utils import logging as transformers_logging
+
 from larpo.errors import UserError
 from larpo.params import PolicyParams
+
+# Bars that redraw a line are noise in a log; nodes print lines of their own.
+transformers_logging.disable_progress_bar()
 
 IDENTITY_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",

@@ -28,7 +28,7 @@ from larpo.report.data import (
 from tasks.node import Node, command, load_params, write_json
 
 PAGE, SCORES = "report/index.html", "report/scores.json"
-SCORES_CSV, RECALL_CSV = "report/scores.csv", "report/recall.csv"
+SCORES_CSV, RECALL_CSV, TRAINING_CSV = "report/scores.csv", "report/recall.csv", "report/training.csv"
 MANIFEST = "report/report.manifest.json"
 TABLE_NODES = ("prompts", "sample", "score", "candidates", "lists", "reference")
 
@@ -212,12 +212,25 @@ def write_csv(rows: list[dict[str, Any]], header: list[str], path: Path) -> None
         writer.writerows(rows)
 
 
+def training_rows(iterations: list[Iteration]) -> list[dict[str, Any]]:
+    """One row per optimizer step of the whole run; `step` counts on from one iteration to the next."""
+    rows, before = [], 0
+    for it in iterations:
+        steps: dict[int, dict[str, Any]] = {}
+        for name, points in it.training.items():
+            for step, value in points:
+                steps.setdefault(step, {})[name] = value
+        rows += [{"iteration": it.name, "step": before + step} | steps[step] for step in sorted(steps)]
+        before += max(steps, default=0)
+    return rows
+
+
 def main() -> None:
-    """Write report/index.html, report/scores.json, report/scores.csv and report/recall.csv."""
+    """Write report/index.html, its scores as JSON and CSV, and the curves that `dvc plots` draws as CSV."""
     params = load_params()
     with Node(
         "report", "", params, uses=list(Params.model_fields), inputs=inputs(params),
-        outputs=[PAGE, SCORES, SCORES_CSV, RECALL_CSV], manifest=MANIFEST,
+        outputs=[PAGE, SCORES, SCORES_CSV, RECALL_CSV, TRAINING_CSV], manifest=MANIFEST,
     ) as node:  # fmt: skip
         prompts = {s: tables.read("prompts", f"data/prompts/{s}.parquet") for s in params.iterations}
         benchmarks = read_scores(params, prompts)
@@ -246,6 +259,9 @@ def main() -> None:
             for r in p.recall
         ]  # fmt: skip
         write_csv(curve, ["policy", "benchmark", "n", "recall", "low", "high"], node.out(RECALL_CSV))
+        training = training_rows(data.iterations)
+        names = sorted({name for row in training for name in row} - {"iteration", "step"})
+        write_csv(training, ["iteration", "step", *names], node.out(TRAINING_CSV))
         node.out(PAGE).write_text(render(data), "utf-8")
         node.rows(read=sum(len(it.rewards) for it in data.iterations), written=len(flat))
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import torch
 from dvclive import Live
-from transformers import TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from larpo import tables
 from larpo.checkpoints import load_model, load_tokenizer
@@ -99,6 +98,7 @@ def training_arguments(params: TrainParams, folder: Path, seed: int) -> Training
         "logging_nan_inf_filter": False,
         "remove_unused_columns": False,
         "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": [],
         "seed": seed,
         "data_seed": seed,
@@ -107,6 +107,21 @@ def training_arguments(params: TrainParams, folder: Path, seed: int) -> Training
         return TrainingArguments(**(settings | params.trainer_options))
     except (TypeError, ValueError) as error:
         raise UserError(f"params.yaml: train.trainer_options: {str(error).splitlines()[0]}") from None
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that a kill did not leave half-written; half-written ones are removed.
+
+    The Trainer writes trainer_state.json last, and removes the checkpoint before only then.
+    """
+    complete = None
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1])):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+            complete = path
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(path)
+    return complete
 
 
 def read_training_lists(lists_path: str, candidates_path: str, reference_path: str) -> list[TrainingList]:
@@ -156,7 +171,7 @@ def main(iteration: str) -> None:
         # The paper trains without dropout's noise in the log-ratios; step 0 is exact only so.
         model.eval()
         step0 = node.scratch / "step0.json"
-        last = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
+        last = last_complete_checkpoint(Path(args.output_dir))
         if not step0.exists():
             first = lists[: params.train.lists_per_device_batch]
             loss, expected = first_batch_loss(model.to(args.device), first, objective)
@@ -168,9 +183,10 @@ def main(iteration: str) -> None:
             processing_class=tokenizer,
             callbacks=[LiveMetrics(node.scratch / "live"), StopOnLimits()],
         )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)  # LiveMetrics says the same on one line
         if last:
-            say(f"{node.stage}: resuming from {Path(last).name}")
-        trainer.train(resume_from_checkpoint=last)
+            say(f"{node.stage}: resuming from {last.name}")
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
         weights = node.out(out)
         trainer.save_model(str(weights))
         # A pickle of the settings, which the manifest already holds as text.

@@ -56,7 +56,9 @@ class HeldOut:
         for budget in budgets:
             values = pass_at_n(n, c, budget)
             bounds = mean_interval(values)
-            passes[str(budget)] = {"value": float(values.mean()), "low": bounds[0], "high": bounds[1]}
+            passes[str(budget)] = {
+                "value": float(values.mean()), "low": max(0.0, bounds[0]), "high": min(1.0, bounds[1]),
+            }  # fmt: skip
         cut = sampled["finish_reason"] == "length"
         reward = sampled["score"] - self.params.score.truncation_penalty * cut
         length = sampled["n_tokens"].to_numpy(dtype=float)

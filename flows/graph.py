@@ -1,0 +1,91 @@
+"""The graph as DVC declares it in dvc.yaml: names, dependencies, order. It is never written down again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import networkx as nx
+
+from larpo.errors import UserError
+from larpo.params import nearest
+
+# Nodes that load a model. Two of them on one machine slow each other down, or do not fit.
+HEAVY = frozenset({"policy", "sample", "score", "reference", "train", "evaluate"})
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """One stage. `kind` is what precedes `@`: `sample` of `sample@1`, `evaluate` of `evaluate@0-held_out`."""
+
+    name: str
+    kind: str
+    needs: tuple[str, ...]
+
+    @property
+    def heavy(self) -> bool:
+        return self.kind in HEAVY
+
+
+def kind_of(name: str) -> str:
+    return name.rsplit(":", 1)[-1].split("@", 1)[0]
+
+
+def read_graph(folder: str | Path = ".") -> dict[str, GraphNode]:
+    """Every stage that has a command, each after all that it needs, otherwise in the order of dvc.yaml.
+
+    Raises
+    ------
+    UserError
+        No DVC project here, or dvc.yaml is wrong (syntax, a cycle, an output declared twice).
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(folder)) as repo:
+            graph = repo.index.graph  # edges go from a stage to what it needs
+            place = {stage: i for i, stage in enumerate(repo.index.stages)}
+            order = nx.lexicographical_topological_sort(graph.reverse(), key=place.__getitem__)
+            # Stages without a command (data added by `dvc add`) have nothing to run.
+            return {
+                stage.addressing: GraphNode(
+                    stage.addressing,
+                    kind_of(stage.addressing),
+                    tuple(
+                        need.addressing
+                        for need in sorted(graph.successors(stage), key=place.__getitem__)
+                        if need.cmd
+                    ),
+                )
+                for stage in order
+                if stage.cmd
+            }
+    except DvcException as error:
+        raise UserError(f"dvc.yaml: {' '.join(str(error).split())}") from None
+
+
+def select(graph: dict[str, GraphNode], targets: list[str] | None) -> dict[str, GraphNode]:
+    """The targets with everything they need, in order; a target is a node or a kind. None: the whole graph.
+
+    Raises
+    ------
+    UserError
+        A target that is neither.
+    """
+    if not targets:
+        return dict(graph)
+    wanted: list[str] = []
+    for target in targets:
+        found = [target] if target in graph else [n.name for n in graph.values() if n.kind == target]
+        if not found:
+            known = [*graph, *{node.kind for node in graph.values()}]
+            raise UserError(f"target {target!r} is not a node of dvc.yaml{nearest(target, known)}")
+        wanted += found
+    keep: set[str] = set()
+    while wanted:
+        name = wanted.pop()
+        if name not in keep:
+            keep.add(name)
+            wanted += graph[name].needs
+    return {name: node for name, node in graph.items() if name in keep}

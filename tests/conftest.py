@@ -1,0 +1,140 @@
+"""Fixtures: a real but tiny policy, and a project folder that runs the real graph on it in seconds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Before anything imports them: no telemetry, no hub, one thread per process (tiny models gain nothing from two).
+os.environ |= {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+}
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def make_tiny_policy(folder: Path, seed: int = 0) -> Path:
+    """A two-layer Llama over characters, randomly initialised: its answers are noise, its code paths real.
+
+    The vocabulary is small, so that a random response ends by itself about every other time.
+    """
+    import torch
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from tokenizers.decoders import Fuse
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    specials = ["<unk>", "<eos>", "<system>", "<user>", "<assistant>"]
+    vocabulary = {token: i for i, token in enumerate([*specials, *"0123456789+-= "])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    backend.decoder = Fuse()
+    backend.add_special_tokens(specials)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>", chat_template=CHAT_TEMPLATE
+    )
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
+        eos_token_id=1, pad_token_id=1, bos_token_id=None, initializer_range=0.3,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny checkpoint; do not write into it."""
+    return make_tiny_policy(tmp_path_factory.mktemp("tiny") / "policy")
+
+
+TINY_PARAMS = """
+seed: 0
+policy: {{model: "{policy}"}}
+iterations:
+  "1": {{previous: "0", temperatures: [1.0]}}
+  "2": {{previous: "1", temperatures: [0.8, 1.2]}}
+prompts:
+  source: reasoning_gym
+  tasks: [{{name: chain_sum, config: {{min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 2}}}}]
+  per_iteration: 12
+engine: {{name: transformers, batch_size: 4}}
+sample: {{responses: 6, max_new_tokens: 10}}
+score: {{reward: final_number, truncation_penalty: 1.0}}
+lists: {{recipe: top_bottom, top: 2, bottom: 2, truncated: keep}}
+train:
+  objective: lambdarank
+  objective_options: {{beta: 0.1}}
+  learning_rate: 1.0e-3
+  lists_per_step: 4
+  lists_per_device_batch: 2
+  save_steps: 1
+evaluate: {{policies: ["0", "1", "2"]}}
+benchmarks:
+  held_out: {{items: 8, samples: 4, temperature: 1.0, max_new_tokens: 10}}
+"""
+
+
+class Project:
+    """A copy of this project in a folder of its own, under Git and DVC, on the tiny policy."""
+
+    def __init__(self, folder: Path, policy: Path):
+        self.folder = folder
+        folder.mkdir(parents=True)
+        for name in ("larpo", "tasks", "flows"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("dvc.yaml", ".gitignore", "prefect.yaml", "pyproject.toml"):
+            if (ROOT / name).exists():
+                shutil.copy(ROOT / name, folder / name)
+        (folder / "params.yaml").write_text(TINY_PARAMS.format(policy=policy))
+        self.run("git", "init", "-q")
+        self.run("git", "config", "user.email", "tests@example.org")
+        self.run("git", "config", "user.name", "tests")
+        self.dvc("init", "-q")
+        self.dvc("config", "core.analytics", "false")
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-q", "-m", "start")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=280
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(command)} exited {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def dvc(self, *args: str, check: bool = True) -> subprocess.CompletedProcess:
+        return self.run(sys.executable, "-m", "dvc", *args, check=check)
+
+    def node(self, module: str, *args: str, check: bool = True) -> subprocess.CompletedProcess:
+        return self.run(sys.executable, "-m", f"tasks.{module}", *args, check=check)
+
+    def set(self, old: str, new: str) -> None:
+        """Edit params.yaml."""
+        path = self.folder / "params.yaml"
+        text = path.read_text()
+        assert text.count(old) == 1, (old, text.count(old))
+        path.write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_policy: Path) -> Project:
+    return Project(tmp_path / "project", tiny_policy)

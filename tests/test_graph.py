@@ -1,0 +1,152 @@
+"""The real graph under DVC on a tiny policy: what runs, what is reused, what the bytes are."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from larpo import tables
+from tests.conftest import Project
+
+
+def ran(output: str) -> list[str]:
+    """Stages whose command DVC ran, in order."""
+    return re.findall(r"Running stage '([^']+)'", output)
+
+
+def recorded(project: Project) -> dict[str, str]:
+    """Output path → hash from dvc.lock, without manifests (they hold times) and the report that shows them."""
+    lock = yaml.safe_load((project.folder / "dvc.lock").read_text())
+    return {
+        out["path"]: out["md5"]
+        for stage in lock["stages"].values()
+        for out in stage["outs"]
+        if not out["path"].endswith("manifest.json") and not out["path"].startswith("report/index")
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_policy) -> Project:
+    """A project after `dvc repro`. Tests leave it as they found it."""
+    project = Project(tmp_path_factory.mktemp("graph") / "project", tiny_policy)
+    project.first_run = project.dvc("repro").stdout
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-q", "-m", "run")
+    return project
+
+
+def test_every_node_ran_once_in_order(finished):
+    stages = ran(finished.first_run)
+    assert len(stages) == len(set(stages)) == 1 + 2 * 7 + 3 + 1
+    for s, previous in (("1", "policy"), ("2", "train@1")):
+        chain = [previous, f"sample@{s}", f"score@{s}", f"candidates@{s}", f"lists@{s}", f"reference@{s}", f"train@{s}"]
+        assert [stages.index(name) for name in chain] == sorted(stages.index(name) for name in chain)
+    assert stages[-1] == "report"
+
+
+def test_tables_hang_together(finished):
+    data = finished.folder / "data"
+    for s in ("1", "2"):
+        prompts = tables.read("prompts", data / f"prompts/{s}.parquet")
+        responses = tables.read("responses", data / f"sample/{s}.parquet")
+        rewards = tables.read("rewards", data / f"score/{s}.parquet")
+        lists = tables.read("lists", data / f"lists/{s}.parquet")
+        reference = tables.read("reference", data / f"reference/{s}.parquet")
+        candidates = tables.read("candidates", data / f"candidates/{s}.parquet")
+        assert len(prompts) == 12 and len(responses) == len(rewards) == 12 * 6
+        assert len(candidates) == 12 * 6 * int(s), "memory keeps every earlier iteration"
+        assert responses.groupby("prompt_id").size().eq(6).all()
+        assert set(lists["response_id"]) <= set(candidates["response_id"])
+        assert lists["response_id"].tolist() == reference["response_id"].tolist()
+        # A cut-off response never ends with the end token, a complete one always does.
+        ends = responses["token_ids"].map(lambda ids: ids[-1] == 1)
+        assert (ends == (responses["finish_reason"] == "stop")).all()
+        cut = responses.merge(rewards, on="response_id").query("finish_reason == 'length'")
+        assert len(cut) and not cut["correct"].any() and (cut["reward"] == -1.0).all()
+    second = tables.read("responses", data / "sample/2.parquet")
+    assert second.groupby(["prompt_id", "temperature"]).size().eq(3).all(), "temperatures share the responses"
+
+
+def test_no_evaluation_prompt_is_trained_on(finished):
+    data = finished.folder / "data"
+    trained = pd.concat([tables.read("prompts", data / f"prompts/{s}.parquet") for s in "12"])["prompt_id"]
+    tested = tables.read("evaluations", data / "evaluate/0-held_out.parquet")["prompt_id"]
+    assert set(tested).isdisjoint(set(trained)) and tested.nunique() == 8
+
+
+def test_training_changed_the_policy_and_started_at_the_reference(finished):
+    hashes = recorded(finished)
+    assert len({hashes[f"data/policy/{s}"] for s in "012"}) == 3
+    for s in "12":
+        notes = json.loads((finished.folder / f"data/train/{s}.manifest.json").read_text())["notes"]
+        assert notes["step0_loss"] == pytest.approx(notes["step0_expected"], abs=1e-4)
+        curve = pd.read_csv(finished.folder / f"data/train/{s}/plots/metrics/loss.tsv", sep="\t")
+        assert len(curve) == notes["steps"] and curve["step"].is_monotonic_increasing
+
+
+def test_manifest_answers_what_was_run(finished):
+    record = json.loads((finished.folder / "data/sample/1.manifest.json").read_text())
+    assert record["inputs"].keys() == {"data/policy/0", "data/prompts/1.parquet"}
+    assert record["rows"] == {"in": 12, "out": 72, "dropped": {}}
+    assert record["packages"]["torch"] and record["hardware"]["cores"] and record["seconds"] > 0
+    assert record["git"]["commit"] and record["notes"]["engine"]["dtype"] == "float32"
+    lock = yaml.safe_load((finished.folder / "dvc.lock").read_text())["stages"]["sample@1"]["outs"]
+    assert record["outputs"]["data/sample/1.parquet"] in {out["md5"] for out in lock}
+
+
+def test_second_repro_runs_nothing(finished):
+    assert ran(finished.dvc("repro").stdout) == []
+
+
+def test_new_objective_reuses_samples_and_scores(finished):
+    """listmle: iteration 1 is shared up to its reference; training and what follows it runs again."""
+    done = finished.dvc("exp", "run", "-S", "train.objective=listmle", "--name", "listmle")
+    assert sorted(ran(done.stdout)) == sorted(
+        ["train@1", "sample@2", "score@2", "candidates@2", "lists@2", "reference@2", "train@2"]
+        + ["evaluate@1-held_out", "evaluate@2-held_out", "report"]
+    )
+    shown = json.loads(finished.dvc("metrics", "diff", "--json").stdout)
+    assert shown["report/scores.json"]
+    # Back to the committed parameters: everything comes from the cache.
+    finished.run("git", "checkout", "-q", "--", ".")
+    assert ran(finished.dvc("repro").stdout) == []
+
+
+def test_metrics_and_plots(finished):
+    metrics = json.loads(finished.dvc("metrics", "show", "--json").stdout)
+    assert "accuracy" in json.dumps(metrics)
+    page = finished.dvc("plots", "show", "--out", "plots").stdout.strip()
+    assert "index.html" in page
+    shutil.rmtree(finished.folder / "plots")
+
+
+def test_push_and_pull_through_a_local_remote(finished, tmp_path):
+    """A clone with an empty cache gets every byte back from the remote."""
+    finished.dvc("remote", "add", "--local", "-f", "-d", "store", str(tmp_path / "store"))
+    finished.dvc("push", "-q")
+    clone = tmp_path / "clone"
+    finished.run("git", "clone", "-q", str(finished.folder), str(clone))
+    shutil.copy(finished.folder / ".dvc/config.local", clone / ".dvc/config.local")
+    done = finished.run("git", "-C", str(clone), "status", "--porcelain")
+    assert done.stdout == ""
+    other = object.__new__(Project)
+    other.folder = clone
+    other.dvc("pull", "-q")
+    assert ran(other.dvc("repro").stdout) == []
+    for name in ("data/lists/2.parquet", "data/policy/2/model.safetensors"):
+        assert (clone / name).read_bytes() == (finished.folder / name).read_bytes()
+
+
+def test_two_clean_runs_are_bit_identical(finished, tmp_path, tiny_policy):
+    other = Project(tmp_path / "again", tiny_policy)
+    other.dvc("repro", "train@2")
+    ours, theirs = recorded(finished), recorded(other)
+    kinds = {Path(p).parts[1] for p in theirs}
+    assert kinds >= {"prompts", "sample", "score", "candidates", "lists", "reference", "policy", "train"}
+    assert {p: h for p, h in ours.items() if p in theirs} == theirs

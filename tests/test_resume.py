@@ -1,0 +1,96 @@
+"""kill -9 in the middle of a long node, run it again: the bytes of an undisturbed run."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Project
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, tiny_policy) -> Project:
+    """Iteration 1 by its nodes' own commands, undisturbed."""
+    project = Project(tmp_path_factory.mktemp("resume") / "project", tiny_policy)
+    project.set("batch_size: 4", "batch_size: 1")  # twelve batches to be killed in
+    project.node("policy")
+    for module in ("prompts", "sample", "score", "candidates", "lists", "reference", "train"):
+        project.node(module, "1")
+    project.node("evaluate", "1", "held_out")
+    return project
+
+
+def files(folder: Path, *outputs: str) -> dict[str, bytes]:
+    """Bytes of all files under the outputs."""
+    paths = [p for out in outputs for p in ([folder / out] if (folder / out).is_file() else (folder / out).rglob("*"))]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths if p.is_file()}
+
+
+def kill_when(project: Project, code: str, ready, limit: float = 60) -> None:
+    """Start a node and SIGKILL it as soon as `ready()` holds."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=project.folder, env=project.environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    start = time.monotonic()
+    while not ready():
+        assert process.poll() is None, "the node ended before it could be killed"
+        assert time.monotonic() - start < limit, "the node never got that far"
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+CASES = {
+    # node: (code that runs it, outputs, what scratch must hold when it is killed, words of the second run)
+    "sample": ("import tasks.sample as t; t.main('1')", ["data/sample/1.parquet"], "*/0-t1-0000000*.parquet", "resuming"),
+    "score": ("import tasks.score as t; t.PART = 2; t.main('1')", ["data/score/1.parquet"], "*/part-*.parquet", ""),
+    "train": ("import tasks.train as t; t.main('1')", ["data/policy/1", "data/train/1"], "*/checkpoints/checkpoint-1", "resuming"),
+    "evaluate": (
+        "import tasks.evaluate as t; t.main('1', 'held_out')",
+        ["data/evaluate/1-held_out.parquet", "data/evaluate/1-held_out.json"],
+        "*/greedy-0000000*.parquet",
+        "resuming",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("node", CASES)
+def test_killed_node_ends_with_the_same_bytes(prepared, node):
+    code, outputs, sign, words = CASES[node]
+    undisturbed = files(prepared.folder, *outputs)
+    assert undisturbed
+    for out in outputs:  # as DVC does before a stage starts
+        prepared.run("rm", "-rf", out)
+    stage = {"evaluate": "evaluate@1-held_out"}.get(node, f"{node}@1")
+    scratch = prepared.folder / "scratch" / stage
+    kill_when(prepared, code, lambda: any(scratch.glob(sign)))
+    assert not any((prepared.folder / out).exists() for out in outputs), "a killed node published something"
+    second = prepared.run(sys.executable, "-c", code)
+    assert words in second.stdout
+    again = files(prepared.folder, *outputs)
+    assert again.keys() == undisturbed.keys()
+    assert [k for k in again if again[k] != undisturbed[k]] == []
+    assert not any(scratch.iterdir()), "scratch is cleared once the node is done"
+
+
+def test_scratch_of_other_inputs_is_never_resumed(prepared):
+    """Half a sampling run, then another seed: nothing of the first half is used."""
+    sign = "*/0-t1-0000000*.parquet"
+    scratch = prepared.folder / "scratch" / "sample@1"
+    kill_when(prepared, CASES["sample"][0], lambda: any(scratch.glob(sign)))
+    before = files(prepared.folder, "data/sample/1.parquet")
+    prepared.set("seed: 0", "seed: 5")
+    try:
+        done = prepared.node("sample", "1")
+    finally:
+        prepared.set("seed: 5", "seed: 0")
+    assert "resuming" not in done.stdout
+    assert files(prepared.folder, "data/sample/1.parquet") != before
+    prepared.node("sample", "1")
+    assert files(prepared.folder, "data/sample/1.parquet") == before
