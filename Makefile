@@ -67,8 +67,8 @@ $(READY): $(REQ)/lock.txt $(REQ)/weights.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; ok = v >= (3, 11); \
 	  ok or print("make: Python 3.11 or newer is needed, $(PYTHON) is %d.%d; fix: make PYTHON=/path/to/python3.11 ..." % v[:2]); \
 	  sys.exit(not ok)' || { echo "make: no usable interpreter '$(PYTHON)'" >&2; exit 1; }
-	@command -v cc gcc clang >/dev/null || { echo "make: a C compiler is needed (pycosat, for reasoning-gym, comes as \
-	  source); fix: apt-get install gcc, or your system's equal" >&2; exit 1; }
+	@command -v cc >/dev/null || command -v gcc >/dev/null || \
+	  { echo "make: no C compiler (cc); pycosat, for reasoning-gym, is built from source; fix: install gcc" >&2; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "env: 1/3 torch (200 MB to several GB, the build for this machine)"
 	@$(PIP) install --no-compile -c $(REQ)/lock.txt "$$(sed -nE 's/^(torch==[^ ]+).*/\1/p' $(REQ)/lock.txt)"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 
@@ -27,6 +29,12 @@ class GraphNode:
         return self.kind in HEAVY
 
 
+def _name(root: Path, stage: Any) -> str:
+    """As `dvc repro` names it in the project's folder; `Stage.addressing` follows the working folder."""
+    file = Path(stage.path).relative_to(root).as_posix()
+    return stage.name if file == "dvc.yaml" else f"{file}:{stage.name}" if hasattr(stage, "name") else file
+
+
 def kind_of(name: str) -> str:
     return name.rsplit(":", 1)[-1].split("@", 1)[0]
 
@@ -45,18 +53,15 @@ def read_graph(folder: str | Path = ".") -> dict[str, GraphNode]:
     try:
         with Repo(str(folder)) as repo:
             graph = repo.index.graph  # edges go from a stage to what it needs
+            name = partial(_name, Path(repo.root_dir))
             place = {stage: i for i, stage in enumerate(repo.index.stages)}
             order = nx.lexicographical_topological_sort(graph.reverse(), key=place.__getitem__)
             # Stages without a command (data added by `dvc add`) have nothing to run.
             return {
-                stage.addressing: GraphNode(
-                    stage.addressing,
-                    kind_of(stage.addressing),
-                    tuple(
-                        need.addressing
-                        for need in sorted(graph.successors(stage), key=place.__getitem__)
-                        if need.cmd
-                    ),
+                name(stage): GraphNode(
+                    name(stage),
+                    kind_of(name(stage)),
+                    tuple(name(need) for need in sorted(graph.successors(stage), key=place.__getitem__) if need.cmd),
                 )
                 for stage in order
                 if stage.cmd

@@ -27,7 +27,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.concurrency.sync import concurrency
+from prefect.events.worker import EventsWorker
 from prefect.futures import wait
+from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed
@@ -65,6 +67,7 @@ class HeavySlots:
 
     @contextlib.contextmanager
     def slot(self, runner: NodeRunner) -> Iterator[None]:
+        logger = get_run_logger()
         with self._queue, contextlib.ExitStack() as held:
             while not runner.stopping:
                 try:
@@ -79,7 +82,7 @@ class HeavySlots:
                     )
                     break
                 except TimeoutError:
-                    continue
+                    logger.info("Waiting for a slot of %s: another run holds it, or was killed a minute ago", LIMIT)
             yield
 
 
@@ -230,9 +233,7 @@ def larpo(
 
     workspace = Workspace(project, free_name(project, flow_run.get_name() or "run"))
     resumed = workspace.open(params)
-    logger.info(
-        "%s experiment %s in %s", "Resuming" if resumed else "Running", workspace.name, workspace.clone
-    )
+    logger.info("%s experiment %s in %s", "Resuming" if resumed else "Running", workspace.name, workspace.clone)
     try:
         graph = select(read_graph(workspace.folder), targets)
     except UserError:
@@ -262,7 +263,12 @@ def some_server() -> Iterator[str]:
     home = Path(os.environ["PREFECT_HOME"])
     port = server.free_port()
     with server.running(home, port, ui=False), temporary_settings({PREFECT_API_URL: server.api_url(port)}):
-        yield server.api_url(port)
+        try:
+            yield server.api_url(port)
+        finally:
+            # Both are sent from threads of their own: states of tasks are events.
+            APILogHandler().flush()
+            EventsWorker.drain_all(timeout=10)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -270,9 +276,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="python -m flows.iterate",
         description="Bring the graph of dvc.yaml up to date, without a server.",
     )
-    parser.add_argument(
-        "--iterations", type=int, metavar="N", help="the first N iterations of params.yaml, or more"
-    )
+    parser.add_argument("--iterations", type=int, metavar="N", help="the first N iterations of params.yaml, or more")
     parser.add_argument("--objective", metavar="X", help="in place of train.objective")
     parser.add_argument(
         "--set",

@@ -108,9 +108,7 @@ class NodeRunner:
                 raise Stopped(f"{name}: stopped")
             if status == 0:
                 if output.outcome is None:
-                    raise RuntimeError(
-                        f"{name}: dvc did not say whether the stage ran; expected a line of VERDICTS"
-                    )
+                    raise RuntimeError(f"{name}: dvc did not say whether the stage ran; expected a line of VERDICTS")
                 return Done(output.outcome, time.monotonic() - start)
             if not output.locked or time.monotonic() - start > LOCK_WAIT_SECONDS:
                 raise output.failure(name, status)

@@ -28,7 +28,7 @@ PREFECT_API_URL = "{}"
 
 @contextlib.contextmanager
 def profile(home: Path, url: str) -> Iterator[bool]:
-    """Tell `prefect` commands in the project's folder where the server is; False: the profiles are the user's."""
+    """Tell `prefect` commands in the project's folder where the server is; False: profiles are the user's."""
     path = home / "profiles.toml"
     ours = not path.exists() or path.read_text("utf-8").startswith(PROFILE.partition("\n")[0])
     if ours:

@@ -94,9 +94,7 @@ def running(home: Path, port: int, ui: bool = True) -> Iterator[subprocess.Popen
         while not healthy(api_url(port)):
             if process.poll() is not None or time.monotonic() > deadline:
                 lines = [line.strip() for line in log.read_text("utf-8").splitlines() if line.strip()]
-                cause = next(
-                    (line for line in reversed(lines) if "Error" in line), lines[-1] if lines else ""
-                )
+                cause = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "")
                 raise UserError(f"Prefect's server did not start: {cause} (all of it in {log})")
             time.sleep(0.2)
         yield process

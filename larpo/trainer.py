@@ -86,7 +86,14 @@ class ListTrainer(Trainer):
     gradient of the large batch also when the last micro-batch is smaller.
     """
 
-    def __init__(self, model: PreTrainedModel, args: TrainingArguments, lists: list[TrainingList], objective: Callable, **kwargs: Any):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        lists: list[TrainingList],
+        objective: Callable,
+        **kwargs: Any,
+    ):
         super().__init__(model=model, args=args, train_dataset=ListDataset(lists), data_collator=collate, **kwargs)
         self.objective = objective
         # Tells the Trainer that `compute_loss` divides by the step's number of lists itself.
@@ -172,4 +179,6 @@ class StopOnLimits(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         norm = (logs or {}).get("grad_norm")
         if norm is not None and not torch.isfinite(torch.as_tensor(float(norm))):
-            raise UserError(f"train: the gradient norm is {norm} at optimizer step {state.global_step}; lower train.learning_rate")
+            raise UserError(
+                f"train: the gradient norm is {norm} at optimizer step {state.global_step}; lower train.learning_rate"
+            )

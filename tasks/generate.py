@@ -8,7 +8,6 @@ result is the same however often the node was stopped.
 from __future__ import annotations
 
 import os
-
 from pathlib import Path
 
 import pandas as pd

@@ -76,6 +76,7 @@ engine: {{name: transformers, batch_size: 4}}
 sample: {{responses: 6, max_new_tokens: 10}}
 score: {{reward: final_number, truncation_penalty: 1.0}}
 lists: {{recipe: top_bottom, top: 2, bottom: 2, truncated: keep}}
+reference: {{model: previous, lists_per_batch: 2}}
 train:
   objective: lambdarank
   objective_options: {{beta: 0.1}}
@@ -86,6 +87,7 @@ train:
 evaluate: {{policies: ["0", "1", "2"]}}
 benchmarks:
   held_out: {{items: 8, samples: 4, temperature: 1.0, max_new_tokens: 10}}
+report: {{examples: 2}}
 """
 
 

@@ -36,19 +36,37 @@ def params(iterations: int = 2, benchmarks: tuple[str, ...] = ("held_out",), **c
 
 def prompt(text: str) -> dict:
     return {
-        "prompt_id": digest("prompt", text), "source": "reasoning_gym/chain_sum",
-        "messages": [{"role": "user", "content": text}], "answer": "42",
-    }  # fmt: skip
+        "prompt_id": digest("prompt", text),
+        "source": "reasoning_gym/chain_sum",
+        "messages": [{"role": "user", "content": text}],
+        "answer": "42",
+    }
 
 
 def manifest(stage: str, path: str, inputs: list[str], outputs: list[str], rows: tuple[int, int], **notes) -> None:
     record = {
-        "node": stage, "inputs": {p: tree_hash(p) for p in inputs}, "params": {}, "seed": 11,
-        "outputs": {p: tree_hash(p) for p in outputs}, "rows": {"in": rows[0], "out": rows[1], "dropped": {"truncated": 1}},
-        "notes": notes, "git": {"commit": COMMIT, "dirty": False}, "packages": {"python": "3.11.2", "torch": "2.13.0"},
-        "hardware": {"system": "Linux 6", "machine": "x86_64", "cores": 2, "memory_bytes": 8 << 30, "gpus": [], "cpu": "A CPU"},
-        "started": "2030-01-01T00:00:00+00:00", "seconds": 12.5, "resumed": False, "peak_memory_bytes": 1 << 30,
-    }  # fmt: skip
+        "node": stage,
+        "inputs": {p: tree_hash(p) for p in inputs},
+        "params": {},
+        "seed": 11,
+        "outputs": {p: tree_hash(p) for p in outputs},
+        "rows": {"in": rows[0], "out": rows[1], "dropped": {"truncated": 1}},
+        "notes": notes,
+        "git": {"commit": COMMIT, "dirty": False},
+        "packages": {"python": "3.11.2", "torch": "2.13.0"},
+        "hardware": {
+            "system": "Linux 6",
+            "machine": "x86_64",
+            "cores": 2,
+            "memory_bytes": 8 << 30,
+            "gpus": [],
+            "cpu": "A CPU",
+        },
+        "started": "2030-01-01T00:00:00+00:00",
+        "seconds": 12.5,
+        "resumed": False,
+        "peak_memory_bytes": 1 << 30,
+    }
     Path(path).write_text(json.dumps(record), "utf-8")
 
 
@@ -61,11 +79,18 @@ def evaluations(correct: np.ndarray, greedy: np.ndarray) -> pd.DataFrame:
             score = float(g) if sample < 0 else float(sample < c)
             rows.append(
                 {
-                    "prompt_id": item["prompt_id"], "sample": sample, "temperature": 0.0 if sample < 0 else 1.0,
-                    "messages": item["messages"], "answer": "42", "text": f"It is {i}.", "n_tokens": 5 + i + sample,
-                    "finish_reason": "stop", "parsed": str(i), "score": score,
+                    "prompt_id": item["prompt_id"],
+                    "sample": sample,
+                    "temperature": 0.0 if sample < 0 else 1.0,
+                    "messages": item["messages"],
+                    "answer": "42",
+                    "text": f"It is {i}.",
+                    "n_tokens": 5 + i + sample,
+                    "finish_reason": "stop",
+                    "parsed": str(i),
+                    "score": score,
                 }
-            )  # fmt: skip
+            )
     return pd.DataFrame(rows)
 
 
@@ -75,21 +100,32 @@ def build(settings: dict, seed: int = 0, steps: int = 6, manifests: bool = True)
     checked, rng = parse_params(settings), np.random.default_rng(seed)
     empty = tables.SCHEMAS["candidates"].empty_table().to_pandas()
     memory = empty
+    Path("data/policy/0").mkdir(parents=True)
+    Path("data/policy/0/config.json").write_text("{}")
     tables.write(empty, "candidates", "data/candidates/0.parquet")
+    if manifests:
+        manifest("policy", "data/policy/0.manifest.json", [], ["data/policy/0", "data/candidates/0.parquet"], (0, 0))
     for s in checked.iterations:
         asked = pd.DataFrame([prompt(f"training question {s} {i}") for i in range(6)])
         tables.write(asked, "prompts", f"data/prompts/{s}.parquet")
         right = rng.random(24) < 0.3 + 0.2 * int(s)
         rows = [
             {
-                "prompt_id": asked["prompt_id"][i // 4], "response_id": digest("response", s, i), "iteration": int(s),
-                "temperature": 0.7, "seed": i, "text": f"The answer is {42 if right[i] else i}. {SCRIPT if i % 4 == 0 else ''}",
-                "prompt_token_ids": [1, 2], "token_ids": list(range(3 + i % 5)),
-                "finish_reason": "length" if i % 11 == 10 else "stop", "reward": float(right[i]), "correct": bool(right[i]),
+                "prompt_id": asked["prompt_id"][i // 4],
+                "response_id": digest("response", s, i),
+                "iteration": int(s),
+                "temperature": 0.7,
+                "seed": i,
+                "text": f"The answer is {42 if right[i] else i}. {SCRIPT if i % 4 == 0 else ''}",
+                "prompt_token_ids": [1, 2],
+                "token_ids": list(range(3 + i % 5)),
+                "finish_reason": "length" if i % 11 == 10 else "stop",
+                "reward": float(right[i]),
+                "correct": bool(right[i]),
                 "reward_name": "final_number",
             }
             for i in range(24)
-        ]  # fmt: skip
+        ]
         new = pd.DataFrame(rows)
         tables.write(new[tables.SCHEMAS["responses"].names], "responses", f"data/sample/{s}.parquet")
         tables.write(new[tables.SCHEMAS["rewards"].names], "rewards", f"data/score/{s}.parquet")
@@ -101,27 +137,51 @@ def build(settings: dict, seed: int = 0, steps: int = 6, manifests: bool = True)
         ends = ends.assign(rank=ends.groupby("prompt_id").cumcount())
         ends["role"] = np.where(ends["rank"] == 0, "positive", "negative")
         tables.write(ends[tables.SCHEMAS["lists"].names], "lists", f"data/lists/{s}.parquet")
+        ids = ends["response_id"].tolist()
+        reference = pd.DataFrame({"response_id": ids, "reference_logp": -9.5, "n_tokens": 4})
+        tables.write(reference, "reference", f"data/reference/{s}.parquet")
+        Path(f"data/policy/{s}").mkdir(parents=True)
+        Path(f"data/policy/{s}/config.json").write_text(json.dumps({"policy": s}))
         curves = Path(f"data/train/{s}/plots/metrics")
         curves.mkdir(parents=True)
-        for metric, start, slope in (("loss", 0.693147, -0.03), ("reward_accuracy", 0.5, 0.05)):
+        for metric, start, slope in (("loss", 0.693147, -0.03), ("reward_accuracy", 0.5, 0.03)):
             lines = [f"{i}\t{start + slope * i + 0.01 * rng.standard_normal()}" for i in range(1, steps + 1)]
             (curves / f"{metric}.tsv").write_text("\n".join([f"step\t{metric}", *lines]) + "\n")
         if manifests:
             previous = checked.iterations[s].previous
-            t = {kind: f"data/{kind}/{s}.parquet" for kind in ("prompts", "sample", "score", "candidates", "lists")}
+            policy = f"data/policy/{previous}"
+            t = {
+                kind: f"data/{kind}/{s}.parquet"
+                for kind in ("prompts", "sample", "score", "candidates", "lists", "reference")
+            }
             manifest(f"prompts@{s}", f"data/prompts/{s}.manifest.json", [], [t["prompts"]], (6, 6))
-            manifest(f"sample@{s}", f"data/sample/{s}.manifest.json", [t["prompts"]], [t["sample"]], (6, 24))
+            manifest(f"sample@{s}", f"data/sample/{s}.manifest.json", [policy, t["prompts"]], [t["sample"]], (6, 24))
             manifest(f"score@{s}", f"data/score/{s}.manifest.json", [t["prompts"], t["sample"]], [t["score"]], (24, 24))
             before = f"data/candidates/{previous}.parquet"
             manifest(
-                f"candidates@{s}", f"data/candidates/{s}.manifest.json", [t["sample"], t["score"], before],
-                [t["candidates"]], (24, len(memory)),
-            )  # fmt: skip
+                f"candidates@{s}",
+                f"data/candidates/{s}.manifest.json",
+                [t["sample"], t["score"], before],
+                [t["candidates"]],
+                (24, len(memory)),
+            )
             manifest(f"lists@{s}", f"data/lists/{s}.manifest.json", [t["candidates"]], [t["lists"]], (24, len(ends)))
             manifest(
-                f"train@{s}", f"data/train/{s}.manifest.json", [t["lists"], t["candidates"]], [f"data/train/{s}"],
-                (6, 6), step0_loss=0.693147, step0_expected=0.693147,
-            )  # fmt: skip
+                f"reference@{s}",
+                f"data/reference/{s}.manifest.json",
+                [policy, t["lists"], t["candidates"]],
+                [t["reference"]],
+                (len(ends), len(ends)),
+            )
+            manifest(
+                f"train@{s}",
+                f"data/train/{s}.manifest.json",
+                [policy, t["lists"], t["candidates"], t["reference"]],
+                [f"data/policy/{s}", f"data/train/{s}"],
+                (6, 6),
+                step0_loss=0.693148,
+                step0_expected=0.693147,
+            )
     for b in checked.benchmarks:
         for p in checked.evaluate.policies:
             level = 0.25 + 0.15 * int(p)
@@ -132,4 +192,11 @@ def build(settings: dict, seed: int = 0, steps: int = 6, manifests: bool = True)
             metrics = {"benchmark": b, "policy": p, **HeldOut(checked, checked.benchmarks[b]).aggregate(frame)}
             Path(f"{stem}.json").write_text(json.dumps(metrics), "utf-8")
             if manifests:
-                manifest(f"evaluate@{p}-{b}", f"{stem}.manifest.json", [], [f"{stem}.parquet", f"{stem}.json"], (items, len(frame)))
+                made = f"data/policy/{p}"
+                manifest(
+                    f"evaluate@{p}-{b}",
+                    f"{stem}.manifest.json",
+                    [made],
+                    [f"{stem}.parquet", f"{stem}.json"],
+                    (items, len(frame)),
+                )

@@ -65,6 +65,7 @@ def build_engine(params: EngineParams, checkpoint: str, seed: int) -> Engine:
         The name is unknown, or the engine's package is not installed.
     """
     if params.name not in ENGINES:
-        raise UserError(f"params.yaml: engine.name: {params.name!r} does not exist{nearest(params.name, list(ENGINES))}")
+        hint = nearest(params.name, list(ENGINES))
+        raise UserError(f"params.yaml: engine.name: {params.name!r} does not exist{hint}")
     module, _, name = ENGINES[params.name].partition(":")
     return getattr(importlib.import_module(module), name)(checkpoint, params, seed)

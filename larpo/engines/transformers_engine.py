@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
-from larpo.checkpoints import load_model, load_tokenizer
+from larpo.checkpoints import end_tokens, load_model, load_tokenizer
 from larpo.engines import Completion, Sampling
 from larpo.params import EngineParams
 
@@ -20,8 +20,11 @@ class TransformersEngine:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = load_model(checkpoint, params.dtype, **params.options).to(self.device).eval()
         tokenizer = load_tokenizer(checkpoint)
-        self.eos = tokenizer.eos_token_id
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos
+        # A checkpoint's own defaults (a repetition penalty, top-k) would change the policy that is sampled:
+        # π_β is the model's softmax at our temperature and nothing else.
+        self.model.generation_config = GenerationConfig()
+        self.ends = end_tokens(checkpoint, tokenizer)
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.ends[0]
         self.dtype = params.dtype
 
     def facts(self) -> dict[str, Any]:
@@ -70,7 +73,7 @@ class TransformersEngine:
             attention_mask=mask,
             past_key_values=cache,
             max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=self.eos,
+            eos_token_id=self.ends,
             pad_token_id=self.pad,
             **how,
         )[:, length:]
@@ -79,6 +82,5 @@ class TransformersEngine:
 
     def _completion(self, row: list[int], seed: int) -> Completion:
         # The pad token may be the end token, so the first end token is the end of the response.
-        if self.eos in row:
-            return Completion(row[: row.index(self.eos) + 1], "stop", seed)
-        return Completion(row, "length", seed)
+        end = next((i for i, token in enumerate(row) if token in self.ends), None)
+        return Completion(row, "length", seed) if end is None else Completion(row[: end + 1], "stop", seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from larpo.checkpoints import load_tokenizer
+from larpo.checkpoints import end_tokens, load_tokenizer
 from larpo.engines import Completion, Sampling
 from larpo.errors import UserError
 from larpo.hashing import seed_of
@@ -42,9 +42,14 @@ class VLLMEngine:
             # A seeded prompt that chunked prefill splits kills the CPU engine; compiling costs more than it saves.
             settings |= {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": 8192}
         settings |= params.options
-        tokenizer = load_tokenizer(checkpoint)
-        self.eos = tokenizer.eos_token_id
-        self.llm = vllm.LLM(model=checkpoint, **settings)
+        self.ends = end_tokens(checkpoint, load_tokenizer(checkpoint))
+        try:
+            self.llm = vllm.LLM(**({"model": checkpoint} | settings))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"params.yaml: engine.options: vLLM refuses them for {checkpoint} "
+                f"({' '.join(str(error).split())[:200]})"
+            ) from None
         self.settings, self.vllm = settings, vllm
 
     def facts(self) -> dict[str, Any]:
@@ -62,7 +67,7 @@ class VLLMEngine:
                     top_p=sampling.top_p,
                     max_tokens=sampling.max_new_tokens,
                     seed=s,
-                    stop_token_ids=[self.eos],
+                    stop_token_ids=self.ends,
                     detokenize=False,
                 )
                 for s in seeds
@@ -75,6 +80,5 @@ class VLLMEngine:
         ]
 
     def _completion(self, ids: list[int], seed: int) -> Completion:
-        if self.eos in ids:
-            return Completion(ids[: ids.index(self.eos) + 1], "stop", seed)
-        return Completion(ids, "length", seed)
+        end = next((i for i, token in enumerate(ids) if token in self.ends), None)
+        return Completion(ids, "length", seed) if end is None else Completion(ids[: end + 1], "stop", seed)

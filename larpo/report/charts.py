@@ -23,7 +23,10 @@ MEASURES = {"Greedy accuracy": "#c8702a", "Pass@1": "#3f7fbf", "Pass@k": "#2f9a7
 _POLICY_COLOURS = ["#8a8d93", "#3f7fbf", "#c8702a", "#2f9a76", "#9a62b0", "#c5525e", "#8a8f1f", "#1f9aa6"]
 METRICS = {
     "loss": ("Loss", "Objective per list; it should fall from the value of an untrained step."),
-    "reward_accuracy": ("Pairs in order", "Share of strict pairs that the policy orders as the reward does; higher is better."),
+    "reward_accuracy": (
+        "Pairs in order",
+        "Share of pairs that the policy orders as the reward does; higher is better.",
+    ),
     "margin": ("Margin, nats", "Gain in log-probability of a list's best response over its worst; it should rise."),
     "grad_norm": ("Gradient norm", "Norm before clipping; steady is good, spikes are not."),
     "learning_rate": ("Learning rate", "The schedule as it was applied."),
@@ -51,7 +54,7 @@ def svg(chart: alt.Chart | alt.LayerChart, name: str) -> Markup:
         axisX=alt.AxisConfig(grid=False, labelAngle=0),
         legend=alt.LegendConfig(
             orient="top", direction="horizontal", labelFontSize=12, titleFontSize=12, titleFontWeight="normal",
-            labelColor="#666", titleColor="#666", symbolStrokeWidth=3, columns=6,
+            labelColor="#666", titleColor="#666", symbolStrokeWidth=3, columns=6, columnPadding=16,
         ),
     )  # fmt: skip
     text = vl_convert.vegalite_to_svg(chart.to_dict())
@@ -60,13 +63,14 @@ def svg(chart: alt.Chart | alt.LayerChart, name: str) -> Markup:
     width, height = re.search(r'<svg[^>]*? width="([\d.]+)" height="([\d.]+)"', text).groups()
     if "viewBox" not in text:
         text = text.replace("<svg ", f'<svg viewBox="0 0 {width} {height}" ', 1)
-    return Markup(text)  # noqa: S704: made by vl-convert, which escapes the names it draws
+    return Markup(text)  # made by vl-convert, which escapes the names it draws
 
 
 def _policy_scale(domain: list[str], colours: dict[str, str], title: str) -> alt.Color:
     return alt.Color(
-        "group:N", title=title, sort=domain, scale=alt.Scale(domain=domain, range=[colours[d] for d in domain])
-    )
+        "group:N", title=title, sort=domain, legend=alt.Legend(symbolOpacity=1),
+        scale=alt.Scale(domain=domain, range=[colours[d] for d in domain]),
+    )  # fmt: skip
 
 
 def scores(bench: BenchmarkScores, name: str) -> Markup | None:
@@ -77,7 +81,7 @@ def scores(bench: BenchmarkScores, name: str) -> Markup | None:
         if p.k is not None and p.k > 1:
             pairs.append(("Pass@k", p.passes[p.k]))
         rows += [
-            {"policy": p.policy, "measure": m, "value": e.value, "low": e.low, "high": e.high}
+            {"policy": p.policy, "measure": m, "value": e.value, "low": e.bounds()[0], "high": e.bounds()[1]}
             for m, e in pairs
             if e is not None
         ]
@@ -89,7 +93,7 @@ def scores(bench: BenchmarkScores, name: str) -> Markup | None:
         x=alt.X("policy:N", sort=order, title="policy (iterations trained)", scale=alt.Scale(paddingOuter=0.2)),
         xOffset=alt.XOffset("measure:N", sort=shown, scale=alt.Scale(paddingOuter=1)),
         color=alt.Color(
-            "measure:N", title=None, sort=shown,
+            "measure:N", title=None, sort=shown, legend=alt.Legend(symbolOpacity=1),
             scale=alt.Scale(domain=shown, range=[MEASURES[m] for m in shown]),
         ),
     )  # fmt: skip
@@ -106,10 +110,13 @@ def scores(bench: BenchmarkScores, name: str) -> Markup | None:
 def recall(bench: BenchmarkScores, colours: dict[str, str], name: str) -> Markup | None:
     """Recall@N against N, one curve per policy, with 95 % bands."""
     rows = [
-        {"group": p.policy, "n": r.n, "value": r.estimate.value, "low": r.estimate.low, "high": r.estimate.high}
+        {
+            "group": p.policy, "n": r.n, "value": r.estimate.value,
+            "low": r.estimate.bounds()[0], "high": r.estimate.bounds()[1],
+        }
         for p in bench.policies
         for r in p.recall
-    ]
+    ]  # fmt: skip
     if not rows:
         return None
     largest = max(r["n"] for r in rows)
@@ -141,9 +148,7 @@ def _thin(curve: list[tuple[int, float]]) -> list[tuple[float, float]]:
 def training(iterations: list[Iteration], metric: str, colours: dict[str, str], name: str) -> Markup | None:
     """One training metric against the optimizer step, a line per iteration."""
     curves = {it.name: _thin(it.training.get(metric, [])) for it in iterations}
-    rows = [
-        {"group": key, "step": step, "value": value} for key, curve in curves.items() for step, value in curve
-    ]
+    rows = [{"group": key, "step": step, "value": value} for key, curve in curves.items() for step, value in curve]
     if not rows:
         return None
     title, _ = METRICS.get(metric, (metric, ""))
@@ -152,7 +157,9 @@ def training(iterations: list[Iteration], metric: str, colours: dict[str, str], 
         alt.Chart(pd.DataFrame(rows))
         .mark_line(strokeWidth=1.6, point=alt.OverlayMarkDef(size=22) if longest <= 24 else False)
         .encode(
-            x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(format="d", tickMinStep=1), scale=alt.Scale(zero=False)),
+            x=alt.X(
+                "step:Q", title="optimizer step", axis=alt.Axis(format="d", tickMinStep=1), scale=alt.Scale(zero=False)
+            ),
             y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
             color=_policy_scale([k for k, c in curves.items() if c], colours, "iteration"),
         )
@@ -168,11 +175,9 @@ def lengths(spreads: dict[str, Spread | None], label: str, colours: dict[str, st
     order = [r["group"] for r in rows]
     base = alt.Chart(pd.DataFrame(rows)).encode(
         y=alt.Y("group:N", sort=order, title=label),
-        color=alt.Color(
-            "group:N", legend=None, scale=alt.Scale(domain=order, range=[colours[g] for g in order])
-        ),
+        color=alt.Color("group:N", legend=None, scale=alt.Scale(domain=order, range=[colours[g] for g in order])),
     )
-    x = alt.X("p5:Q", title="tokens per response", scale=alt.Scale(zero=True), axis=alt.Axis(grid=True))
+    x = alt.X("p5:Q", title="tokens per response", scale=alt.Scale(zero=True), axis=alt.Axis(grid=True, tickCount=6))
     chart = alt.layer(
         base.mark_rule(strokeWidth=1.5).encode(x=x, x2="p95:Q"),
         base.mark_bar(height=11, opacity=0.45).encode(x="p25:Q", x2="p75:Q"),
@@ -182,7 +187,7 @@ def lengths(spreads: dict[str, Spread | None], label: str, colours: dict[str, st
 
 
 def rewards(iterations: list[Iteration], colours: dict[str, str], name: str) -> dict[str, Markup]:
-    """A histogram of rewards per iteration, all with the same bins and the same height of 100 %."""
+    """A histogram of rewards per iteration, all with the same bins and the same height."""
     labels, shares = histogram([it.rewards for it in iterations])
     top = max((float(s.max()) for s in shares if s.size), default=1.0)
     charts = {}
@@ -235,7 +240,10 @@ def graph(nodes: list[NodeRecord], colours: dict[str, str]) -> Markup:
         sources = {makers[path] for path in (node.manifest or {}).get("inputs", {}) if path in makers}
         lines += [_arrow(places[s], (x, top)) for s in sorted(sources)]
         seconds = "no manifest" if node.manifest is None else duration(node.manifest["seconds"])
-        label = node.stage if len(node.stage) <= 15 else node.stage[:14] + "…"
+        label = node.stage
+        if node.name == "evaluate":  # the row says which policy
+            label, seconds = node.stage.partition("-")[2], f"evaluate, {seconds}"
+        label = label if len(label) <= 13 else label[:12] + "…"
         boxes.append(
             Markup(
                 '<g class="node{}"><title>{}</title><rect x="{}" y="{}" width="{}" height="{}" rx="5" '
@@ -255,14 +263,16 @@ def graph(nodes: list[NodeRecord], colours: dict[str, str]) -> Markup:
 
 def _arrow(start: tuple[float, float], end: tuple[float, float]) -> Markup:
     (x1, y1), (x2, y2) = start, end
+    bottom, centre1, centre2 = y1 + BOX_H, x1 + BOX_W / 2, x2 + BOX_W / 2
     if abs(y1 - y2) < 2 * BOX_H and x2 - x1 == BOX_W + GAP_X:  # the neighbour, or stacked beside it
         path = f"M{x1 + BOX_W},{y1 + BOX_H / 2} L{x2 - 2},{y2 + BOX_H / 2}"
     elif y1 == y2:  # over the boxes between: a bow below the row
-        depth = y1 + BOX_H + min(34, 8 + 0.035 * abs(x2 - x1))
-        path = f"M{x1 + BOX_W * 0.6},{y1 + BOX_H} C{x1 + BOX_W * 0.75},{depth} {x2 + BOX_W * 0.25},{depth} {x2 + BOX_W * 0.4},{y2 + BOX_H + 2}"
+        a, b = x1 + BOX_W * 0.6, x2 + BOX_W * 0.4
+        depth = bottom + min(34, 8 + 0.035 * abs(x2 - x1))
+        path = f"M{a},{bottom} C{a + 15},{depth} {b - 15},{depth} {b},{bottom + 2}"
     else:  # down to a later row
-        middle = (y1 + BOX_H + y2) / 2
-        path = f"M{x1 + BOX_W / 2},{y1 + BOX_H} C{x1 + BOX_W / 2},{middle + 6} {x2 + BOX_W / 2},{middle - 6} {x2 + BOX_W / 2},{y2 - 2}"
+        middle = (bottom + y2) / 2
+        path = f"M{centre1},{bottom} C{centre1},{middle + 6} {centre2},{middle - 6} {centre2},{y2 - 2}"
     return Markup('<path class="edge" d="{}" marker-end="url(#arrow)"/>').format(path)
 
 

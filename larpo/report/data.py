@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,13 @@ class Estimate:
     value: float
     low: float | None = None
     high: float | None = None
+
+    def bounds(self) -> tuple[float | None, float | None]:
+        """The interval inside [0, 1], for drawing: a normal interval of a share can reach past it."""
+        return (
+            None if self.low is None else max(self.low, 0.0),
+            None if self.high is None else min(self.high, 1.0),
+        )
 
 
 @dataclass(frozen=True)
@@ -216,6 +224,6 @@ def histogram(groups: list[np.ndarray], values_at_most: int = 12, bins: int = 20
         counts = [np.array([(np.asarray(g) == v).sum() for v in distinct]) for g in groups]
     else:
         edges = np.histogram_bin_edges(everything, bins=bins)
-        labels = [f"{a:.3g} to {b:.3g}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        labels = [f"{a:.3g} to {b:.3g}" for a, b in pairwise(edges)]
         counts = [np.histogram(g, bins=edges)[0] for g in groups]
     return labels, [c / max(int(c.sum()), 1) for c in counts]

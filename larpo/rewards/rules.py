@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 import pandas as pd
 
-# A number with optional sign, thousands separators and decimals; not part of a longer word or number.
-_NUMBER = re.compile(r"(?<![\w.])[-−]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w)")
+from larpo.errors import UserError
+
+# A number with optional sign, thousands separators and decimals; not part of a longer word or number
+# ("1.5e5" and "1.2.3" hold none).
+_NUMBER = re.compile(r"(?<![\w.])[-−]?\$?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?!\w|\.\d)")
+_PLAIN = re.compile(r"[-−+]?\$?(?:(?:\d{1,3}(?:,\d{3})+|\d+)\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
 
 
 def last_number(text: str) -> str | None:
@@ -23,14 +27,13 @@ def last_number(text: str) -> str | None:
 
 
 def plain_number(text: str) -> str | None:
-    """Canonical form of one number, None when the text is no number."""
-    try:
-        value = Decimal(text.strip().replace(",", "").replace("$", "").replace("−", "-"))
-    except InvalidOperation:
+    """Canonical form of one number, exact at any length; None when the text is no number ("1,2,3", "1/2")."""
+    if not _PLAIN.fullmatch(text.strip()):
         return None
-    if not value.is_finite():
-        return None
-    plain = format(value.normalize() + 0, "f")
+    # No arithmetic: it would round to 28 digits, and two long numbers would become equal.
+    plain = format(Decimal(text.strip().replace(",", "").replace("$", "").replace("−", "-")), "f")
+    if "." in plain:
+        plain = plain.rstrip("0").rstrip(".")
     return "0" if plain == "-0" else plain
 
 
@@ -65,6 +68,15 @@ class FinalNumber(_Rule):
 
     def equal(self, parsed: str, answer: str) -> bool:
         return parsed == plain_number(answer)
+
+    def score(self, messages: list[list[dict[str, str]]], answers: list[str], texts: list[str]) -> pd.DataFrame:
+        # Such a prompt would score 0 whatever the policy answers, and nobody would notice.
+        if wrong := [a for a in answers if plain_number(a) is None]:
+            raise UserError(
+                f"params.yaml: score.reward: final_number needs answers that are numbers, found {wrong[0][:60]!r} and "
+                f"{len(wrong) - 1} more such rows; take exact_match or math, or set prompts.answer_field"
+            )
+        return super().score(messages, answers, texts)
 
 
 class ExactMatch(_Rule):

@@ -1,4 +1,4 @@
-"""A small DVC project with the shape of the real one, and one Prefect server with a worker for all tests here."""
+"""A small DVC project in the shape of the real one, and one Prefect server and worker for all tests."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogHandler
+
+from flows.server import free_port
 
 ROOT = Path(__file__).parents[2]
 LOG = "LARPO_TEST_LOG"
 
-# Every stage: note the start, fail or refuse where asked to, copy the inputs' text into the outputs, note the end.
+# Every stage: notes its start, fails or refuses where asked to, writes its inputs' text, notes its end.
 STAGE = """
 import os, sys, time
 from pathlib import Path
@@ -42,7 +46,8 @@ if os.environ.get("LARPO_TEST_SLEEP") == name:
     time.sleep(100)
 for out in outs:
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(name + "".join(Path(dep).read_text() for dep in deps))
+    settings = Path("params.yaml").read_text() if name.startswith("train") else ""
+    Path(out).write_text(name + settings + "".join(Path(dep).read_text() for dep in deps))
 note("end")
 """
 
@@ -94,7 +99,8 @@ from pathlib import Path
 
 Path("report").mkdir(exist_ok=True)
 rows = sorted(path.stem.split("-") for path in Path("data/evaluate").glob("*.txt"))
-score = {"k": 8, "greedy_accuracy": 0.25, "greedy_low": 0.2, "greedy_high": 0.3, "pass_1": 0.5, "mean_length": 7.0}
+greedy = {"greedy_accuracy": 0.25, "greedy_low": 0.2, "greedy_high": 0.3}
+score = {"k": 8, **greedy, "pass_1": 0.5, "mean_length": 7.0}
 Path("report/scores.json").write_text(json.dumps({"held_out": {policy: score for policy, _ in rows}}))
 Path("report/index.html").write_text("<p>report</p>")
 """
@@ -192,8 +198,6 @@ class Serving:
 @pytest.fixture(scope="session")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """`python -m flows.serve` on a project of its own; test_serve.py ends it."""
-    from flows.server import free_port
-
     base = tmp_path_factory.mktemp("serve")
     project, port, output = make_project(base / "project", base / "log"), free_port(), base / "output"
     plain = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
@@ -211,6 +215,8 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         assert time.monotonic() < deadline, output.read_text()
         time.sleep(0.2)
     yield Serving(project, process, port, output)
+    APILogHandler().flush()
+    EventsWorker.drain_all(timeout=10)
     if process.poll() is None:
         process.terminate()
         process.wait(60)
@@ -220,6 +226,28 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("template")
     return make_project(base / "project", base / "log").folder
+
+
+@pytest.fixture(scope="session")
+def finished_template(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("finished")
+    done = Project(base / "project", base / "log")
+    shutil.copytree(template, done.folder)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    command = [sys.executable, "-m", "dvc", "repro", "-q"]
+    subprocess.run(command, cwd=done.folder, env=os.environ | {LOG: str(done.log), "PATH": path}, check=True)
+    done.call("git", "add", "-A")
+    done.call("git", "commit", "-qm", "first run")
+    return done.folder
+
+
+@pytest.fixture
+def finished(finished_template: Path, project: Project) -> Project:
+    """The same, with every stage up to date and committed."""
+    shutil.rmtree(project.folder)
+    shutil.copytree(finished_template, project.folder)
+    os.chdir(project.folder)
+    return project
 
 
 @pytest.fixture

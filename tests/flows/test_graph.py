@@ -30,10 +30,7 @@ def test_data_files_are_no_nodes(project: Project) -> None:
     assert graph["policy"].needs == ()
 
 
-CHAIN = {
-    n: GraphNode(n, kind_of(n), needs)
-    for n, needs in [("a@1", ()), ("b", ("a@1",)), ("a@2", ("b",)), ("c", ())]
-}
+CHAIN = {n: GraphNode(n, kind_of(n), needs) for n, needs in [("a@1", ()), ("b", ("a@1",)), ("a@2", ("b",)), ("c", ())]}
 
 
 @pytest.mark.parametrize(

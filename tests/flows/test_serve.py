@@ -1,0 +1,61 @@
+"""`make serve`: a real server, work pool, deployment and worker; nothing is left when it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.server import port_is_free
+from tests.flows.conftest import ROOT, Serving
+
+
+@pytest.fixture
+def plain() -> dict[str, str]:
+    """The environment of another shell: nothing of Prefect's is set."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+
+
+def test_a_taken_port_is_one_line(serving: Serving, plain: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "flows.serve", "--port", str(serving.port)]
+    done = subprocess.run(command, cwd=serving.project.folder, env=plain, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    expected = f"error: port {serving.port} on 127.0.0.1 is taken by another program; choose another with --port\n"
+    assert done.stderr == expected
+
+
+def test_the_deployment_names_no_folder() -> None:
+    text = (ROOT / "prefect.yaml").read_text("utf-8")
+    (deployment,) = yaml.safe_load(text)["deployments"]
+    assert deployment["name"] == "iterate"
+    assert (ROOT / deployment["entrypoint"].split(":")[0]).is_file()
+    assert str(ROOT) not in text
+
+
+# Last: it ends the server that the other tests use.
+def test_deployment_runs_and_nothing_is_left(serving: Serving, plain: dict[str, str]) -> None:
+    project = serving.project
+    command = [sys.executable, "-m", "prefect", "deployment", "run", "larpo/iterate"]
+    command += ["--param", 'targets=["train"]', "--watch"]
+    # No address is given: the project's prefect.toml leads to the server.
+    done = subprocess.run(command, cwd=project.folder, env=plain, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(project.started()) == ["policy", "prompts@1", "sample@1", "train@1"]
+    output = serving.output.read_text()
+    assert f"Prefect UI: http://127.0.0.1:{serving.port}" in output
+    assert "prefect deployment run larpo/iterate" in output
+    assert "sample@1: try 1" in output
+    assert Path(project.folder / ".prefect/profiles.toml").is_file()
+
+    assert len(project.processes()) >= 5  # serve, two supervisors, server, worker
+    serving.process.send_signal(signal.SIGINT)
+    assert serving.process.wait(60) == 0
+    project.wait_until_gone(10)
+    assert port_is_free(serving.port)
+    assert not (project.folder / ".prefect/profiles.toml").exists()
+    assert serving.output.read_text().endswith("Stopped.\n")

@@ -1,0 +1,174 @@
+"""The report as a pure function: statistics by hand, empty parts, escaping, self-containment."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from larpo.report import ReportData, render
+from larpo.report.charts import POINTS, _thin, duration, policy_colours
+from larpo.report.data import (
+    BenchmarkScores,
+    Estimate,
+    Iteration,
+    NodeRecord,
+    PolicyScore,
+    histogram,
+    policy_score,
+    recall_curve,
+    spread,
+)
+from larpo.report.page import comparison, flatten, grouped, interval
+from tests.report_run import SCRIPT, evaluations, params
+
+
+def score(policy: str, greedy: Estimate | None, passes: dict[int, Estimate]) -> PolicyScore:
+    return PolicyScore(policy, 10, 4, 1.0, greedy, passes, None, None, None, None, None)
+
+
+def page(**changes) -> str:
+    parts = {
+        "title": "T", "settings": params(), "benchmarks": [], "iterations": [], "nodes": [],
+    }  # fmt: skip
+    parts["settings"]["lists"]["memory"], parts["settings"]["train"]["objective"] = "all", "lambdarank"
+    return render(ReportData(**(parts | changes)))
+
+
+def empty_iteration(name: str = "1") -> Iteration:
+    return Iteration(
+        name=name, previous="0", temperatures=[0.7], prompts=0, rewards=np.empty(0), correct=None, lengths=None,
+        lists=0, list_rows=0, data_hash="0" * 32, step0_loss=None, step0_expected=None, training={}, examples=[],
+    )  # fmt: skip
+
+
+def test_recall_curve_by_hand():
+    """Two items, four samples, 1 and 3 right. N=1: (1/4 + 3/4)/2 = 1/2. N=2: 1 − C(3,2)/C(4,2) = 1/2 and
+    1 − 0 = 1, mean 3/4. N=3: 1 − 1/4 = 3/4 and 1, mean 7/8. N=4: 1. Interval at N=1: values 1/4 and 3/4,
+    s = √(1/8), half-width 1.96·s/√2 = 1.96/4 = 0.48999."""
+    curve = recall_curve(evaluations(np.array([1, 3]), np.array([1, 0])))
+    assert [p.n for p in curve] == [1, 2, 3, 4]
+    assert [p.estimate.value for p in curve] == pytest.approx([0.5, 0.75, 0.875, 1.0])
+    assert (curve[0].estimate.low, curve[0].estimate.high) == pytest.approx((0.01000901, 0.98999099))
+
+
+def test_graded_scores_have_no_recall():
+    frame = evaluations(np.array([1, 3]), np.array([1, 0]))
+    frame.loc[frame["sample"] == 0, "score"] = 0.5
+    assert recall_curve(frame) == []
+    assert recall_curve(frame[frame["sample"] < 0]) == []
+
+
+def test_interval_of_a_single_item_is_unknown():
+    """One item has no standard error: its bounds are infinite, and infinity is not JSON."""
+    curve = recall_curve(evaluations(np.array([2]), np.array([1])))
+    assert curve[0].estimate == Estimate(0.5, None, None)
+    metrics = {"policy": "0", "pass": {"1": {"value": 0.5, "low": float("-inf"), "high": float("inf")}}, "greedy": None}
+    flat = policy_score(metrics, evaluations(np.array([2]), np.array([1]))).flat()
+    assert (flat["pass_1"], flat["pass_1_low"], flat["greedy_accuracy"], flat["k"]) == (0.5, None, None, 1)
+
+
+def test_pass_k_is_the_largest_budget():
+    passes = {"1": {"value": 0.2}, "8": {"value": 0.6}, "2": {"value": 0.3}, "16": {"value": 0.7}}
+    flat = policy_score({"policy": "0", "pass": passes}, evaluations(np.array([2]), np.array([1]))).flat()
+    assert (flat["k"], flat["pass_k"]) == (16, 0.7)
+
+
+def test_spread_by_hand():
+    """0..100: the p-th percentile is p."""
+    assert vars(spread(np.arange(101))) == {"p5": 5, "p25": 25, "p50": 50, "p75": 75, "p95": 95}
+    assert spread(np.empty(0)) is None
+
+
+def test_histogram_by_hand():
+    """Three of four zeros and one of two: 3/4, 1/4 and 1/2, 1/2; an empty group has no mass."""
+    labels, shares = histogram([np.array([0, 0, 0, 1.0]), np.array([1.0, 0]), np.empty(0)])
+    assert labels == ["0", "1"]
+    assert [s.tolist() for s in shares] == [[0.75, 0.25], [0.5, 0.5], [0, 0]]
+
+
+@given(st.lists(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=60), min_size=1, max_size=4))
+@settings(deadline=None, max_examples=50)
+def test_histogram_loses_nothing(groups):
+    labels, shares = histogram([np.array(g) for g in groups])
+    assert all(len(s) == len(labels) and s.sum() == pytest.approx(1) for s in shares)
+
+
+@given(st.integers(1, 5000))
+@settings(deadline=None, max_examples=30)
+def test_thinning_keeps_mean_level_and_order(n):
+    thin = _thin([(i, float(i)) for i in range(n)])
+    assert len(thin) == min(n, POINTS)
+    assert all(a[0] < b[0] for a, b in pairwise(thin))
+    assert all(step == pytest.approx(value) for step, value in thin)
+
+
+def test_comparison_tells_overlap_from_separation():
+    """[20, 30] and [31, 40] lie apart; [20, 30] and [30, 40] touch, which is no separation."""
+    first = score("0", Estimate(0.25, 0.2, 0.3), {1: Estimate(0.25, 0.2, 0.3)})
+    last = score("2", Estimate(0.35, 0.31, 0.4), {1: Estimate(0.35, 0.3, 0.4)})
+    greedy, pass1 = comparison(BenchmarkScores("b", "held_out", [first, last]))
+    assert greedy == "Greedy accuracy: 25.0 % (policy 0) → 35.0 % (policy 2); the 95 % intervals lie apart."
+    assert pass1.endswith("the 95 % intervals overlap.")
+    assert comparison(BenchmarkScores("b", "held_out", [first])) == []
+
+
+def test_words():
+    assert interval(Estimate(0.5, 0.251, 0.749)) == "[25.1, 74.9]"
+    assert interval(Estimate(0.5)) == ""
+    assert [duration(s) for s in (3.14, 65, 3600 + 61)] == ["3.1 s", "1 min 05 s", "1 h 01 min"]
+    assert flatten({"a": {"b": [1], "c": {}}, "d": None}) == [("a.b", "[1]"), ("a.c", "{}"), ("d", "null")]
+
+
+@pytest.mark.parametrize("count", [1, 4, 8, 9, 30])
+def test_every_policy_has_its_own_colour(count):
+    colours = policy_colours(map(str, range(count)))
+    assert len(set(colours.values())) == count
+    assert all(re.fullmatch("#[0-9a-f]{6}", c) for c in colours.values())
+
+
+def test_nodes_that_ran_differently_are_told_apart():
+    records = [NodeRecord(s, s, "0", (), {"git": g}) for s, g in (("a", "x"), ("b", "y"), ("c", "x"))]
+    records.append(NodeRecord("d", "d", "0", (), None))
+    assert grouped(records, lambda m: m["git"]) == [("x", "a, c"), ("y", "b")]
+    assert grouped(records[:1], lambda m: m["git"]) == [("x", "every node")]
+
+
+def test_a_run_with_nothing_in_it_still_makes_a_page():
+    html = page(
+        benchmarks=[BenchmarkScores("judge", "judge", [score("0", None, {})])],
+        iterations=[empty_iteration()],
+        nodes=[NodeRecord("train@1", "train", "1", ("data/policy/1",), None)],
+    )
+    assert "No Recall@N for judge" in html
+    assert html.count("no manifest") >= 3
+    assert '<figure class="chart"' not in html
+
+
+def test_names_cannot_inject_markup():
+    one = score("0", Estimate(0.5, 0.4, 0.6), {1: Estimate(0.5, 0.4, 0.6)})
+    html = page(title=SCRIPT, benchmarks=[BenchmarkScores(SCRIPT, "held_out", [one])])
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") >= 3
+
+
+def test_ids_are_unique_and_nothing_is_fetched():
+    one = [score(p, Estimate(0.5, 0.4, 0.6), {1: Estimate(0.5), 4: Estimate(0.9)}) for p in ("0", "1")]
+    html = page(benchmarks=[BenchmarkScores(b, "held_out", one) for b in ("a", "b")])
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'https?://[^\s"\')<]+', html)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    assert not re.search(r"<(link|script|img|iframe)\b|@import|\bsrc=", html)
+
+
+def test_charts_are_the_same_bytes_each_time():
+    one = score("0", Estimate(0.5, 0.4, 0.6), {1: Estimate(0.5, 0.4, 0.6)})
+    benchmarks = [BenchmarkScores("b", "held_out", [one])]
+    assert page(benchmarks=benchmarks) == page(benchmarks=benchmarks)

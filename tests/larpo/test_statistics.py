@@ -1,0 +1,78 @@
+"""Pass@N and intervals against enumeration and SciPy."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest, norm
+
+from larpo.statistics import Z95, mean_interval, pass_at_n, wilson
+
+
+def test_pass_at_n_by_hand():
+    """s = 4, c = 1: Pass@1 = 1/4; Pass@2 = 1 − C(3,2)/C(4,2) = 1 − 3/6 = 1/2; Pass@4 = 1 − 0 = 1.
+    c = 0 is 0 and c = s is 1 at every N."""
+    s, c = np.array([4, 4, 4]), np.array([1, 0, 4])
+    np.testing.assert_allclose(pass_at_n(s, c, 1), [0.25, 0, 1], atol=1e-15)
+    np.testing.assert_allclose(pass_at_n(s, c, 2), [0.5, 0, 1], atol=1e-15)
+    np.testing.assert_allclose(pass_at_n(s, c, 4), [1, 0, 1], atol=1e-15)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 8), st.data())
+def test_pass_at_n_is_the_share_of_draws_with_a_right_one(s, data):
+    c, n = data.draw(st.integers(0, s)), data.draw(st.integers(1, s))
+    draws = list(combinations([True] * c + [False] * (s - c), n))
+    expected = sum(map(any, draws)) / len(draws)
+    assert pass_at_n(np.array([s]), np.array([c]), n)[0] == pytest.approx(expected, abs=1e-12)
+
+
+def test_pass_at_n_survives_large_numbers():
+    """C(10000, 5000) overflows a float. With one right of 10000, Pass@5000 = 5000/10000."""
+    assert pass_at_n(np.array([10_000]), np.array([1]), 5000)[0] == pytest.approx(0.5, abs=1e-9)
+
+
+@pytest.mark.parametrize(("s", "c", "n"), [(3, 1, 4), (3, 1, 0), (3, 4, 1), (3, -1, 1)])
+def test_pass_at_n_refuses_impossible_numbers(s, c, n):
+    with pytest.raises(ValueError, match="samples"):
+        pass_at_n(np.array([s]), np.array([c]), n)
+
+
+def test_wilson_by_hand():
+    """5 of 10: z² = 3.8415; centre (0.5 + 0.19207)/1.38415 = 0.5; half = 1.95996 · √(0.025 + 0.0096036) / 1.38415
+    = 1.95996 · 0.18602 / 1.38415 = 0.26341: from 0.23659 to 0.76341."""
+    assert wilson(5, 10) == pytest.approx((0.23659, 0.76341), abs=1e-5)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 20), (81, 263), (1, 1000)])
+def test_wilson_equals_scipy(k, n):
+    expected = binomtest(k, n).proportion_ci(confidence_level=0.95, method="wilson")
+    assert wilson(k, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 0), (3, 2), (-1, 2)])
+def test_wilson_refuses_impossible_counts(k, n):
+    with pytest.raises(ValueError, match="successes"):
+        wilson(k, n)
+
+
+def test_z95_is_the_97_5_percentile():
+    assert norm.ppf(0.975) == pytest.approx(Z95, abs=1e-14)
+
+
+def test_mean_interval_by_hand():
+    """Values 0, 0, 1, 1: mean 0.5, variance (4 · 0.25)/3 = 1/3, standard error √(1/3/4) = 0.288675,
+    half = 1.959964 · 0.288675 = 0.565793."""
+    assert mean_interval(np.array([0, 0, 1, 1])) == pytest.approx((0.5 - 0.565793, 0.5 + 0.565793), abs=1e-6)
+    assert mean_interval(np.array([2.0, 2.0])) == (2.0, 2.0)
+    assert mean_interval(np.array([2.0])) == (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize("values", [[], [[1.0, 2.0]]])
+def test_mean_interval_refuses_what_is_no_sample(values):
+    with pytest.raises(ValueError, match="one-dimensional"):
+        mean_interval(np.array(values))

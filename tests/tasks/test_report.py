@@ -1,0 +1,174 @@
+"""Node `report` and `tasks.summary` on the real files of a small run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from larpo import tables
+from larpo.errors import UserError
+from larpo.hashing import tree_hash
+from tasks import report, summary
+from tests.report_run import COMMIT, build, params, prompt
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def make(settings: dict | None = None, **options) -> str:
+        build(settings or params(), **options)
+        report.main()
+        return Path(report.PAGE).read_text("utf-8")
+
+    return make
+
+
+def rows(path: str) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def rows_of_tsv(path: str) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as f:
+        return list(csv.DictReader(f, delimiter="\t"))
+
+
+def test_numbers_are_those_of_the_files(run):
+    html = run()
+    scores = json.loads(Path(report.SCORES).read_text())
+    for p in "012":
+        metrics = json.loads(Path(f"data/evaluate/{p}-held_out.json").read_text())
+        entry = scores["held_out"][p]
+        assert entry["greedy_accuracy"] == metrics["greedy"]["accuracy"]
+        assert (entry["pass_k"], entry["k"]) == (metrics["pass"]["4"]["value"], 4)
+        assert entry["mean_reward"] == metrics["mean_reward"]
+        low, high = metrics["greedy"]["low"], metrics["greedy"]["high"]
+        assert f"{100 * entry['greedy_accuracy']:.1f} %<small>[{100 * low:.1f}, {100 * high:.1f}]</small>" in html
+    table = rows(report.SCORES_CSV)
+    assert [r["policy"] for r in table] == ["0", "1", "2"]
+    assert [float(r["pass_1"]) for r in table] == [scores["held_out"][p]["pass_1"] for p in "012"]
+    recall = rows(report.RECALL_CSV)
+    assert [(r["policy"], r["n"]) for r in recall] == [(p, n) for p in "012" for n in "1234"]
+    assert float(recall[3]["recall"]) == pytest.approx(scores["held_out"]["0"]["pass_k"])
+
+
+def test_training_curves_are_a_plot(run):
+    """Three steps in each of two iterations: one axis from 1 to 6."""
+    run(steps=3)
+    table = rows(report.TRAINING_CSV)
+    assert [(r["iteration"], r["step"]) for r in table] == list(zip("111222", "123456", strict=True))
+    told = rows_of_tsv("data/train/2/plots/metrics/loss.tsv")
+    assert [float(r["loss"]) for r in table[3:]] == [float(r["loss"]) for r in told]
+
+
+def test_records_of_nodes_are_shown(run):
+    html = run()
+    lists_hash = tree_hash("data/lists/2.parquet")
+    assert f'title="{lists_hash}">{lists_hash[:8]}' in html
+    assert f'title="data/lists/2.parquet: {lists_hash}">{lists_hash[:8]}' in html
+    assert "0.693148" in html
+    assert "0.693147" in html
+    assert COMMIT in html
+    assert "1 truncated" in html
+    assert "no manifest" not in html
+
+
+def test_one_arrow_per_input_that_a_node_makes(run):
+    """Arrows per iteration: sample 2, score 2, candidates 3, lists 1, reference 3, train 4 = 15; two
+    iterations and three evaluations (one policy each) make 33."""
+    assert len(re.findall('class="edge"', run())) == 33
+
+
+def test_without_manifests(run):
+    html = run(manifests=False)
+    assert 'class="edge"' not in html
+    # Policy, three evaluations, seven nodes in each of two iterations: in the table and in the picture;
+    # then the first loss of two iterations, and the environment.
+    assert html.count("no manifest") == 2 * (1 + 3 + 14) + 2 + 1
+
+
+def test_what_a_model_wrote_is_text(run):
+    html = run()
+    assert "<script" not in html
+    assert "&lt;script&gt;document.body" in html
+
+
+def test_several_benchmarks_and_a_single_policy(run):
+    settings = params(1, ("held_out", "second"), evaluate={"policies": ["1"]}, report={"examples": 0})
+    html = run(settings)
+    assert set(json.loads(Path(report.SCORES).read_text())) == {"held_out", "second"}
+    assert "Recall@N, second" in html
+    assert "Iteration 1 · 0 of 6 lists" in html
+    assert len(rows(report.SCORES_CSV)) == 2
+
+
+def test_same_bytes_again(run):
+    run()
+    files = [Path(p) for p in (report.PAGE, report.SCORES, report.SCORES_CSV, report.RECALL_CSV)]
+    first = [p.read_bytes() for p in files]
+    report.main()
+    assert [p.read_bytes() for p in files] == first
+
+
+@pytest.mark.parametrize("same", ["id", "text"])
+def test_trained_on_an_evaluation_prompt(run, tmp_path, same):
+    build(params())
+    frame = tables.read("prompts", "data/prompts/2.parquet")
+    stolen = prompt("held out question 3" if same == "id" else "  Held  OUT question 3")
+    tables.write(pd.concat([frame, pd.DataFrame([stolen])]), "prompts", "data/prompts/2.parquet")
+    with pytest.raises(UserError, match=r"data/prompts/2.parquet, row 6: .*benchmark 'held_out' \(1 such") as error:
+        report.main()
+    assert "\n" not in str(error.value)
+    assert not Path("report").exists()
+
+
+def test_metrics_that_contradict_their_table(run):
+    build(params())
+    path = Path("data/evaluate/1-held_out.json")
+    metrics = json.loads(path.read_text())
+    metrics["pass"]["2"]["value"] += 0.01
+    path.write_text(json.dumps(metrics))
+    with pytest.raises(UserError, match=r"1-held_out.json: Pass@2 is .*, its table gives"):
+        report.main()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda: Path("data/evaluate/0-held_out.json").write_text("{"), "0-held_out.json: not valid JSON"),
+        (lambda: Path("data/score/1.parquet").unlink(), "data/score/1.parquet: not found, needed by report"),
+        (
+            lambda: Path("data/train/1/plots/metrics/loss.tsv").write_text("epoch\tloss\n1\t2\n"),
+            "loss.tsv: expected columns step and loss, found epoch, loss",
+        ),
+    ],
+)
+def test_broken_input_is_named(run, spoil, message):
+    build(params())
+    spoil()
+    with pytest.raises(UserError, match=message):
+        report.main()
+
+
+def test_summary(run, capsys):
+    run()
+    capsys.readouterr()
+    summary.main()
+    out = capsys.readouterr().out
+    entry = json.loads(Path(report.SCORES).read_text())["held_out"]["2"]
+    assert out.splitlines()[-1] == "report/index.html"
+    assert f"{100 * entry['greedy_accuracy']:.1f} ({100 * entry['greedy_low']:.1f}–" in out
+    assert f"{entry['mean_length']:.1f}" in out
+    assert "Pass@4" in out
+
+
+def test_summary_without_a_report(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"report/scores.json: not found; run `dvc repro report`"):
+        summary.main()
