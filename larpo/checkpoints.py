@@ -122,8 +122,7 @@ def fetch_initial_policy(params: PolicyParams, folder: Path) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except _UNUSABLE as error:
         raise UserError(
-            f"params.yaml: policy.model: {params.model!r} has no usable tokenizer "
-            f"({_line(error)})"
+            f"params.yaml: policy.model: {params.model!r} has no usable tokenizer ({_line(error)})"
         ) from None
     check_tokenizer(tokenizer, params.model)
     gguf = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {"use_safetensors": True}

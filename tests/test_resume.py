@@ -48,9 +48,19 @@ def kill_when(project: Project, code: str, ready, limit: float = 60) -> None:
 
 CASES = {
     # node: (code that runs it, outputs, what scratch must hold when it is killed, words of the second run)
-    "sample": ("import tasks.sample as t; t.main('1')", ["data/sample/1.parquet"], "*/0-t1-0000000*.parquet", "resuming"),
+    "sample": (
+        "import tasks.sample as t; t.main('1')",
+        ["data/sample/1.parquet"],
+        "*/0-t1-0000000*.parquet",
+        "resuming",
+    ),
     "score": ("import tasks.score as t; t.PART = 2; t.main('1')", ["data/score/1.parquet"], "*/part-*.parquet", ""),
-    "train": ("import tasks.train as t; t.main('1')", ["data/policy/1", "data/train/1"], "*/checkpoints/checkpoint-1", "resuming"),
+    "train": (
+        "import tasks.train as t; t.main('1')",
+        ["data/policy/1", "data/train/1"],
+        "*/checkpoints/checkpoint-1",
+        "resuming",
+    ),
     "evaluate": (
         "import tasks.evaluate as t; t.main('1', 'held_out')",
         ["data/evaluate/1-held_out.parquet", "data/evaluate/1-held_out.json"],

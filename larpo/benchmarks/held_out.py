@@ -33,9 +33,7 @@ class HeldOut:
 
     def score(self, items: pd.DataFrame, outputs: pd.DataFrame) -> pd.DataFrame:
         joined = outputs[["prompt_id", "text", "finish_reason"]].merge(items, on="prompt_id", how="left")
-        scored = self.reward.score(
-            joined["messages"].tolist(), joined["answer"].tolist(), joined["text"].tolist()
-        )
+        scored = self.reward.score(joined["messages"].tolist(), joined["answer"].tolist(), joined["text"].tolist())
         # A response that was cut off gave no final answer, whatever number stands last in it.
         complete = (joined["finish_reason"] != "length").to_numpy()
         return pd.DataFrame(
@@ -65,6 +63,7 @@ class HeldOut:
         varied = length.std() > 0 and reward.std() > 0
         return {
             "items": len(greedy),
+            "sampled_items": len(n),
             "samples": self.entry.samples,
             "temperature": self.entry.temperature,
             "greedy": {"accuracy": right / len(greedy), "low": low, "high": high},

@@ -18,7 +18,7 @@ def params(**changes) -> Params:
         "iterations": {"1": {"previous": "0", "temperatures": [1.0]}},
         "prompts": {
             "per_iteration": 4,
-            "tasks": [{"name": "chain_sum", "config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}}],
+            "tasks": [{"name": "chain_sum", "config": {"min_terms": 2, "max_terms": 2, "max_digits": 2}}],
         },
         "sample": {"max_new_tokens": 4},
         "score": {"reward": "final_number", "truncation_penalty": 0.5},
@@ -52,7 +52,9 @@ def test_aggregate_by_hand():
     assert found["greedy"] == pytest.approx({"accuracy": 0.5, "low": 0.094532, "high": 0.905468}, abs=1e-5)
     assert list(found["pass"]) == ["1", "2", "4"]
     assert {n: v["value"] for n, v in found["pass"].items()} == pytest.approx({"1": 0.625, "2": 0.75, "4": 1.0})
-    assert found["pass"]["2"] == pytest.approx({"value": 0.75, "low": 0.75 - 0.489991, "high": 0.75 + 0.489991}, abs=1e-6)
+    assert found["pass"]["2"] == pytest.approx(
+        {"value": 0.75, "low": 0.75 - 0.489991, "high": 0.75 + 0.489991}, abs=1e-6
+    )
     assert found["mean_reward"] == pytest.approx(0.5625)
     assert found["mean_length"] == pytest.approx(4.5)
     assert (found["truncated"], found["unparsed"]) == (0.125, 0.25)
@@ -79,7 +81,11 @@ def test_score_keeps_the_order_and_counts_a_cut_off_answer_as_wrong():
     bench = build_benchmark(params(), "held_out")
     items = pd.DataFrame({"prompt_id": ["a", "b"], "source": "s", "messages": [[], []], "answer": ["1", "2"]})
     outputs = pd.DataFrame(
-        {"prompt_id": ["b", "a", "b", "a"], "text": ["2", "1", "2", "x"], "finish_reason": ["stop", "stop", "length", "stop"]},
+        {
+            "prompt_id": ["b", "a", "b", "a"],
+            "text": ["2", "1", "2", "x"],
+            "finish_reason": ["stop", "stop", "length", "stop"],
+        },
         index=[7, 3, 3, 0],
     )  # fmt: skip
     found = bench.score(items, outputs)

@@ -49,10 +49,16 @@ P, N = "positive", "negative"
     ("params", "expected"),
     [
         ({"recipe": "top_rest"}, [("r1", 0.9, P), ("r3", 0.7, N), ("r2", 0.5, N), ("r4", 0.3, N), ("r0", 0.1, N)]),
-        ({"recipe": "top_rest", "top": 2}, [("r1", 0.9, P), ("r3", 0.7, P), ("r2", 0.5, N), ("r4", 0.3, N), ("r0", 0.1, N)]),
+        (
+            {"recipe": "top_rest", "top": 2},
+            [("r1", 0.9, P), ("r3", 0.7, P), ("r2", 0.5, N), ("r4", 0.3, N), ("r0", 0.1, N)],
+        ),
         ({"recipe": "top_bottom"}, [("r1", 0.9, P), ("r0", 0.1, N)]),
         ({"recipe": "top_bottom", "bottom": 3}, [("r1", 0.9, P), ("r2", 0.5, N), ("r4", 0.3, N), ("r0", 0.1, N)]),
-        ({"recipe": "top_bottom", "top": 2, "bottom": 2}, [("r1", 0.9, P), ("r3", 0.7, P), ("r4", 0.3, N), ("r0", 0.1, N)]),
+        (
+            {"recipe": "top_bottom", "top": 2, "bottom": 2},
+            [("r1", 0.9, P), ("r3", 0.7, P), ("r4", 0.3, N), ("r0", 0.1, N)],
+        ),
         ({"recipe": "best_worst", "top": 3, "bottom": 3}, [("r1", 0.9, P), ("r0", 0.1, N)]),
         ({"recipe": "all"}, [("r1", 0.9, P), ("r3", 0.7, P), ("r2", 0.5, P), ("r4", 0.3, N), ("r0", 0.1, N)]),
     ],

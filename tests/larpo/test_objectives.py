@@ -130,9 +130,7 @@ def test_step_0_is_at_reference(weight, data):
         names = NAMES if len(rewards) == 2 and weight == "none" else LISTS
         for name in names:
             objective = build(name, **({"weight": weight} if name == "lambdarank" else {}))
-            torch.testing.assert_close(
-                objective(batch), objective.at_reference(batch), rtol=0, atol=tolerance
-            )
+            torch.testing.assert_close(objective(batch), objective.at_reference(batch), rtol=0, atol=tolerance)
 
 
 @relaxed

@@ -38,7 +38,9 @@ def some_lists(model, sizes: list[int], shift: float = 0.0) -> list[TrainingList
         tokens = ResponseList([3, 4, 5], responses)
         with torch.no_grad():
             logps = response_logps(model, pack([tokens]))[0][0].tolist()
-        lists.append(TrainingList(tokens, [float(size - j) for j in range(size)], [x + shift * j for j, x in enumerate(logps)]))
+        lists.append(
+            TrainingList(tokens, [float(size - j) for j in range(size)], [x + shift * j for j, x in enumerate(logps)])
+        )
     return lists
 
 
@@ -114,7 +116,7 @@ def test_nan_reference_is_caught_at_step0():
 def test_nan_loss_stops_with_one_line(tmp_path):
     model = tiny_model()
     bad = [TrainingList(entry.tokens, entry.rewards, [float("nan")] * 4) for entry in some_lists(model, [4] * 4)]
-    with pytest.raises(UserError, match="optimizer step 1.*learning_rate"):
+    with pytest.raises(UserError, match=r"optimizer step 1.*learning_rate"):
         train(tmp_path, bad)
 
 

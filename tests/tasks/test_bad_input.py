@@ -68,7 +68,9 @@ def test_prompt_table_with_duplicate_ids(workspace):
     frame = prompts_frame()
     frame.loc[2, "prompt_id"] = "p0"
     raw_table(frame, "data/prompts/1.parquet")
-    refuse(lambda: tasks.sample.main("1"), "data/prompts/1.parquet", "row 2", "p0", "twice", output="data/sample/1.parquet")
+    refuse(
+        lambda: tasks.sample.main("1"), "data/prompts/1.parquet", "row 2", "p0", "twice", output="data/sample/1.parquet"
+    )
 
 
 def test_prompt_table_with_a_missing_column(workspace):
@@ -80,13 +82,20 @@ def test_truncated_parquet(workspace):
     raw_table(prompts_frame(), "data/prompts/1.parquet")
     path = Path("data/prompts/1.parquet")
     path.write_bytes(path.read_bytes()[:200])
-    refuse(lambda: tasks.sample.main("1"), "data/prompts/1.parquet", "not a readable Parquet", output="data/sample/1.parquet")
+    refuse(
+        lambda: tasks.sample.main("1"),
+        "data/prompts/1.parquet",
+        "not a readable Parquet",
+        output="data/sample/1.parquet",
+    )
 
 
 def test_rule_reward_without_answers(workspace):
     tables.write(prompts_frame(answer=None), "prompts", "data/prompts/1.parquet")
     tables.write(responses_frame(), "responses", "data/sample/1.parquet")
-    refuse(lambda: tasks.score.main("1"), "data/prompts/1.parquet", "row 0", "final_number", output="data/score/1.parquet")
+    refuse(
+        lambda: tasks.score.main("1"), "data/prompts/1.parquet", "row 0", "final_number", output="data/score/1.parquet"
+    )
 
 
 def test_responses_to_unknown_prompts(workspace):
@@ -113,7 +122,9 @@ def test_checkpoint_without_tokenizer_or_chat_template(workspace, tiny_policy, s
 
 
 def test_missing_input_names_the_command(workspace):
-    refuse(lambda: tasks.sample.main("1"), "data/prompts/1.parquet", "dvc repro sample@1", output="data/sample/1.parquet")
+    refuse(
+        lambda: tasks.sample.main("1"), "data/prompts/1.parquet", "dvc repro sample@1", output="data/sample/1.parquet"
+    )
 
 
 def training_tables(reference: pd.DataFrame) -> None:
@@ -121,7 +132,13 @@ def training_tables(reference: pd.DataFrame) -> None:
     rewards = {"reward": [1.0, 0.0], "correct": [True, False], "reward_name": "final_number"}
     tables.write(responses.assign(**rewards), "candidates", "data/candidates/1.parquet")
     lists = pd.DataFrame(
-        {"prompt_id": "p0", "rank": [0, 1], "response_id": ["r0", "r1"], "reward": [1.0, 0.0], "role": ["positive", "negative"]}
+        {
+            "prompt_id": "p0",
+            "rank": [0, 1],
+            "response_id": ["r0", "r1"],
+            "reward": [1.0, 0.0],
+            "role": ["positive", "negative"],
+        }
     )
     tables.write(lists, "lists", "data/lists/1.parquet")
     tables.write(reference, "reference", "data/reference/1.parquet")
