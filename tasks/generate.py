@@ -7,16 +7,13 @@ result is the same however often the node was stopped.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pandas as pd
 
 from larpo.checkpoints import load_tokenizer, render_prompts
 from larpo.engines import Engine, Sampling, build_engine
 from larpo.hashing import seed_of
 from larpo.params import EngineParams
-from tasks.node import Node, progress, say
+from tasks.node import Node, progress, say, write_part
 
 
 class Generator:
@@ -63,10 +60,3 @@ class Generator:
         frame = pd.concat([pd.read_parquet(paths[s]) for s in starts], ignore_index=True)
         frame["text"] = self.tokenizer.batch_decode(frame["token_ids"].tolist(), skip_special_tokens=True)
         return frame
-
-
-def write_part(frame: pd.DataFrame, path: Path) -> None:
-    """Write a part of a node's work so that it is there completely or not at all."""
-    temporary = path.with_suffix(".tmp")
-    frame.to_parquet(temporary, index=False)
-    os.replace(temporary, path)

@@ -27,6 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas as pd
 import psutil
 import typer
 
@@ -187,6 +188,13 @@ def write_json(path: str | Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
+def write_part(frame: pd.DataFrame, path: Path) -> None:
+    """Write a part of a node's work so that it is there completely or not at all."""
+    temporary = path.with_suffix(".tmp")
+    frame.to_parquet(temporary, index=False)
+    os.replace(temporary, path)
+
+
 def say(line: str) -> None:
     print(line, flush=True)
 
@@ -263,4 +271,4 @@ def command(function: Callable[..., None]) -> None:
     app()
 
 
-__all__ = ["Node", "command", "load_params", "progress", "say", "write_json"]
+__all__ = ["Node", "command", "load_params", "progress", "say", "write_json", "write_part"]

@@ -11,8 +11,7 @@ import torch
 from larpo import tables
 from larpo.checkpoints import load_model
 from larpo.logps import pack, response_logps
-from tasks.generate import write_part
-from tasks.node import Node, command, load_params, progress
+from tasks.node import Node, command, load_params, progress, write_part
 from tasks.training_data import read_lists, response_lists
 
 

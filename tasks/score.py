@@ -8,8 +8,7 @@ import pandas as pd
 from larpo import tables
 from larpo.errors import UserError
 from larpo.rewards import build_reward
-from tasks.generate import write_part
-from tasks.node import Node, command, load_params, progress
+from tasks.node import Node, command, load_params, progress, write_part
 
 PART = 4096  # responses per part: what a kill can cost
 

@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tiny_policy(folder: Path, seed: int = 0) -> Path:
+def make_tiny_policy(folder: Path, seed: int = 0, hidden_size: int = 32, heads: int = 4) -> Path:
     """A two-layer Llama over characters, randomly initialised: its answers are noise, its code paths real.
 
     The vocabulary is small, so that a random response ends by itself about every other time.
@@ -47,9 +47,9 @@ def make_tiny_policy(folder: Path, seed: int = 0) -> Path:
     )
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
-        eos_token_id=1, pad_token_id=1, bos_token_id=None, initializer_range=0.3,
+        vocab_size=len(vocabulary), hidden_size=hidden_size, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=heads, num_key_value_heads=heads // 2, max_position_embeddings=512,
+        tie_word_embeddings=True, eos_token_id=1, pad_token_id=1, bos_token_id=None, initializer_range=0.3,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

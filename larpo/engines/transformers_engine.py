@@ -5,11 +5,39 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from larpo.checkpoints import end_tokens, load_model, load_tokenizer
 from larpo.engines import Completion, Sampling
 from larpo.params import EngineParams
+
+
+class Draw(LogitsProcessor):
+    """Draws each row's next token from softmax(scores) and leaves it as the only one possible.
+
+    Inverse transform sampling: one uniform number per token, found in the cumulated probabilities. `generate`
+    itself draws an exponential number for every entry of the vocabulary, which took a quarter of the time.
+    """
+
+    def __init__(self, rows: int, steps: int, seed: int, prompt_length: int):
+        self.uniform = torch.rand(steps, rows, 1, generator=torch.Generator().manual_seed(seed))
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(rows, tokens so far), (rows, vocabulary) → (rows, vocabulary): 0 at the drawn token, -inf elsewhere."""
+        total = scores.float().softmax(-1).cumsum_(-1)
+        last = total[:, -1:]  # 1 but for rounding
+        point = self.uniform[input_ids.shape[1] - self.prompt_length].to(total.device) * last
+        # Strictly below the last sum, the first sum above the point is that of a token with a probability above 0.
+        token = torch.searchsorted(total, point.minimum(last.nextafter(torch.zeros_like(last))), right=True)
+        return scores.fill_(-torch.inf).scatter_(1, token, 0.0)
 
 
 class TransformersEngine:
@@ -60,14 +88,11 @@ class TransformersEngine:
         if sampling.n > 1:
             cache.batch_repeat_interleave(sampling.n)
             ids, mask = ids.repeat_interleave(sampling.n, 0), mask.repeat_interleave(sampling.n, 0)
+        processors = LogitsProcessorList()
         if sampling.temperature > 0:
-            # top_k=0 switches off the library's default of 50, which no parameter of ours asked for.
-            how = {
-                "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0,
-            }  # fmt: skip
-        else:
-            how = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        torch.manual_seed(seed)
+            processors += [TemperatureLogitsWarper(sampling.temperature)]
+            processors += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
+            processors += [Draw(len(ids), sampling.max_new_tokens, seed, length)]
         out = self.model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -75,7 +100,8 @@ class TransformersEngine:
             max_new_tokens=sampling.max_new_tokens,
             eos_token_id=self.ends,
             pad_token_id=self.pad,
-            **how,
+            do_sample=False,  # `Draw` has drawn already
+            logits_processor=processors,
         )[:, length:]
         completions = [self._completion(row, seed) for row in out.tolist()]
         return [completions[i : i + sampling.n] for i in range(0, len(completions), sampling.n)]

@@ -1,0 +1,78 @@
+"""Tables: the same rows are the same bytes; what does not fit is refused with its row."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from larpo import tables
+from larpo.errors import UserError
+
+PROMPTS = pd.DataFrame(
+    {
+        "prompt_id": ["a", "b"],
+        "source": ["s", "s"],
+        "messages": [[{"role": "user", "content": "1 + 1 ="}], [{"role": "user", "content": "é\n"}]],
+        "answer": ["2", None],
+    }
+)
+
+
+def test_round_trip_and_column_order(tmp_path):
+    path = tmp_path / "p.parquet"
+    tables.write(PROMPTS[PROMPTS.columns[::-1]], "prompts", path)
+    again = tables.read("prompts", path)
+    assert again.columns.tolist() == tables.SCHEMAS["prompts"].names
+    assert again["messages"].tolist() == PROMPTS["messages"].tolist()
+    assert again["answer"].tolist()[0] == "2" and pd.isna(again["answer"][1])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.text(), st.floats(allow_nan=False, allow_infinity=False)), max_size=8))
+def test_same_rows_same_bytes(tmp_path_factory, rows):
+    frame = pd.DataFrame(
+        [(f"r{i}", reward, None, name) for i, (name, reward) in enumerate(rows)],
+        columns=["response_id", "reward", "correct", "reward_name"],
+    )
+    folder = tmp_path_factory.mktemp("bytes")
+    tables.write(frame, "rewards", folder / "1.parquet")
+    # What a frame went through (index, categories, a file) leaves no trace.
+    tables.write(tables.read("rewards", folder / "1.parquet"), "rewards", folder / "2.parquet")
+    assert (folder / "1.parquet").read_bytes() == (folder / "2.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.drop(columns="answer"), "missing answer"),
+        (lambda f: f.assign(extra=1), "unknown extra"),
+        (lambda f: f.assign(source=[None, "s"]), r"row 0: column 'source' is empty; expected text"),
+        (lambda f: f.assign(answer=[1, 2]), r"row 0: column 'answer' expects text, found 1"),
+        (lambda f: f.assign(prompt_id=["a", "a"]), r"row 1: prompt_id='a' appears twice"),
+        (lambda f: f.assign(messages=[f["messages"][0], []]), r"row 1: column 'messages' expects a list of messages"),
+        (lambda f: pd.concat([f, f[["answer"]]], axis=1), "'answer' appears twice"),
+    ],
+)
+def test_refusals_name_file_row_and_column(tmp_path, change, message):
+    path = tmp_path / "p.parquet"
+    with pytest.raises(UserError, match=message) as caught:
+        tables.write(change(PROMPTS), "prompts", path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert not path.exists()
+
+
+def test_rewards_that_are_no_numbers_are_refused(tmp_path):
+    frame = pd.DataFrame({"response_id": ["r"], "reward": [float("inf")], "correct": [None], "reward_name": ["x"]})
+    with pytest.raises(UserError, match=r"row 0: column 'reward' expects a finite number, found inf"):
+        tables.write(frame, "rewards", tmp_path / "r.parquet")
+
+
+def test_unreadable_and_missing_files(tmp_path):
+    path = tmp_path / "p.parquet"
+    with pytest.raises(UserError, match="not found; run `dvc repro`"):
+        tables.read("prompts", path)
+    path.write_bytes(b"PAR1 not really")
+    with pytest.raises(UserError, match="not a readable Parquet file"):
+        tables.read("prompts", path)
