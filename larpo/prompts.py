@@ -7,6 +7,7 @@ evaluation prompts are disjoint whatever the seeds, the iteration or the number 
 from __future__ import annotations
 
 import reprlib
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -35,8 +36,11 @@ def source(name: str):
 @source("reasoning_gym")
 def reasoning_gym_prompts(params: PromptsParams, seed: int) -> Iterator[Prompt]:
     """Generated problems with exact answers, in equal parts from each generator of `params.tasks`."""
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
+    with warnings.catch_warnings():
+        # A package below it warns of its own code when Python compiles it.
+        warnings.simplefilter("ignore", SyntaxWarning)
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
 
     if not params.tasks:
         raise UserError("params.yaml: prompts.tasks: expected at least one reasoning-gym generator, found none")

@@ -1,1 +1,7 @@
-"""The nodes of the graph: one module each, run as `python -m tasks.NODE`. Read → compute → write."""
+"""One module per node of dvc.yaml, each a command: `python -m tasks.sample 1`."""
+
+import os
+
+# Read when the libraries are imported, so set before. Progress bars redraw lines, which logs cannot; nodes print
+# lines of their own.
+os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}

@@ -264,8 +264,6 @@ def command(function: Callable[..., None]) -> None:
 
     guarded.__doc__, guarded.__annotations__ = function.__doc__, function.__annotations__
     guarded.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-    # Progress bars redraw lines, which logs cannot; nodes print lines of their own.
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(guarded)
     app()

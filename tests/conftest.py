@@ -18,6 +18,8 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
 }
+# As on a user's machine: nodes store bytecode, which DVC must not take for a change.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAT_TEMPLATE = (
@@ -107,6 +109,7 @@ class Project:
         self.run("git", "config", "user.email", "tests@example.org")
         self.run("git", "config", "user.name", "tests")
         self.dvc("init", "-q")
+        shutil.copy(ROOT / ".dvcignore", folder / ".dvcignore")
         self.dvc("config", "core.analytics", "false")
         self.run("git", "add", "-A")
         self.run("git", "commit", "-q", "-m", "start")
