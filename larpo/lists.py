@@ -103,7 +103,8 @@ def build_lists(candidates: pd.DataFrame, params: ListsParams, seed: int) -> Bui
         # The newest of identical responses stays: its text is as likely under the current policy, and
         # its id is the one that this iteration's sampling recorded.
         frame = frame.assign(tokens=frame["token_ids"].map(lambda ids: np.asarray(ids, np.int32).tobytes()))
-        frame = frame.sort_values(["iteration", "tie"], ascending=[False, True], kind="stable")
+        # Their rewards differ only where the reward is not deterministic; then the best stays, whatever the seed.
+        frame = frame.sort_values(["iteration", "reward", "tie"], ascending=[False, False, True], kind="stable")
         frame = keep(frame, ~frame.duplicated(["prompt_id", "tokens"]), "identical")
     order = frame["correct"].astype(float) if recipe.by_correctness else frame["reward"]
     frame = frame.assign(order=order).sort_values(

@@ -58,7 +58,7 @@ CASES = {
     "train": (
         "import tasks.train as t; t.main('1')",
         ["data/policy/1", "data/train/1"],
-        "*/checkpoints/checkpoint-1",
+        "*/checkpoints/checkpoint-1/trainer_state.json",
         "resuming",
     ),
     "evaluate": (

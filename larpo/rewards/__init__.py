@@ -41,4 +41,4 @@ def build_reward(name: str, options: dict[str, Any]) -> Reward:
     try:
         return getattr(importlib.import_module(module), cls)(**options)
     except TypeError as error:
-        raise UserError(f"params.yaml: score.options: {name}: {error}") from None
+        raise UserError(f"params.yaml: score.options: {name}: found {', '.join(options)}: {error}") from None

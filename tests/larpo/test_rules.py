@@ -86,7 +86,7 @@ def test_final_number():
     found = score("final_number", ("5 + 5 = 10", "10.0"), ("10 or 11", "10"), ("ten", "10"), (LONG, LONG[:-1] + "8"))
     assert found["correct"].tolist() == [True, False, False, False]
     assert found["reward"].tolist() == [1.0, 0.0, 0.0, 0.0]
-    assert found["parsed"].tolist()[:3] == ["10", "11", None]
+    assert found["parsed"].tolist()[:2] == ["10", "11"] and found["parsed"].isna().tolist()[2:] == [True, False]
 
 
 def test_final_number_refuses_answers_that_are_no_numbers():
@@ -98,7 +98,7 @@ def test_final_number_refuses_answers_that_are_no_numbers():
 def test_exact_match():
     found = score("exact_match", ("  The\nCat ", "the cat"), ("the cat.", "the cat"), (" ", ""))
     assert found["correct"].tolist() == [True, False, False]
-    assert found["parsed"].tolist() == ["the cat", "the cat.", None]
+    assert found["parsed"].tolist()[:2] == ["the cat", "the cat."] and found["parsed"].isna()[2]
 
 
 def test_math_equivalence():
