@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +15,11 @@ from tests.conftest import Project
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory, tiny_policy) -> Project:
-    """Iteration 1 by its nodes' own commands, undisturbed."""
-    project = Project(tmp_path_factory.mktemp("resume") / "project", tiny_policy)
-    project.set("batch_size: 4", "batch_size: 1")  # twelve batches to be killed in
-    project.node("policy")
-    for module in ("prompts", "sample", "score", "candidates", "lists", "reference", "train"):
-        project.node(module, "1")
-    project.node("evaluate", "1", "held_out")
+def prepared(tmp_path_factory, finished_project) -> Project:
+    """A copy of an undisturbed run."""
+    project = object.__new__(Project)
+    project.folder = tmp_path_factory.mktemp("resume") / "project"
+    shutil.copytree(finished_project.folder, project.folder, symlinks=True)
     return project
 
 
@@ -62,8 +60,8 @@ CASES = {
         "resuming",
     ),
     "evaluate": (
-        "import tasks.evaluate as t; t.main('1', 'held_out')",
-        ["data/evaluate/1-held_out.parquet", "data/evaluate/1-held_out.json"],
+        "import tasks.evaluate as t; t.main('0', 'held_out')",
+        ["data/evaluate/0-held_out.parquet", "data/evaluate/0-held_out.json"],
         "*/greedy-0000000*.parquet",
         "resuming",
     ),
@@ -77,7 +75,7 @@ def test_killed_node_ends_with_the_same_bytes(prepared, node):
     assert undisturbed
     for out in outputs:  # as DVC does before a stage starts
         prepared.run("rm", "-rf", out)
-    stage = {"evaluate": "evaluate@1-held_out"}.get(node, f"{node}@1")
+    stage = {"evaluate": "evaluate@0-held_out"}.get(node, f"{node}@1")
     scratch = prepared.folder / "scratch" / stage
     kill_when(prepared, code, lambda: any(scratch.glob(sign)))
     assert not any((prepared.folder / out).exists() for out in outputs), "a killed node published something"

@@ -25,6 +25,8 @@ class VLLMEngine:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("DO_NOT_TRACK", "1")
+        # GiB, read by the CPU build only, which would otherwise ask for nearly all of the memory.
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
         try:
             import vllm
             from vllm.platforms import current_platform

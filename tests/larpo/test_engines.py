@@ -73,7 +73,7 @@ def test_responses_of_one_request_are_independent_draws(engine):
     assert len({tuple(c.token_ids) for c in many}) > 6
 
 
-@pytest.mark.parametrize("temperature", [1.5, 4.0])
+@pytest.mark.parametrize("temperature", [1.5, 2.0])
 def test_samples_follow_the_models_softmax_at_the_temperature(engine, checkpoint, temperature):
     """First tokens of 60 × 64 responses against softmax(logits / t): no top-k, top-p or repetition penalty
     that nobody asked for. With N = 3840 draws the expected distance between the empirical and the true
