@@ -53,6 +53,7 @@ def main() -> None:
         if not Path(path).is_file():
             raise UserError(f"{path}: not found; run `dvc repro report` from the project's folder")
     console = Console(highlight=False)
+    console.width = max(console.width, 88)  # a narrower table would lose its figures
     for benchmark, policies in read_json(SCORES).items():
         console.print(table(benchmark, policies))
     print(PAGE)

@@ -52,6 +52,7 @@ class PolicyScore:
 
     policy: str
     items: int | None
+    sampled_items: int | None
     samples: int | None
     temperature: float | None
     greedy: Estimate | None
@@ -167,6 +168,7 @@ def policy_score(metrics: dict[str, Any], evaluations: pd.DataFrame) -> PolicySc
     return PolicyScore(
         policy=str(metrics["policy"]),
         items=metrics.get("items"),
+        sampled_items=metrics.get("sampled_items"),
         samples=metrics.get("samples"),
         temperature=metrics.get("temperature"),
         greedy=_estimate(metrics.get("greedy"), "accuracy"),

@@ -97,7 +97,8 @@ def flatten(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _score_notes(p: PolicyScore) -> str:
-    return f"{p.items or NONE} items, {p.samples or NONE} samples each at temperature {number(p.temperature)}"
+    sampled = "each" if p.sampled_items in (None, p.items) else f"for {p.sampled_items} of them"
+    return f"{p.items or NONE} items, {p.samples or NONE} samples {sampled} at temperature {number(p.temperature)}"
 
 
 def render(data: ReportData) -> str:

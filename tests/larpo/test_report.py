@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -23,12 +24,12 @@ from larpo.report.data import (
     recall_curve,
     spread,
 )
-from larpo.report.page import comparison, flatten, grouped, interval
+from larpo.report.page import _score_notes, comparison, flatten, grouped, interval
 from tests.report_run import SCRIPT, evaluations, params
 
 
 def score(policy: str, greedy: Estimate | None, passes: dict[int, Estimate]) -> PolicyScore:
-    return PolicyScore(policy, 10, 4, 1.0, greedy, passes, None, None, None, None, None)
+    return PolicyScore(policy, 10, 10, 4, 1.0, greedy, passes, None, None, None, None, None)
 
 
 def page(**changes) -> str:
@@ -172,3 +173,9 @@ def test_charts_are_the_same_bytes_each_time():
     one = score("0", Estimate(0.5, 0.4, 0.6), {1: Estimate(0.5, 0.4, 0.6)})
     benchmarks = [BenchmarkScores("b", "held_out", [one])]
     assert page(benchmarks=benchmarks) == page(benchmarks=benchmarks)
+
+
+@pytest.mark.parametrize(("sampled", "words"), [(10, "4 samples each"), (None, "4 samples each"), (6, "for 6 of them")])
+def test_how_much_was_sampled_is_said(sampled, words):
+    found = replace(score("0", None, {}), sampled_items=sampled)
+    assert words in _score_notes(found)
