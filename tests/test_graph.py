@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -117,6 +118,12 @@ def test_metrics_and_plots(finished):
     page = finished.dvc("plots", "show", "--out", "plots").stdout.strip()
     assert "index.html" in page
     shutil.rmtree(finished.folder / "plots")
+
+
+def test_the_flow_finds_the_same_graph_up_to_date(finished):
+    """Prefect's tasks for lists@2 and all that it needs: policy, train@1, reference@1 and five nodes twice."""
+    done = finished.run(sys.executable, "-m", "flows.iterate", "--target", "lists@2")
+    assert done.stdout.splitlines()[-1] == "0 Completed, 0 Restored, 13 UpToDate"
 
 
 def test_push_and_pull_through_a_local_remote(finished, tmp_path):
