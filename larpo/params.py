@@ -119,7 +119,7 @@ class TrainParams(Section):
     lists_per_step: int = Field(16, ge=1, description="lists per optimizer step, over all devices")
     lists_per_device_batch: int = Field(8, ge=1, description="lists in memory at once; never changes the result")
     max_steps: int = Field(-1, description="stop early after so many optimizer steps; -1: all epochs")
-    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps, rounded up, but never all of them")
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)

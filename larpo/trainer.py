@@ -107,6 +107,12 @@ class ListTrainer(Trainer):
             count = self.accelerator.gather(count).sum()
         return batches, count
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None):
+        # The Trainer rounds the warm-up up to whole steps and starts it at learning rate 0. In a run of one
+        # step that would be the whole run: nothing would be learnt, silently. The last step is never warm-up.
+        self.args.warmup_steps = min(self.args.get_warmup_steps(num_training_steps), num_training_steps - 1)
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return inputs  # `list_batch` moves the tensors; the Trainer cannot look into a dataclass
 

@@ -83,8 +83,8 @@ train:
   objective: lambdarank
   objective_options: {{beta: 0.1}}
   learning_rate: 1.0e-3
-  lists_per_step: 4
-  lists_per_device_batch: 2
+  lists_per_step: 2
+  lists_per_device_batch: 1
   save_steps: 1
 evaluate: {{policies: ["0", "2"]}}
 benchmarks:

@@ -44,11 +44,13 @@ def some_lists(model, sizes: list[int], shift: float = 0.0) -> list[TrainingList
     return lists
 
 
-def train(tmp_path, lists, objective="lambdarank", device_batch=4, accumulation=1, steps=2, **settings):
+def train(
+    tmp_path, lists, objective="lambdarank", device_batch=4, accumulation=1, steps=2, schedule="constant", **settings
+):
     model = tiny_model()
     args = TrainingArguments(
         output_dir=str(tmp_path), per_device_train_batch_size=device_batch, gradient_accumulation_steps=accumulation,
-        max_steps=steps, learning_rate=1e-2, lr_scheduler_type="constant", report_to=[], save_strategy="no",
+        max_steps=steps, learning_rate=1e-2, lr_scheduler_type=schedule, report_to=[], save_strategy="no",
         disable_tqdm=True, remove_unused_columns=False, logging_steps=1, use_cpu=True, seed=0, data_seed=0, **settings,
     )  # fmt: skip
     trainer = ListTrainer(model, args, lists, build(objective, beta=0.1))
@@ -81,6 +83,17 @@ def test_a_short_last_micro_batch_keeps_every_list_equal(tmp_path):
         torch.testing.assert_close(a - s, b - s, atol=1e-6, rtol=1e-3)
         moved += float((a - s).detach().abs().sum())
     assert moved > 1e-3
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, [1e-2]), (2, [0.0, 1e-2]), (20, [0.0, 5e-3, 1e-2])])
+def test_warmup_never_takes_the_whole_run(tmp_path, steps, expected):
+    """Warm-up of 10 %, rounded up to whole steps, starts at 0: one step would learn nothing (1 of 1 steps),
+    so the last step has the full rate. 20 steps: 2 of warm-up, at 0/2 and 1/2 of the rate.
+    """
+    model, trainer = train(tmp_path, some_lists(tiny_model(), [3, 3]), steps=steps, warmup_steps=0.1, schedule="linear")
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert rates[: len(expected)] == pytest.approx(expected)
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), tiny_model().parameters(), strict=True))
 
 
 @pytest.mark.parametrize(

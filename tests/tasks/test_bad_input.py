@@ -160,8 +160,6 @@ def training_tables(reference: pd.DataFrame) -> None:
 )
 def test_reference_rows_missing_or_of_another_model(workspace, reference, words):
     training_tables(pd.DataFrame(reference))
-    text = Path("params.yaml").read_text().replace("lists_per_step: 4", "lists_per_step: 2")
-    Path("params.yaml").write_text(text)
     refuse(lambda: tasks.train.main("1"), *words, output="data/policy/1")
 
 
