@@ -22,6 +22,17 @@ os.environ |= {
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What `pytest -n 2 --dist loadgroup` keeps in one process: users of a fixture that is expensive to make."""
+    for item in items:
+        shared = "finished_project" in item.fixturenames
+        item.add_marker(pytest.mark.xdist_group("finished_project" if shared else item.path.parent.name))
+    items.sort(key=lambda item: "finished_project" not in item.fixturenames)  # the longest group first
+
+
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
