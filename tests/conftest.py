@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # Before anything imports them: no telemetry, no hub, one thread per process (tiny models gain nothing from two).
 os.environ |= {
@@ -24,13 +25,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What `pytest -n 2 --dist loadgroup` keeps in one process: users of a fixture that is expensive to make."""
-    for item in items:
-        shared = "finished_project" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("finished_project" if shared else item.path.parent.name))
-    items.sort(key=lambda item: "finished_project" not in item.fixturenames)  # the longest group first
+    """With `-n 2 --dist loadfile`: the longest file first, and last the one that waits for what the first makes."""
+    order = {"test_graph.py": 0, "test_resume.py": 2}
+    items.sort(key=lambda item: order.get(item.path.relative_to(ROOT / "tests").as_posix(), 1))
 
 
 CHAT_TEMPLATE = (
@@ -127,6 +125,12 @@ class Project:
         self.run("git", "add", "-A")
         self.run("git", "commit", "-q", "-m", "start")
 
+    def copy(self, folder: Path) -> Project:
+        other = object.__new__(Project)
+        other.folder, other.first_run = folder, self.first_run
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return other
+
     @property
     def environment(self) -> dict[str, str]:
         return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
@@ -159,10 +163,18 @@ def project(tmp_path: Path, tiny_policy: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def finished_project(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Project:
-    """A project after `dvc repro`, committed. Tests leave it as they found it, or work on a copy."""
-    project = Project(tmp_path_factory.mktemp("finished") / "project", tiny_policy)
-    project.first_run = project.dvc("repro").stdout
-    project.run("git", "add", "-A")
-    project.run("git", "commit", "-q", "-m", "run")
+def finished_project(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, worker_id: str) -> Project:
+    """A project after `dvc repro`, committed; made once, whatever the number of test processes. Never changed:
+    `copy()` gives one to work on."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "finished"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "first_run.txt").exists():
+            project = Project(folder / "project", tiny_policy)
+            printed = project.dvc("repro").stdout
+            project.run("git", "add", "-A")
+            project.run("git", "commit", "-q", "-m", "run")
+            (folder / "first_run.txt").write_text(printed)
+    project = object.__new__(Project)
+    project.folder, project.first_run = folder / "project", (folder / "first_run.txt").read_text()
     return project

@@ -32,9 +32,9 @@ def recorded(project: Project) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def finished(finished_project) -> Project:
-    return finished_project
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, finished_project) -> Project:
+    return finished_project.copy(tmp_path_factory.mktemp("graph") / "project")
 
 
 def test_every_node_ran_once_in_order(finished):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +16,7 @@ from tests.conftest import Project
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, finished_project) -> Project:
     """A copy of an undisturbed run."""
-    project = object.__new__(Project)
-    project.folder = tmp_path_factory.mktemp("resume") / "project"
-    shutil.copytree(finished_project.folder, project.folder, symlinks=True)
-    return project
+    return finished_project.copy(tmp_path_factory.mktemp("resume") / "project")
 
 
 def files(folder: Path, *outputs: str) -> dict[str, bytes]:

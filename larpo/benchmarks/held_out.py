@@ -12,7 +12,7 @@ from larpo.hashing import seed_of
 from larpo.params import BenchmarkParams, Params
 from larpo.prompts import draw
 from larpo.rewards import build_reward
-from larpo.statistics import mean_interval, pass_at_n, wilson
+from larpo.statistics import pass_at_n, share_interval, wilson
 
 
 class HeldOut:
@@ -53,10 +53,8 @@ class HeldOut:
         passes = {}
         for budget in budgets:
             values = pass_at_n(n, c, budget)
-            bounds = mean_interval(values)
-            passes[str(budget)] = {
-                "value": float(values.mean()), "low": max(0.0, bounds[0]), "high": min(1.0, bounds[1]),
-            }  # fmt: skip
+            low_n, high_n = share_interval(values)
+            passes[str(budget)] = {"value": float(values.mean()), "low": low_n, "high": high_n}
         cut = sampled["finish_reason"] == "length"
         reward = sampled["score"] - self.params.score.truncation_penalty * cut
         length = sampled["n_tokens"].to_numpy(dtype=float)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
-from larpo.statistics import Z95, mean_interval, pass_at_n, wilson
+from larpo.statistics import Z95, mean_interval, pass_at_n, share_interval, wilson
 
 
 def test_pass_at_n_by_hand():
@@ -76,3 +76,15 @@ def test_mean_interval_by_hand():
 def test_mean_interval_refuses_what_is_no_sample(values):
     with pytest.raises(ValueError, match="one-dimensional"):
         mean_interval(np.array(values))
+
+
+def test_share_interval_has_width_where_nothing_varies():
+    """0 of 16: Wilson's upper bound is z² / (16 + z²) = 3.8415 / 19.8415 = 0.1936; 16 of 16 mirrors it."""
+    assert share_interval(np.zeros(16)) == (0.0, pytest.approx(0.19361, abs=1e-5))
+    assert share_interval(np.ones(16)) == (pytest.approx(1 - 0.19361, abs=1e-5), 1.0)
+    # mean 0.5, standard deviation 0.5774, half width 1.96 · 0.5774 / 2 = 0.5658: cut at both ends
+    assert share_interval(np.array([0.0, 1.0, 0.0, 1.0])) == (0.0, 1.0)
+    low, high = share_interval(np.array([0.4, 0.6] * 8))
+    assert 0 < low < 0.5 < high < 1 and high - 0.5 == pytest.approx(0.5 - low)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        share_interval(np.array([1.2]))

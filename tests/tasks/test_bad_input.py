@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -161,6 +162,11 @@ def training_tables(reference: pd.DataFrame) -> None:
 def test_reference_rows_missing_or_of_another_model(workspace, reference, words):
     training_tables(pd.DataFrame(reference))
     refuse(lambda: tasks.train.main("1"), *words, output="data/policy/1")
+
+
+def test_training_in_a_git_repository_without_a_commit(workspace):
+    subprocess.run(["git", "init", "-q"], check=True)
+    refuse(lambda: tasks.train.main("1"), "no commit", "git commit", output="data/policy/1")
 
 
 def test_command_ends_with_2_and_one_line(project):
