@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from larpo.statistics import mean_interval, pass_at_n
+from larpo.statistics import pass_at_n, share_interval
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def recall_curve(evaluations: pd.DataFrame) -> list[RecallPoint]:
     curve = []
     for n in range(1, int(samples.min()) + 1):
         values = pass_at_n(samples, correct, n)
-        low, high = map(_finite, mean_interval(values))
+        low, high = share_interval(values)
         curve.append(RecallPoint(n, Estimate(float(values.mean()), low, high)))
     return curve
 
