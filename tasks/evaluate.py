@@ -1,14 +1,12 @@
-"""Node `evaluate@POLICY-BENCHMARK`: one benchmark on one checkpoint, every raw output kept."""
+"""Node `evaluate@POLICY-BENCHMARK`: parse and score what a checkpoint answered; no model runs here.
+
+A judge's replies are kept in judgements/ (outside DVC's outputs, so that none is paid for twice) and beside each score.
+"""
 
 from __future__ import annotations
 
-import pandas as pd
-
 from larpo import tables
 from larpo.benchmarks import build_benchmark
-from larpo.engines import Sampling
-from larpo.hashing import seed_of
-from tasks.generate import Generator
 from tasks.node import Node, command, load_params, write_json
 
 
@@ -16,43 +14,27 @@ def main(policy: str, benchmark: str) -> None:
     """Write data/evaluate/POLICY-BENCHMARK.parquet and its metrics as .json."""
     params = load_params()
     bench = build_benchmark(params, benchmark)
-    entry = params.benchmarks[benchmark]
-    checkpoint, stem = f"data/policy/{policy}", f"data/evaluate/{policy}-{benchmark}"
-    # The same seed for every policy: checkpoints meet the same items and the same random draws.
-    seed = seed_of(params.seed, "evaluate", benchmark)
+    source, outputs_path = f"data/items/{benchmark}.parquet", f"data/generate/{policy}-{benchmark}.parquet"
+    stem = f"data/evaluate/{policy}-{benchmark}"
     with Node(
         "evaluate", f"{policy}-{benchmark}", params,
-        uses=["seed", "engine", "prompts", "score", f"benchmarks.{benchmark}"],
-        inputs=[checkpoint], outputs=[f"{stem}.parquet", f"{stem}.json"],
-        manifest=f"{stem}.manifest.json", seed=seed,
+        uses=["score", "judges", f"benchmarks.{benchmark}"],
+        inputs=[source, outputs_path], outputs=[f"{stem}.parquet", f"{stem}.json"],
+        manifest=f"{stem}.manifest.json",
     ) as node:  # fmt: skip
-        items = bench.items()
-        generator = Generator(node, checkpoint, params.engine, seed)
-        greedy = generator.run(items, Sampling(1, 0.0, entry.max_new_tokens), "greedy")
-        # The order of a source may mean something (easy items first); an id is a hash, so its order does not.
-        chosen = set(sorted(items["prompt_id"])[: entry.sampled_items])
-        sampled = generator.run(
-            items[items["prompt_id"].isin(chosen)],
-            Sampling(entry.samples, entry.temperature, entry.max_new_tokens),
-            f"t{entry.temperature:g}",
+        items = tables.read("items", source)
+        outputs = tables.read("outputs", outputs_path)
+        scored = bench.score(items, outputs)
+        frame = outputs.join(scored).merge(
+            items[["prompt_id", "messages", "answer"]], on="prompt_id", how="left", validate="many_to_one"
         )
-        frame = pd.concat(
-            [
-                greedy.assign(sample=-1, temperature=0.0),
-                sampled.assign(sample=sampled["index"], temperature=entry.temperature),
-            ],
-            ignore_index=True,
-        )
-        frame = pd.concat([frame, bench.score(items, frame)], axis=1)
-        frame["n_tokens"] = frame["token_ids"].map(len)
-        frame = frame.merge(items[["prompt_id", "messages", "answer"]], on="prompt_id", validate="many_to_one")
-        order = {p: i for i, p in enumerate(items["prompt_id"])}
-        frame = frame.assign(o=frame["prompt_id"].map(order)).sort_values(["o", "sample"], kind="stable")
-        frame = frame[tables.SCHEMAS["evaluations"].names].reset_index(drop=True)
+        if "judgement" not in frame:
+            frame["judgement"] = None
+        frame = frame[tables.SCHEMAS["evaluations"].names]
         tables.write(frame, "evaluations", node.out(f"{stem}.parquet"))
-        metrics = {"benchmark": benchmark, "policy": policy, **bench.aggregate(frame)}
+        metrics = {"benchmark": benchmark, "policy": policy, **bench.aggregate(items, frame)}
         write_json(node.out(f"{stem}.json"), metrics)
-        node.rows(read=len(items), written=len(frame))
+        node.rows(read=len(outputs), written=len(frame))
 
 
 if __name__ == "__main__":

@@ -1,62 +1,69 @@
-"""Resumable generation, shared by the nodes `sample` and `evaluate`.
+"""Node `generate@POLICY-BENCHMARK`: what a checkpoint answers to a benchmark's items, every raw output kept.
 
-Work is cut into batches of `engine.batch_size` prompts. Each finished batch is one file in the node's scratch;
-a restart reads those and generates the rest. A batch depends on nothing but its prompts and its seed, so the
-result is the same however often the node was stopped.
+Greedy answers, samples at each temperature, and revisions of the greedy answer (iterative refinement). Scoring
+is another node: a new parser reads these outputs again.
 """
 
 from __future__ import annotations
 
 import pandas as pd
 
-from larpo.checkpoints import load_tokenizer, render_prompts
-from larpo.engines import Engine, Sampling, build_engine
+from larpo import tables
+from larpo.engines import Sampling
 from larpo.hashing import seed_of
-from larpo.params import EngineParams
-from tasks.node import Node, progress, say, write_part
+from tasks.generator import Generator
+from tasks.node import Node, command, load_params
+
+REVISE = "Check your answer for mistakes. Then give your revised answer to the same question, in the same form."
 
 
-class Generator:
-    """A checkpoint behind an engine; loaded at the first batch that is not in scratch already."""
+def main(policy: str, benchmark: str) -> None:
+    """Write data/generate/POLICY-BENCHMARK.parquet."""
+    params = load_params()
+    wanted = params.benchmarks[benchmark].generate
+    checkpoint, source = f"data/policy/{policy}", f"data/items/{benchmark}.parquet"
+    out = f"data/generate/{policy}-{benchmark}.parquet"
+    # The same seed for every policy: checkpoints meet the same items and the same random draws.
+    seed = seed_of(params.seed, "evaluate", benchmark)
+    with Node(
+        "generate", f"{policy}-{benchmark}", params,
+        uses=["seed", "engine", f"benchmarks.{benchmark}.generate"],
+        inputs=[checkpoint, source], outputs=[out],
+        manifest=f"data/generate/{policy}-{benchmark}.manifest.json", seed=seed,
+    ) as node:  # fmt: skip
+        items = tables.read("items", source)
+        generator = Generator(node, checkpoint, params.engine, seed)
+        greedy = Sampling(1, 0.0, wanted.max_new_tokens)
+        parts = [generator.run(items, greedy, "greedy").assign(temperature=0.0, sample=-1, turn=0)]
+        asked = items
+        for turn in range(1, wanted.refinements + 1):
+            asked = asked.assign(messages=revised(asked["messages"], parts[-1]["text"]))
+            parts.append(generator.run(asked, greedy, f"turn{turn}").assign(temperature=0.0, sample=-1, turn=turn))
+        # The order of a source may mean something (easy items first); an id is a hash, so its order does not.
+        chosen = set(sorted(items["prompt_id"])[: wanted.sampled_items])
+        for temperature in wanted.temperatures if wanted.samples else []:
+            sampling = Sampling(wanted.samples, temperature, wanted.max_new_tokens)
+            part = generator.run(items[items["prompt_id"].isin(chosen)], sampling, f"t{temperature:g}")
+            parts.append(part.assign(temperature=temperature, sample=part["index"], turn=0))
+        frame = pd.concat(parts, ignore_index=True)
+        frame["n_tokens"] = frame["token_ids"].map(len)
+        order = {p: i for i, p in enumerate(items["prompt_id"])}
+        # Per item: greedy, its revisions, then the temperatures in the order they were asked for.
+        place = {0.0: -1} | {t: i for i, t in enumerate(wanted.temperatures)}
+        frame = frame.assign(o=frame["prompt_id"].map(order), t=frame["temperature"].map(place))
+        frame = frame.sort_values(["o", "t", "turn", "sample"], kind="stable")
+        tables.write(frame[tables.SCHEMAS["outputs"].names], "outputs", node.out(out))
+        node.note(tokens=int(frame["n_tokens"].sum()), truncated=int((frame["finish_reason"] == "length").sum()))
+        node.rows(read=len(items), written=len(frame))
 
-    def __init__(self, node: Node, checkpoint: str, params: EngineParams, seed: int):
-        self.node, self.checkpoint, self.params, self.seed = node, checkpoint, params, seed
-        self.tokenizer = load_tokenizer(checkpoint)
-        self._engine: Engine | None = None
 
-    @property
-    def engine(self) -> Engine:
-        if self._engine is None:
-            self._engine = build_engine(self.params, self.checkpoint, self.seed)
-            self.node.note(engine=self._engine.facts())
-        return self._engine
+def revised(messages: pd.Series, answers: pd.Series) -> list[list[dict[str, str]]]:
+    """Each conversation continued by the answer given and the request to revise it."""
+    return [
+        [*asked, {"role": "assistant", "content": answer}, {"role": "user", "content": REVISE}]
+        for asked, answer in zip(messages, answers, strict=True)
+    ]
 
-    def run(self, prompts: pd.DataFrame, sampling: Sampling, tag: str) -> pd.DataFrame:
-        """Responses to a `prompts` table: columns prompt_id, index (0..n-1 within its prompt), seed, text,
-        prompt_token_ids, token_ids, finish_reason; rows in the order of the prompts.
 
-        `tag` tells apart several runs of one node (temperatures, greedy).
-        """
-        rendered = render_prompts(self.tokenizer, prompts["messages"].tolist())
-        size = self.params.batch_size
-        starts = list(range(0, len(prompts), size))
-        paths = {s: self.node.scratch / f"{tag}-{s:08d}.parquet" for s in starts}
-        done = [s for s in starts if paths[s].exists()]
-        if done:
-            say(f"{self.node.stage}: resuming {tag}, {len(done)} of {len(starts)} batches are there")
-        todo = [s for s in starts if s not in done]
-        for start in progress(todo, f"{self.node.stage} {tag}", "prompts", lambda s: min(size, len(prompts) - s)):
-            batch = rendered[start : start + size]
-            completions = self.engine.generate(batch, sampling, seed_of(self.seed, tag, start))
-            rows = [
-                (prompt_id, index, c.seed, prompt_ids, c.token_ids, c.finish_reason)
-                for prompt_id, prompt_ids, many in zip(
-                    prompts["prompt_id"].iloc[start : start + size], batch, completions, strict=True
-                )
-                for index, c in enumerate(many)
-            ]
-            names = ["prompt_id", "index", "seed", "prompt_token_ids", "token_ids", "finish_reason"]
-            write_part(pd.DataFrame(rows, columns=names), paths[start])
-        frame = pd.concat([pd.read_parquet(paths[s]) for s in starts], ignore_index=True)
-        frame["text"] = self.tokenizer.batch_decode(frame["token_ids"].tolist(), skip_special_tokens=True)
-        return frame
+if __name__ == "__main__":
+    command(main)

@@ -173,13 +173,16 @@ def nodes(params: Params) -> list[NodeRecord]:
     for row in ["0", *sorted(params.iterations, key=int)]:
         if row == "0":
             out.append(record("policy", "", row, "data/policy/0", ("data/policy/0", "data/candidates/0.parquet")))
+            out += [record("items", b, row, f"data/items/{b}", (f"data/items/{b}.parquet",)) for b in params.benchmarks]
         else:
             out += [record(n, row, row, f"data/{n}/{row}", (f"data/{n}/{row}.parquet",)) for n in TABLE_NODES]
             made = (f"data/policy/{row}", f"data/train/{row}")
             out.append(record("train", row, row, f"data/train/{row}", made))
         if row in params.evaluate.policies:
-            stems = [(b, f"data/evaluate/{row}-{b}") for b in params.benchmarks]
-            out += [record("evaluate", f"{row}-{b}", row, st, (f"{st}.parquet", f"{st}.json")) for b, st in stems]
+            for b in params.benchmarks:
+                made, stem = f"data/generate/{row}-{b}", f"data/evaluate/{row}-{b}"
+                out.append(record("generate", f"{row}-{b}", row, made, (f"{made}.parquet",)))
+                out.append(record("evaluate", f"{row}-{b}", row, stem, (f"{stem}.parquet", f"{stem}.json")))
     return out
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from larpo import tables
 from larpo.engines import Sampling
 from larpo.hashing import digest, seed_of
-from tasks.generate import Generator
+from tasks.generator import Generator
 from tasks.node import Node, command, load_params
 
 

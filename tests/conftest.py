@@ -97,7 +97,8 @@ train:
   save_steps: 1
 evaluate: {{policies: ["0", "2"]}}
 benchmarks:
-  held_out: {{items: 8, samples: 4, temperature: 1.0, max_new_tokens: 10}}
+  held_out: {{items: 8, generate: {{samples: 4, temperatures: [1.0], max_new_tokens: 10}}}}
+judges: {{}}
 report: {{examples: 2}}
 """
 

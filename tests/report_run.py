@@ -15,6 +15,7 @@ from larpo.hashing import digest, tree_hash
 from larpo.params import parse_params
 
 SCRIPT = "<script>document.body.innerHTML='gone'</script>"
+GENERATE = {"samples": 4, "temperatures": [1.0], "max_new_tokens": 32}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -30,7 +31,7 @@ def params(iterations: int = 2, benchmarks: tuple[str, ...] = ("held_out",), **c
         "lists": {"recipe": "top_bottom", "top": 1, "bottom": 1},
         "train": {"learning_rate": 1e-5},
         "evaluate": {"policies": [str(s) for s in range(iterations + 1)]},
-        "benchmarks": {b: {"items": 10, "samples": 4, "max_new_tokens": 32} for b in benchmarks},
+        "benchmarks": {b: {"benchmark": "held_out", "items": 10, "generate": GENERATE} for b in benchmarks},
     } | changes
 
 
@@ -81,6 +82,8 @@ def evaluations(correct: np.ndarray, greedy: np.ndarray) -> pd.DataFrame:
                 {
                     "prompt_id": item["prompt_id"],
                     "sample": sample,
+                    "turn": 0,
+                    "judgement": None,
                     "temperature": 0.0 if sample < 0 else 1.0,
                     "messages": item["messages"],
                     "answer": "42",
@@ -183,20 +186,34 @@ def build(settings: dict, seed: int = 0, steps: int = 6, manifests: bool = True)
                 step0_expected=0.693147,
             )
     for b in checked.benchmarks:
+        asked = f"data/items/{b}.parquet"
+        held_out = pd.DataFrame([prompt(f"held out question {i}") for i in range(checked.benchmarks[b].items)])
+        tables.write(held_out.assign(meta=None), "items", asked)
+        if manifests:
+            manifest(f"items@{b}", f"data/items/{b}.manifest.json", [], [asked], (len(held_out), len(held_out)))
         for p in checked.evaluate.policies:
             level = 0.25 + 0.15 * int(p)
             items = checked.benchmarks[b].items
             frame = evaluations(rng.binomial(4, level, items), rng.random(items) < level + 0.1)
             stem = f"data/evaluate/{p}-{b}"
             tables.write(frame, "evaluations", f"{stem}.parquet")
-            metrics = {"benchmark": b, "policy": p, **HeldOut(checked, checked.benchmarks[b]).aggregate(frame)}
+            metrics = {"benchmark": b, "policy": p, **HeldOut(checked, checked.benchmarks[b]).aggregate(frame, frame)}
             Path(f"{stem}.json").write_text(json.dumps(metrics), "utf-8")
             if manifests:
-                made = f"data/policy/{p}"
+                made, answered = f"data/policy/{p}", f"data/generate/{p}-{b}"
+                outputs = frame.assign(prompt_token_ids=[[1]] * len(frame), token_ids=[[2]] * len(frame))
+                tables.write(outputs[tables.SCHEMAS["outputs"].names], "outputs", f"{answered}.parquet")
+                manifest(
+                    f"generate@{p}-{b}",
+                    f"{answered}.manifest.json",
+                    [made, asked],
+                    [f"{answered}.parquet"],
+                    (items, len(frame)),
+                )
                 manifest(
                     f"evaluate@{p}-{b}",
                     f"{stem}.manifest.json",
-                    [made],
+                    [asked, f"{answered}.parquet"],
                     [f"{stem}.parquet", f"{stem}.json"],
                     (items, len(frame)),
                 )

@@ -39,7 +39,7 @@ def finished(tmp_path_factory, finished_project) -> Project:
 
 def test_every_node_ran_once_in_order(finished):
     stages = ran(finished.first_run)
-    assert len(stages) == len(set(stages)) == 1 + 2 * 7 + 2 + 1
+    assert len(stages) == len(set(stages)) == 1 + 2 * 7 + 1 + 2 * 2 + 1
     for s, previous in (("1", "policy"), ("2", "train@1")):
         chain = [previous, f"sample@{s}", f"score@{s}", f"candidates@{s}", f"lists@{s}", f"reference@{s}", f"train@{s}"]
         assert [stages.index(name) for name in chain] == sorted(stages.index(name) for name in chain)
@@ -108,7 +108,9 @@ def test_new_objective_reuses_samples_and_scores(finished):
     finished.run("git", "checkout", "-q", "--", ".")
     again = finished.dvc("repro").stdout
     iteration_2 = [f"{node}@2" for node in ("sample", "score", "candidates", "lists", "reference", "train")]
-    assert sorted(ran(done.stdout)) == sorted(["train@1", *iteration_2, "evaluate@2-held_out", "report"])
+    assert sorted(ran(done.stdout)) == sorted(
+        ["train@1", *iteration_2, "generate@2-held_out", "evaluate@2-held_out", "report"]
+    )
     assert shown["report/scores.json"]
     assert ran(again) == []
 

@@ -64,9 +64,9 @@ CASES = {
         "*/checkpoints/checkpoint-1/trainer_state.json",
         "resuming",
     ),
-    "evaluate": (
-        "import tasks.evaluate as t; t.main('0', 'held_out')",
-        ["data/evaluate/0-held_out.parquet", "data/evaluate/0-held_out.json"],
+    "generate": (
+        "import tasks.generate as t; t.main('0', 'held_out')",
+        ["data/generate/0-held_out.parquet"],
         "*/greedy-0000000*.parquet",
         "resuming",
     ),
@@ -80,7 +80,7 @@ def test_killed_node_ends_with_the_same_bytes(prepared, node):
     assert undisturbed
     for out in outputs:  # as DVC does before a stage starts
         prepared.run("rm", "-rf", out)
-    stage = {"evaluate": "evaluate@0-held_out"}.get(node, f"{node}@1")
+    stage = {"generate": "generate@0-held_out"}.get(node, f"{node}@1")
     scratch = prepared.folder / "scratch" / stage
     kill_when(prepared, code, lambda: any(map(complete, scratch.glob(sign))))
     assert not any((prepared.folder / out).exists() for out in outputs), "a killed node published something"

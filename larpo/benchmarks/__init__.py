@@ -1,35 +1,154 @@
-"""Benchmarks: a name in `BENCHMARKS` is one class in one file (items, score, aggregate) and one line."""
+"""Benchmarks: a name in `BENCHMARKS` is one class in one file and one line here.
+
+    items ─► generate (any checkpoint) ─► score ─► aggregate
+
+Items and outputs are tables of their own, so a new parser, filter or estimator never needs a new generation.
+A module whose outputs can also come from elsewhere has a function `score_file` (`larpo score NAME FILE`).
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any, Protocol
+import inspect
+import json
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import pandas as pd
+from pydantic import ValidationError
 
 from larpo.errors import UserError
-from larpo.params import BenchmarkParams, Params, nearest
+from larpo.params import BenchmarkParams, Params, Section, nearest
+
+S = TypeVar("S", bound=Section)
 
 
 class Benchmark(Protocol):
     def items(self) -> pd.DataFrame:
-        """The items, a `prompts` table."""
+        """The items: a `prompts` table with a column `meta`, JSON text or null for what `score` needs beside
+        the answer."""
 
     def score(self, items: pd.DataFrame, outputs: pd.DataFrame) -> pd.DataFrame:
-        """Columns parsed and score for `outputs` (prompt_id, text, finish_reason), in its order."""
+        """Columns parsed (text or null), score (0 to 1) and, where others judged, judgement (JSON text), for
+        `outputs` (prompt_id, sample, text, finish_reason, …) in its order and with its index."""
 
-    def aggregate(self, evaluations: pd.DataFrame) -> dict[str, Any]:
-        """The metrics of an `evaluations` table."""
+    def aggregate(self, items: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, Any]:
+        """The metrics of an `evaluations` table: items, mean_length, truncated, unparsed; `scores`, name →
+        value with its 95 % interval, the headline first; `greedy` and `pass` where answers are right or wrong."""
 
 
-BENCHMARKS: dict[str, str] = {"held_out": "larpo.benchmarks.held_out:HeldOut"}
+BENCHMARKS: dict[str, str] = {
+    "held_out": "larpo.benchmarks.held_out:HeldOut",
+    "gsm8k": "larpo.benchmarks.gsm8k:GSM8K",
+    "math": "larpo.benchmarks.math:Math",
+    "alpaca_eval": "larpo.benchmarks.alpaca_eval:AlpacaEval",
+}
 """name → module:class"""
 
 
-def build_benchmark(params: Params, name: str) -> Benchmark:
-    """The benchmark that `benchmarks.NAME` of params.yaml describes."""
+def build_benchmark(params: Params, name: str, file: str = "params.yaml") -> Benchmark:
+    """The benchmark that `benchmarks.NAME` describes; refuses settings and data sources that cannot work."""
     if name not in params.benchmarks:
-        raise UserError(f"params.yaml: benchmarks.{name} does not exist{nearest(name, list(params.benchmarks))}")
+        raise UserError(f"{file}: benchmarks.{name} does not exist{nearest(name, list(params.benchmarks))}")
     entry: BenchmarkParams = params.benchmarks[name]
     module, _, cls = BENCHMARKS[entry.benchmark].partition(":")
-    return getattr(importlib.import_module(module), cls)(params, entry)
+    try:
+        return getattr(importlib.import_module(module), cls)(params, entry)
+    except UserError as error:
+        raise UserError(str(error).replace("benchmarks.NAME", f"{file}: benchmarks.{name}")) from None
+
+
+def parse_options(kind: type[S], options: dict[str, Any]) -> S:
+    """`benchmarks.NAME.options` as a benchmark's own settings; one line for a wrong one."""
+    try:
+        return kind.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise UserError(
+                f"benchmarks.NAME.options.{key} does not exist{nearest(key, list(kind.model_fields))}"
+            ) from None
+        raise UserError(
+            f"benchmarks.NAME.options.{key}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
+        ) from None
+
+
+def score_file(benchmark: str, path: str | Path, **options: Any) -> dict[str, Any]:
+    """Score outputs that already exist; formats are described by the `score_file` of the benchmark's module."""
+    if benchmark not in BENCHMARKS:
+        raise UserError(f"benchmark {benchmark!r} does not exist{nearest(benchmark, list(BENCHMARKS))}")
+    module = importlib.import_module(BENCHMARKS[benchmark].partition(":")[0])
+    if not hasattr(module, "score_file"):
+        raise UserError(f"benchmark {benchmark!r} scores a run's own outputs only; expected one that reads a file")
+    if not Path(path).exists():
+        raise UserError(f"{path}: not found; expected the outputs to score")
+    known = list(inspect.signature(module.score_file).parameters)[1:]
+        options = {"hard": True} | options
+    for key in options:
+        if key not in known:
+            raise UserError(f"larpo score {benchmark}: option {key!r} does not exist{nearest(key, known)}")
+    return module.score_file(path, **options)
+
+
+def read_rows(path: str | Path, what: str) -> list[dict[str, Any]]:
+    """Rows of a .json list or of a .jsonl file, each an object; names the line that is not."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: not found; expected {what}")
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    if text.lstrip().startswith("["):
+        try:
+            rows = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{path}: not valid JSON ({error})") from None
+        numbered = list(enumerate(rows))
+    else:
+        # Not `splitlines`: a text may hold U+2028, which JSON leaves as it is.
+        lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+        numbered = []
+        for i, line in lines:
+            try:
+                numbered.append((i, json.loads(line)))
+            except ValueError as error:
+                raise UserError(f"{path}, line {i}: not valid JSON ({error}); expected one object per line") from None
+    for i, row in numbered:
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, row {i}: expected an object, found {type(row).__name__}")
+    if not numbered:
+        raise UserError(f"{path}: no rows; expected {what}")
+    return [row for _, row in numbered]
+
+
+def load_rows(data: str, split: str, what: str, config: str | None = None) -> list[dict[str, Any]]:
+    """Rows of `benchmarks.NAME.data`: a local .json(l)(.gz) file, else a hub dataset's split."""
+    path = Path(data)
+    if path.suffix in {".json", ".jsonl"}:
+        return read_rows(path, what)
+    import datasets
+
+    where: dict[str, Any]
+    if path.suffix in {".gz", ".parquet"}:
+        if not path.is_file():
+            raise UserError(f"benchmarks.NAME.data: file {data} not found; expected {what}")
+        where = {"path": "parquet" if path.suffix == ".parquet" else "json", "data_files": data, "split": "train"}
+    else:
+        where = {"path": data, "split": split} | ({"name": config} if config else {})
+    try:
+        return list(datasets.load_dataset(**where))
+    except Exception as error:  # noqa: BLE001 - the errors of files and of the hub have no common base
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        raise UserError(f"benchmarks.NAME.data: cannot load {data!r} ({reason[:200]}); expected {what}") from None
+
+
+def check_source(data: str | None, default: str) -> str:
+    """The data source, refused when it is a local path that does not exist; `default` is the hub's name."""
+    if data is None:
+        return default
+    local = data.startswith((".", "/")) or Path(data).suffix in {".json", ".jsonl", ".gz", ".parquet"}
+    if (local or data.count("/") != 1) and not Path(data).exists():
+        raise UserError(f"benchmarks.NAME.data: {data!r} not found; expected a file, a folder or a hub dataset")
+    return data

@@ -6,20 +6,32 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
+from larpo.benchmarks import parse_options
+from larpo.benchmarks.verifiable import aggregate
 from larpo.errors import UserError
 from larpo.hashing import seed_of
-from larpo.params import BenchmarkParams, Params
+from larpo.params import BenchmarkParams, Params, Section
 from larpo.prompts import draw
 from larpo.rewards import build_reward
-from larpo.statistics import pass_at_n, share_interval, wilson
+
+
+class Options(Section):
+    ns: list[int] | None = Field(None, description="N of Pass@N; null: powers of two and the number of samples")
 
 
 class HeldOut:
     """Scored by the run's own reward. Only verifiable rewards: accuracy needs right and wrong."""
 
     def __init__(self, params: Params, entry: BenchmarkParams):
-        self.params, self.entry = params, entry
+        self.params, self.entry, self.options = params, entry, parse_options(Options, entry.options)
+        if entry.items is None:
+            raise UserError("benchmarks.NAME.items: held_out draws its items and needs their number, such as 200")
+        if params.prompts.held_out == 0:
+            raise UserError(
+                "benchmarks.NAME: prompts.held_out: 0 leaves no prompts for it; expected a share, such as 0.3"
+            )
         self.reward = build_reward(params.score.reward, params.score.options)
 
     def items(self) -> pd.DataFrame:
@@ -29,46 +41,28 @@ class HeldOut:
                 f"params.yaml: score.reward: {self.params.score.reward} needs answers, but held-out prompts "
                 "have none; set prompts.answer_field, or choose another benchmark"
             )
-        return frame
+        return frame.assign(meta=None)
 
     def score(self, items: pd.DataFrame, outputs: pd.DataFrame) -> pd.DataFrame:
         joined = outputs[["prompt_id", "text", "finish_reason"]].merge(items, on="prompt_id", how="left")
         scored = self.reward.score(joined["messages"].tolist(), joined["answer"].tolist(), joined["text"].tolist())
         # A response that was cut off gave no final answer, whatever number stands last in it.
         complete = (joined["finish_reason"] != "length").to_numpy()
-        return pd.DataFrame(
-            {"parsed": scored["parsed"], "score": np.where(complete, scored["correct"].astype(float), 0.0)}
-        )
+        scores = np.where(complete, scored["correct"].astype(float), 0.0)
+        return pd.DataFrame({"parsed": scored["parsed"].to_numpy(), "score": scores}, index=outputs.index)
 
-    def aggregate(self, evaluations: pd.DataFrame) -> dict[str, Any]:
-        """Greedy accuracy with its Wilson interval; Pass@N for N = 1, 2, 4, … with intervals over prompts;
-        mean reward, mean length in tokens, and shares of truncated and unparsed samples."""
-        greedy = evaluations[evaluations["sample"] < 0]
-        sampled = evaluations[evaluations["sample"] >= 0]
-        right = int(greedy["score"].sum())
-        low, high = wilson(right, len(greedy))
-        group = sampled.groupby("prompt_id", sort=True)["score"]
-        n, c = group.size().to_numpy(), group.sum().to_numpy().round().astype(int)
-        budgets = [2**i for i in range(32) if 2**i < self.entry.samples] + [self.entry.samples]
-        passes = {}
-        for budget in budgets:
-            values = pass_at_n(n, c, budget)
-            low_n, high_n = share_interval(values)
-            passes[str(budget)] = {"value": float(values.mean()), "low": low_n, "high": high_n}
-        cut = sampled["finish_reason"] == "length"
-        reward = sampled["score"] - self.params.score.truncation_penalty * cut
-        length = sampled["n_tokens"].to_numpy(dtype=float)
+    def aggregate(self, items: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, Any]:
+        """Accuracy, Pass@N and strategies (see `verifiable.aggregate`), and the mean reward of the samples with its
+        correlation with their length."""
+        found = aggregate(evaluations, self.options.ns)
+        rows = evaluations[(evaluations["turn"] == 0) & (evaluations["sample"] >= 0)]
+        if rows.empty:
+            rows = evaluations[evaluations["turn"] == 0]
+        rows = rows[rows["temperature"] == rows["temperature"].iloc[0]]
+        reward = rows["score"] - self.params.score.truncation_penalty * (rows["finish_reason"] == "length")
+        length = rows["n_tokens"].to_numpy(dtype=float)
         varied = length.std() > 0 and reward.std() > 0
-        return {
-            "items": len(greedy),
-            "sampled_items": len(n),
-            "samples": self.entry.samples,
-            "temperature": self.entry.temperature,
-            "greedy": {"accuracy": right / len(greedy), "low": low, "high": high},
-            "pass": passes,
+        return found | {
             "mean_reward": float(reward.mean()),
-            "mean_length": float(length.mean()),
-            "truncated": float(cut.mean()),
-            "unparsed": float(sampled["parsed"].isna().mean()),
             "length_reward_correlation": float(np.corrcoef(length, reward)[0, 1]) if varied else None,
         }

@@ -212,7 +212,7 @@ def rewards(iterations: list[Iteration], colours: dict[str, str], name: str) -> 
 
 
 BOX_W, BOX_H, GAP_X, GAP_Y = 100, 36, 26, 42
-COLUMNS = ["prompts", "sample", "score", "candidates", "lists", "reference", "train", "evaluate"]
+COLUMNS = ["prompts", "sample", "score", "candidates", "lists", "reference", "train", "generate", "evaluate"]
 
 
 def graph(nodes: list[NodeRecord], colours: dict[str, str]) -> Markup:
@@ -224,14 +224,14 @@ def graph(nodes: list[NodeRecord], colours: dict[str, str]) -> Markup:
     y = 4.0
     for row in dict.fromkeys(n.row for n in nodes):
         members = [n for n in nodes if n.row == row]
-        stacked = 0
+        stacked: dict[int, int] = {}
         for node in members:
-            # Policy 0 stands where the later policies are made.
-            column = COLUMNS.index("train" if node.name == "policy" else node.name)
-            lift = stacked * (BOX_H + 8) if node.name == "evaluate" else 0
-            stacked += node.name == "evaluate"
-            places[node.stage] = (4.0 + column * (BOX_W + GAP_X), y + lift)
-        y += max(1, stacked) * (BOX_H + 8) - 8 + GAP_Y
+            # Policy 0 stands where the later policies are made; what all policies share stands before it.
+            column = COLUMNS.index({"policy": "train", "items": "reference"}.get(node.name, node.name))
+            height = stacked.get(column, 0)
+            places[node.stage] = (4.0 + column * (BOX_W + GAP_X), y + height * (BOX_H + 8))
+            stacked[column] = height + 1
+        y += max(stacked.values()) * (BOX_H + 8) - 8 + GAP_Y
     width, height = 8 + len(COLUMNS) * (BOX_W + GAP_X) - GAP_X, y - GAP_Y + 26
     makers = {path: n.stage for n in nodes for path in n.outputs}
     lines, boxes = [], []
@@ -241,8 +241,8 @@ def graph(nodes: list[NodeRecord], colours: dict[str, str]) -> Markup:
         lines += [_arrow(places[s], (x, top)) for s in sorted(sources)]
         seconds = "no manifest" if node.manifest is None else duration(node.manifest["seconds"])
         label = node.stage
-        if node.name == "evaluate":  # the row says which policy
-            label, seconds = node.stage.partition("-")[2], f"evaluate, {seconds}"
+        if node.name in ("generate", "evaluate"):  # the row says which policy
+            label, seconds = node.stage.partition("-")[2], f"{node.name}, {seconds}"
         label = label if len(label) <= 13 else label[:12] + "…"
         boxes.append(
             Markup(

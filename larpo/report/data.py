@@ -47,6 +47,17 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Strategy:
+    """One inference strategy on one checkpoint: its accuracy, and the tokens that it generates per item."""
+
+    strategy: str
+    n: int
+    temperature: float
+    estimate: Estimate | None
+    tokens: float
+
+
+@dataclass(frozen=True)
 class PolicyScore:
     """One checkpoint on one benchmark; None where the benchmark does not measure it."""
 
@@ -62,6 +73,8 @@ class PolicyScore:
     truncated: float | None
     unparsed: float | None
     length_reward_correlation: float | None
+    scores: dict[str, Estimate] = field(default_factory=dict)  # the benchmark's own, the headline first
+    strategies: list[Strategy] = field(default_factory=list)
     recall: list[RecallPoint] = field(default_factory=list)
     lengths: Spread | None = None
 
@@ -79,6 +92,10 @@ class PolicyScore:
             out["greedy_accuracy" if name == "greedy" else name] = None if estimate is None else estimate.value
             out[f"{name}_low"] = None if estimate is None else estimate.low
             out[f"{name}_high"] = None if estimate is None else estimate.high
+        headline = next(iter(self.scores.values()), None)
+        out["score"] = None if headline is None else headline.value
+        out["score_low"] = None if headline is None else headline.low
+        out["score_high"] = None if headline is None else headline.high
         for name in ("mean_length", "mean_reward", "truncated", "unparsed", "length_reward_correlation"):
             out[name] = getattr(self, name)
         return out
@@ -89,6 +106,13 @@ class BenchmarkScores:
     name: str
     kind: str
     policies: list[PolicyScore]
+
+    def own_scores(self) -> list[str]:
+        """Names of the benchmark's own scores, the headline first."""
+        return list(dict.fromkeys(name for p in self.policies for name in p.scores))
+
+    def strategy_rows(self) -> list[tuple[str, Strategy]]:
+        return [(p.policy, s) for p in self.policies for s in p.strategies]
 
 
 @dataclass(frozen=True)
@@ -163,8 +187,11 @@ def _estimate(entry: dict[str, Any] | None, key: str) -> Estimate | None:
 
 def policy_score(metrics: dict[str, Any], evaluations: pd.DataFrame) -> PolicyScore:
     """A checkpoint's metrics file and its `evaluations` table as one record."""
+    first = evaluations[evaluations["turn"] == 0]
     passes = {int(n): _estimate(entry, "value") for n, entry in (metrics.get("pass") or {}).items()}
-    sampled = evaluations[evaluations["sample"] >= 0]
+    sampled = first[first["sample"] >= 0]
+    outputs = first if sampled.empty else sampled[sampled["temperature"] == sampled["temperature"].iloc[0]]
+    own = {name: _estimate(entry, "value") for name, entry in (metrics.get("scores") or {}).items()}
     return PolicyScore(
         policy=str(metrics["policy"]),
         items=metrics.get("items"),
@@ -174,7 +201,12 @@ def policy_score(metrics: dict[str, Any], evaluations: pd.DataFrame) -> PolicySc
         greedy=_estimate(metrics.get("greedy"), "accuracy"),
         passes={n: e for n, e in sorted(passes.items()) if e is not None},
         recall=recall_curve(evaluations),
-        lengths=spread(sampled["n_tokens"].to_numpy()),
+        scores={name: e for name, e in own.items() if e is not None},
+        strategies=[
+            Strategy(s["strategy"], s["n"], s.get("temperature", 0.0), _estimate(s, "value"), s["tokens"])
+            for s in metrics.get("strategies") or []
+        ],
+        lengths=spread(outputs["n_tokens"].to_numpy()),
         **{
             name: _finite(metrics.get(name))
             for name in ("mean_reward", "mean_length", "truncated", "unparsed", "length_reward_correlation")
@@ -185,9 +217,12 @@ def policy_score(metrics: dict[str, Any], evaluations: pd.DataFrame) -> PolicySc
 def recall_curve(evaluations: pd.DataFrame) -> list[RecallPoint]:
     """Recall@N (= Pass@N) for every N from 1 to the samples per item, with 95 % intervals over items.
 
-    Empty where there are no samples, or where scores are graded: only 0 and 1 say right or wrong.
+    Of the first temperature. Empty where there are no samples, or where scores are graded: only 0 and 1 say right
+    or wrong.
     """
     sampled = evaluations[evaluations["sample"] >= 0]
+    if len(sampled):
+        sampled = sampled[sampled["temperature"] == sampled["temperature"].iloc[0]]
     if sampled.empty or not sampled["score"].isin([0.0, 1.0]).all():
         return []
     group = sampled.groupby("prompt_id", sort=True)["score"]

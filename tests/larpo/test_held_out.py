@@ -11,6 +11,8 @@ from larpo.errors import UserError
 from larpo.params import Params, parse_params
 from larpo.prompts import draw
 
+GENERATE = {"samples": 4, "temperatures": [0.7], "max_new_tokens": 4}
+
 
 def params(**changes) -> Params:
     raw = {
@@ -25,7 +27,7 @@ def params(**changes) -> Params:
         "lists": {"recipe": "best_worst"},
         "train": {"learning_rate": 1e-5},
         "evaluate": {"policies": ["0"]},
-        "benchmarks": {"held_out": {"items": 10, "samples": 4, "temperature": 0.7, "max_new_tokens": 4}},
+        "benchmarks": {"held_out": {"items": 10, "generate": GENERATE}},
     }  # fmt: skip
     return parse_params(raw | changes)
 
@@ -34,7 +36,8 @@ def evaluations(greedy: list[float], sampled: list[list[float]], **columns) -> p
     rows = [(f"p{i}", -1, score) for i, score in enumerate(greedy)]
     rows += [(f"p{i}", j, score) for i, scores in enumerate(sampled) for j, score in enumerate(scores)]
     frame = pd.DataFrame(rows, columns=["prompt_id", "sample", "score"])
-    return frame.assign(**({"n_tokens": 3, "finish_reason": "stop", "parsed": "1"} | columns))
+    frame["temperature"] = np.where(frame["sample"] < 0, 0.0, 0.7)
+    return frame.assign(**({"turn": 0, "n_tokens": 3, "finish_reason": "stop", "parsed": "1"} | columns))
 
 
 def test_aggregate_by_hand():
@@ -48,7 +51,7 @@ def test_aggregate_by_hand():
     frame.loc[[3, 4], "parsed"] = None
     frame.loc[0, ["finish_reason", "parsed"]] = ["length", None]  # a greedy row counts in no sampled share
     frame["n_tokens"] = [100, 100, 1, 2, 3, 4, 5, 6, 7, 8]
-    found = build_benchmark(params(), "held_out").aggregate(frame)
+    found = build_benchmark(params(), "held_out").aggregate(None, frame)
     assert found["greedy"] == pytest.approx({"accuracy": 0.5, "low": 0.094532, "high": 0.905468}, abs=1e-5)
     assert list(found["pass"]) == ["1", "2", "4"]
     assert {n: v["value"] for n, v in found["pass"].items()} == pytest.approx({"1": 0.625, "2": 0.75, "4": 1.0})
@@ -63,15 +66,15 @@ def test_aggregate_by_hand():
 
 def test_correlation_needs_variation():
     bench = build_benchmark(params(), "held_out")
-    assert bench.aggregate(evaluations([0], [[1, 0, 1, 0]]))["length_reward_correlation"] is None
+    assert bench.aggregate(None, evaluations([0], [[1, 0, 1, 0]]))["length_reward_correlation"] is None
     same = evaluations([0], [[1, 1, 1, 1]], n_tokens=[1, 2, 3, 4, 5])
-    assert bench.aggregate(same)["length_reward_correlation"] is None
+    assert bench.aggregate(None, same)["length_reward_correlation"] is None
 
 
 def test_budgets_end_at_the_number_of_samples():
     """6 samples: N = 1, 2, 4, 6."""
-    some = params(benchmarks={"held_out": {"items": 2, "samples": 6, "max_new_tokens": 4}})
-    found = build_benchmark(some, "held_out").aggregate(evaluations([0, 0], [[1] * 6, [0] * 6]))
+    some = params(benchmarks={"held_out": {"items": 2, "generate": {"samples": 6, "max_new_tokens": 4}}})
+    found = build_benchmark(some, "held_out").aggregate(None, evaluations([0, 0], [[1] * 6, [0] * 6]))
     assert {n: v["value"] for n, v in found["pass"].items()} == {"1": 0.5, "2": 0.5, "4": 0.5, "6": 0.5}
 
 

@@ -49,7 +49,7 @@ def test_the_projects_own_file_is_right_and_says_what_dvc_unrolls():
         ("lists.recipe", "top_botom", ["lists.recipe", "did you mean 'top_bottom'"]),
         ("prompts.source", "gym", ["prompts.source"]),
         ("benchmarks.held_out.benchmark", "heldout", ["benchmarks.held_out.benchmark", "did you mean 'held_out'"]),
-        ("benchmarks.held_out.sampled_items", 9, ["sampled_items", "9 of 8"]),
+        ("benchmarks.held_out.generate.sampled_items", 9, ["sampled_items", "9 of 8"]),
         ("sample.responses", 1, ["sample.responses", "greater than or equal to 2", "1"]),
         ("lists.top", 6, ["lists.recipe", "needs 8", "sample.responses is 6"]),
         ("iterations.1.temperatures", [0.0], ["iterations.1.temperatures", "temperature 0"]),

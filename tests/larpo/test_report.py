@@ -65,9 +65,9 @@ def test_graded_scores_have_no_recall():
 
 
 def test_interval_of_a_single_item_is_unknown():
-    """One item has no standard error: its bounds are infinite, and infinity is not JSON."""
+    """One item has no standard error: anything between 0 and 1 is possible, and infinity is not JSON."""
     curve = recall_curve(evaluations(np.array([2]), np.array([1])))
-    assert curve[0].estimate == Estimate(0.5, None, None)
+    assert curve[0].estimate == Estimate(0.5, 0.0, 1.0)
     metrics = {"policy": "0", "pass": {"1": {"value": 0.5, "low": float("-inf"), "high": float("inf")}}, "greedy": None}
     flat = policy_score(metrics, evaluations(np.array([2]), np.array([1]))).flat()
     assert (flat["pass_1"], flat["pass_1_low"], flat["greedy_accuracy"], flat["k"]) == (0.5, None, None, 1)

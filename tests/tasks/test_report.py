@@ -81,16 +81,16 @@ def test_records_of_nodes_are_shown(run):
 
 def test_one_arrow_per_input_that_a_node_makes(run):
     """Arrows per iteration: sample 2, score 2, candidates 3, lists 1, reference 3, train 4 = 15; two
-    iterations and three evaluations (one policy each) make 33."""
-    assert len(re.findall('class="edge"', run())) == 33
+    iterations make 30. Per policy: generate 2 (policy, items), evaluate 2 (items, outputs): three make 12."""
+    assert len(re.findall('class="edge"', run())) == 42
 
 
 def test_without_manifests(run):
     html = run(manifests=False)
     assert 'class="edge"' not in html
-    # Policy, three evaluations, seven nodes in each of two iterations: in the table and in the picture;
+    # Policy, items, two nodes per policy and benchmark, seven per iteration: in the table and in the picture;
     # then the first loss of two iterations, and the environment.
-    assert html.count("no manifest") == 2 * (1 + 3 + 14) + 2 + 1
+    assert html.count("no manifest") == 2 * (2 + 6 + 14) + 2 + 1
 
 
 def test_what_a_model_wrote_is_text(run):

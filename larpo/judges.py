@@ -1,0 +1,204 @@
+"""Language models as judges, behind any OpenAI-compatible server; every reply is kept and never paid for twice.
+
+Replies lie in a store of append-only JSON lines, keyed by the judge's model and the whole request (whose messages
+hold the prompt and the outputs to judge). A killed run goes on with what the store has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlparse
+
+from larpo.errors import UserError
+from larpo.hashing import digest
+
+LONGEST_PAUSE = 60.0  # seconds
+RETRIED = {408, 409, 429}
+
+
+class JudgeSettings(Protocol):
+    """What `larpo.params.JudgeParams` holds."""
+
+    model: str
+    base_url: str | None
+    api_key_env: str
+    concurrency: int
+    attempts: int
+    timeout: float
+    options: dict[str, Any]
+
+
+class Store:
+    """Replies by key in one file. Each is one line, written by one call, so that several processes can append and a
+    kill leaves at most its last line unreadable, which is then asked for again."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.replies: dict[str, dict[str, Any]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            for line in path.read_text("utf-8", errors="replace").split("\n"):
+                try:
+                    entry = json.loads(line)
+                    self.replies[entry["key"]] = entry["reply"]
+                except (ValueError, KeyError, TypeError):
+                    continue  # the line that a kill cut short
+
+    def add(self, key: str, request: dict[str, Any], reply: dict[str, Any]) -> None:
+        line = json.dumps({"key": key, "request": request, "reply": reply}, ensure_ascii=False)
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = os.fstat(handle).st_size
+            torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+            os.write(handle, (("\n" if torn else "") + line + "\n").encode("utf-8"))
+        finally:
+            os.close(handle)
+        self.replies[key] = reply
+
+
+class JudgeClient:
+    """Sends requests side by side, repeats those that failed for a passing reason, and keeps every reply.
+
+    Parameters
+    ----------
+    params
+        See `larpo.params.JudgeParams`.
+    store
+        Folder of the replies; one file per judge model.
+    name
+        The judge's name in `judges` of params.yaml, for messages.
+    pause
+        Seconds before the second try; doubled before each further one.
+
+    Raises
+    ------
+    UserError
+        There is no key for a server that is not on this machine.
+    """
+
+    def __init__(self, params: JudgeSettings, store: str | Path, name: str = "judge", pause: float = 1.0):
+        import openai
+
+        self.params, self.name, self.pause = params, name, pause
+        key = os.environ.get(params.api_key_env)
+        host = urlparse(params.base_url).hostname if params.base_url else None
+        if not key and host not in ("127.0.0.1", "localhost", "::1"):
+            raise UserError(
+                f"params.yaml: judges.{name}.api_key_env: the environment variable {params.api_key_env} is not set; "
+                f"{params.base_url or 'the OpenAI API'} needs a key"
+            )
+        self._openai = openai
+        self._client = openai.OpenAI(
+            api_key=key or "none", base_url=params.base_url, timeout=params.timeout, max_retries=0
+        )
+        file = re.sub(r"[^A-Za-z0-9._-]+", "_", params.model) + "-" + digest(params.model, length=6) + ".jsonl"
+        self.store = Store(Path(store) / file)
+
+    def complete(
+        self, requests: list[dict[str, Any]], say: Callable[[str], None] | None = None
+    ) -> list[dict[str, Any]]:
+        """Replies to chat-completions bodies (without `model`), in their order; equal requests are sent once.
+
+        Returns
+        -------
+        Per request: text, finish_reason, logprobs (as the server sends them, or None), tool_calls, usage, model.
+
+        Raises
+        ------
+        UserError
+            The server refuses a request, or some fail at every attempt. Replies that came are in the store by then.
+        """
+        bodies = {self.key(r): self._body(r) for r in requests}
+        todo = [key for key in bodies if key not in self.store.replies]
+        failed: list[Exception] = []
+        refused: UserError | None = None
+        done = 0
+        with ThreadPoolExecutor(self.params.concurrency) as pool:
+            waiting: dict[Future, str] = {}
+            queue = iter(todo)
+            exhausted = False
+            while waiting or not exhausted:
+                while not exhausted and refused is None and len(waiting) < self.params.concurrency:
+                    key = next(queue, None)
+                    if key is None:
+                        exhausted = True
+                    else:
+                        waiting[pool.submit(self._ask, bodies[key])] = key
+                if refused is not None:
+                    exhausted = True
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done if waiting else ():
+                    key = waiting.pop(future)
+                    try:
+                        self.store.add(key, bodies[key], future.result())
+                        done += 1
+                        if say and (done % 100 == 0 or done == len(todo)):
+                            say(f"judge {self.name}: {done}/{len(todo)} replies, {len(bodies) - len(todo)} were there")
+                    except UserError as error:
+                        refused = error
+                    except Exception as error:  # noqa: BLE001 - counted, and told below
+                        failed.append(error)
+        if refused is not None:
+            raise refused
+        if failed:
+            reason = " ".join(str(failed[0]).split())[:160] or type(failed[0]).__name__
+            raise UserError(
+                f"judge {self.name}: {len(failed)} of {len(bodies)} requests failed at each of {self.params.attempts} "
+                f"attempts ({reason}); {self.store.path} has the others, run again to send only the missing ones"
+            )
+        return [self.store.replies[self.key(r)] for r in requests]
+
+    def key(self, request: dict[str, Any]) -> str:
+        """Identity of a judgement: the judge's model and the whole request, but not where the server is."""
+        return digest("judgement", self._body(request), length=32)
+
+    def _body(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"model": self.params.model, **request, **self.params.options}
+
+    def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
+        """One reply, after as many attempts as it takes."""
+        for attempt in range(1, self.params.attempts + 1):
+            try:
+                return _reply(self._client.chat.completions.create(**body).model_dump(mode="json"))
+            except self._openai.APIStatusError as error:
+                if error.status_code < 500 and error.status_code not in RETRIED:
+                    raise UserError(
+                        f"params.yaml: judges.{self.name}: {self._client.base_url} refuses {self.params.model!r}: "
+                        f"{error.status_code} {' '.join(str(error.message).split())[:200]}"
+                    ) from None
+                if attempt == self.params.attempts:
+                    raise
+                self._rest(attempt, error.response.headers.get("retry-after"))
+            except (self._openai.APIError, ValueError, KeyError, AttributeError, TypeError):
+                # No connection, no answer in time, or an answer that is no chat completion.
+                if attempt == self.params.attempts:
+                    raise
+                self._rest(attempt, None)
+        raise AssertionError("unreachable: attempts ≥ 1")
+
+    def _rest(self, attempt: int, asked: str | None) -> None:
+        seconds = self.pause * 2 ** (attempt - 1) * (1 + random.random() / 4)
+        if asked is not None and re.fullmatch(r"\d+(\.\d+)?", asked):
+            seconds = max(seconds, float(asked))
+        time.sleep(min(seconds, LONGEST_PAUSE))
+
+
+def _reply(answer: dict[str, Any]) -> dict[str, Any]:
+    """The part of a chat completion that is kept; KeyError or TypeError where it is none."""
+    choice = answer["choices"][0]
+    message = choice["message"]
+    return {
+        "text": message.get("content"),
+        "finish_reason": choice.get("finish_reason"),
+        "logprobs": choice.get("logprobs"),
+        "tool_calls": message.get("tool_calls"),
+        "usage": answer.get("usage"),
+        "model": answer.get("model"),
+    }

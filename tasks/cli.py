@@ -1,0 +1,95 @@
+"""The command `larpo`: what is done outside the graph."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from larpo.benchmarks import BENCHMARKS, score_file
+from larpo.errors import UserError
+
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None,
+    help="LARPO: alignment from ranked lists. The pipeline itself is `dvc repro`.",
+)  # fmt: skip
+
+SCORE_HELP = """Score outputs that exist already; prints the scores as JSON.
+
+\b
+BENCHMARK     OUTPUTS                                                        OPTIONS
+gsm8k         JSON Lines with question, answer, response
+math          JSON Lines with problem, answer or solution, response
+alpaca_eval   annotations as AlpacaEval publishes them (JSON list with       --baseline --data
+              instruction, output_1, output_2, preference)                   --df-gamed
+                                                                             --instruction-difficulty
+mixeval       JSON Lines with id and response, and problem_type unless the   --data FOLDER --parser rule|model
+mixeval_hard  file is named free-form.jsonl or multiple-choice.jsonl; or a   --unparsed wrong|random --seed N
+              folder with both. Rows may carry the item itself (target,
+              options, …); otherwise --data names the folder that has it
+
+--data of mixeval: the folder with free-form.json and multiple-choice.json of the release that the ids belong to.
+Length-controlled win rates of alpaca_eval need --df-gamed and --instruction-difficulty, which the package would
+fetch from the hub. Exit code 2 with one line on bad input.
+"""
+
+
+@app.callback()
+def main() -> None:
+    """One command per verb."""
+
+
+@app.command(help=SCORE_HELP, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def score(
+    context: typer.Context,
+    benchmark: str = typer.Argument(help="a benchmark's name, see above"),
+    outputs: Path = typer.Argument(help="the outputs to score"),
+) -> None:
+    try:
+        found = score_file(benchmark, outputs, **options(benchmark, list(context.args)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    print(json.dumps(found, indent=1, ensure_ascii=False))
+
+
+def options(benchmark: str, arguments: list[str]) -> dict[str, Any]:
+    """`--key value` pairs as the benchmark's own options; whole numbers and flags by what the benchmark expects."""
+    if benchmark not in BENCHMARKS:
+        return {}  # `score_file` names it
+    module = import_module(BENCHMARKS[benchmark].partition(":")[0])
+    known = inspect.signature(module.score_file).parameters if hasattr(module, "score_file") else {}
+    found: dict[str, Any] = {}
+    while arguments:
+        name, equals, value = arguments.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise UserError(f"larpo score: {name!r} is not expected here; expected --option value")
+        key = name[2:].replace("-", "_")
+        default = known[key].default if key in known else None
+        if isinstance(default, bool) and not equals and (not arguments or arguments[0].startswith("--")):
+            found[key] = True
+            continue
+        if not equals:
+            if not arguments:
+                raise UserError(f"larpo score: {name} expects a value")
+            value = arguments.pop(0)
+        if isinstance(default, bool):
+            if value.lower() not in ("true", "false"):
+                raise UserError(f"larpo score: {name}: expected true or false, found {value!r}")
+            found[key] = value.lower() == "true"
+        elif isinstance(default, int):
+            if not value.lstrip("-").isdigit():
+                raise UserError(f"larpo score: {name}: expected a whole number, found {value!r}")
+            found[key] = int(value)
+        else:
+            found[key] = value
+    return found
+
+
+if __name__ == "__main__":
+    app()

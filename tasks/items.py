@@ -1,0 +1,35 @@
+"""Node `items@BENCHMARK`: what a benchmark asks, as conversations, the same for every checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from larpo import tables
+from larpo.benchmarks import build_benchmark
+from larpo.errors import UserError
+from larpo.hashing import tree_hash
+from tasks.node import Node, command, load_params
+
+
+def main(benchmark: str) -> None:
+    """Write data/items/BENCHMARK.parquet."""
+    params = load_params()
+    bench = build_benchmark(params, benchmark)
+    out = f"data/items/{benchmark}.parquet"
+    with Node(
+        "items", benchmark, params, uses=["seed", "prompts", "score", f"benchmarks.{benchmark}"],
+        inputs=[], outputs=[out], manifest=f"data/items/{benchmark}.manifest.json",
+    ) as node:  # fmt: skip
+        try:
+            items = bench.items()
+        except UserError as error:
+            raise UserError(str(error).replace("benchmarks.NAME", f"params.yaml: benchmarks.{benchmark}")) from None
+        tables.write(items, "items", node.out(out))
+        data = params.benchmarks[benchmark].data
+        if data and Path(data).exists():
+            node.note(data_hash=tree_hash(data))
+        node.rows(read=len(items), written=len(items))
+
+
+if __name__ == "__main__":
+    command(main)
