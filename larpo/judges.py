@@ -22,6 +22,8 @@ from larpo.hashing import digest
 
 LONGEST_PAUSE = 60.0  # seconds
 RETRIED = {408, 409, 429}
+FILTERED = {"content_filter", "content_policy_violation"}
+NO_REPLY = {"text": None, "finish_reason": None, "logprobs": None, "tool_calls": None, "usage": None, "model": None}
 
 
 class JudgeSettings(Protocol):
@@ -168,6 +170,9 @@ class JudgeClient:
             try:
                 return _reply(self._client.chat.completions.create(**body).model_dump(mode="json"))
             except self._openai.APIStatusError as error:
+                if error.code in FILTERED:
+                    # An answer too: it says the same whenever it is asked.
+                    return {**NO_REPLY, "finish_reason": "content_filter", "model": self.params.model}
                 if error.status_code < 500 and error.status_code not in RETRIED:
                     raise UserError(
                         f"params.yaml: judges.{self.name}: {self._client.base_url} refuses {self.params.model!r}: "

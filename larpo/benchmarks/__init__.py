@@ -41,6 +41,8 @@ BENCHMARKS: dict[str, str] = {
     "held_out": "larpo.benchmarks.held_out:HeldOut",
     "gsm8k": "larpo.benchmarks.gsm8k:GSM8K",
     "math": "larpo.benchmarks.math:Math",
+    "mixeval": "larpo.benchmarks.mixeval:MixEval",
+    "mixeval_hard": "larpo.benchmarks.mixeval:MixEvalHard",
     "alpaca_eval": "larpo.benchmarks.alpaca_eval:AlpacaEval",
 }
 """name → module:class"""
@@ -84,6 +86,7 @@ def score_file(benchmark: str, path: str | Path, **options: Any) -> dict[str, An
     if not Path(path).exists():
         raise UserError(f"{path}: not found; expected the outputs to score")
     known = list(inspect.signature(module.score_file).parameters)[1:]
+    if benchmark == "mixeval_hard":
         options = {"hard": True} | options
     for key in options:
         if key not in known:

@@ -1,0 +1,298 @@
+"""MixEval and MixEval-Hard (Ni et al. 2024), release 2024-06-01: questions with reference answers, and with options.
+
+The overall score is the mean over all items, as upstream prints it (there from halves rounded to three decimals; both
+halves of a release are equally large).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from larpo.benchmarks import check_source, parse_options, read_rows
+from larpo.benchmarks.gsm8k import choose
+from larpo.benchmarks.mixeval_parsers import (
+    ask_judge,
+    chosen_option,
+    free_form_candidates,
+    free_form_correct,
+    letters,
+)
+from larpo.benchmarks.verifiable import interval, shares
+from larpo.errors import UserError
+from larpo.hashing import digest, seed_of
+from larpo.judges import JudgeClient
+from larpo.params import BenchmarkParams, JudgeParams, Params, Section
+
+HUB = "MixEval/MixEval"
+JUDGEMENTS = "judgements"
+KINDS = ("free-form", "multiple-choice")
+SHORTLY = "Answer the question shortly."
+STEP_BY_STEP = "Answer the question. \nLet's think step by step."
+BY_LETTER = "Answer with the option letter from the given choices directly."
+REASONED = ("BBH", "GSM8k", "MATH")
+"""Sources of free-form problems that are asked for their working."""
+
+
+class Options(Section):
+    parser: Literal["rule", "model"] = "rule"
+    unparsed: Literal["wrong", "random"] = "wrong"
+    """A response that no parser can read counts as wrong; `random` is upstream's choice, for comparison."""
+    seed: int = 0
+
+
+def prompt(item: dict[str, Any]) -> str:
+    """An item as it is put to a model, word for word as upstream does."""
+    context = str(item.get("context"))
+    given = context.strip(" ") != "" and context.lower() not in ("none", "null")
+    if item["problem_type"] == "free-form":
+        asked = f"{item['prompt']}\n{STEP_BY_STEP if item['benchmark_name'] in REASONED else SHORTLY}"
+        return f"Question: {context}\n{asked}" if given else f"Question: {asked}"
+    options = "\n".join(f"{x}. {o}" for x, o in zip(letters(item["options"]), item["options"], strict=True))
+    asked = f"{item['prompt']}\n{options}\n{BY_LETTER}"
+    return f"{context}\n{asked}" if given else asked
+
+
+def check_item(item: dict[str, Any], where: str) -> dict[str, Any]:
+    """Refuse an item that cannot be scored."""
+    kind, target, options = item.get("problem_type"), item.get("target"), item.get("options")
+    if kind not in KINDS:
+        raise UserError(f"{where}: problem_type: expected one of {', '.join(KINDS)}, found {kind!r}")
+    if kind == "free-form":
+        if not isinstance(target, list) or not target:
+            raise UserError(f"{where}: target: expected a list of acceptable answers, found {target!r}")
+    elif not isinstance(options, list) or len(options) < 2:
+        raise UserError(f"{where}: options: expected a list of at least two, found {options!r}")
+    elif not (
+        isinstance(target, list)
+        and len(target) == 1
+        and isinstance(target[0], int)
+        and target[0] in range(len(options))
+    ):
+        raise UserError(f"{where}: target: expected a list of one index into the options, found {target!r}")
+    return item
+
+
+def read_items(data: str, hard: bool) -> dict[tuple[str, str], dict[str, Any]]:
+    """(problem type, id) → item, of a release's folder (with free-form.json and multiple-choice.json, or with the
+    folders mixeval and mixeval-hard that have them), or of the hub."""
+    name = "mixeval-hard" if hard else "mixeval"
+    folder = Path(data)
+    if not folder.exists():
+        return _hub_items(data, hard)
+    if not (folder / "free-form.json").is_file() and (folder / name).is_dir():
+        folder = folder / name
+    found = {}
+    for kind in KINDS:
+        path = folder / f"{kind}.json"
+        if not path.is_file():
+            raise UserError(f"{path}: not found; expected a folder with free-form.json and multiple-choice.json")
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: not valid JSON ({error})") from None
+        for key, item in content.items():
+            found[kind, str(key)] = check_item(item, f"{path}, item {key}")
+    return found
+
+
+def _hub_items(data: str, hard: bool) -> dict[tuple[str, str], dict[str, Any]]:
+    """The hub's copy: one configuration per benchmark, one split per problem type, columns as in the files."""
+    import datasets
+
+    config = "MixEval_Hard" if hard else "MixEval"
+    found = {}
+    for kind, split in zip(KINDS, ("free_form", "multiple_choice"), strict=True):
+        try:
+            rows = datasets.load_dataset(data, config, split=split)
+        except Exception as error:  # noqa: BLE001 - the errors of files and of the hub have no common base
+            reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+            raise UserError(f"benchmarks.NAME.data: cannot load {data!r}, {config}, {split} ({reason[:200]})") from None
+        for i, row in enumerate(rows):
+            found[kind, str(row.get("id", i))] = check_item(dict(row), f"{data}, {split}, row {i}")
+    return found
+
+
+def read_response(item: dict[str, Any], response: str) -> tuple[str | None, float]:
+    """(what was parsed, score 0 or 1) of a response by the rules; nothing is parsed from an empty one."""
+    if item["problem_type"] == "free-form":
+        candidates = free_form_candidates(response)
+        found = " | ".join(dict.fromkeys(map(str, candidates))) if response.strip() else None
+        return found, float(free_form_correct(candidates, item["target"]))
+    letter = chosen_option(response, item["options"])
+    return letter, float(letter == letters(item["options"])[item["target"][0]])
+
+
+def evaluate(
+    items: list[dict[str, Any]], responses: list[str], options: Options, judge: JudgeClient | None
+) -> pd.DataFrame:
+    """Columns parsed (None: no parser could read it), score and, with a model as the parser, judgement (JSON text)."""
+    if options.parser == "rule":
+        pairs = [read_response(item, response) for item, response in zip(items, responses, strict=True)]
+        frame = pd.DataFrame(pairs, columns=["parsed", "score"]).assign(judgement=None)
+    else:
+        told = ask_judge(items, responses, judge)
+        rows = []
+        for item, one in zip(items, told, strict=True):
+            value, score = one["value"], 0.0
+            if isinstance(value, float):
+                score = value
+            elif value is not None:
+                score = float(value == letters(item["options"])[item["target"][0]])
+            reply = json.dumps(one["reply"], sort_keys=True, ensure_ascii=False)
+            rows.append((None if value is None else str(value), score, reply))
+        frame = pd.DataFrame(rows, columns=["parsed", "score", "judgement"])
+    frame["parsed"] = frame["parsed"].astype(object).where(frame["parsed"].notna(), None)
+    if options.unparsed == "random":
+        for i, item in enumerate(items):
+            if frame["parsed"][i] is None:
+                frame.loc[i, "score"] = drawn_score(item, options)
+    return frame
+
+
+def drawn_score(item: dict[str, Any], options: Options) -> float:
+    """Upstream's stand-in for a response it cannot read: a random option, or (model parser) a random score."""
+    draw = np.random.default_rng(seed_of("mixeval", options.seed, item["problem_type"], item["prompt"]))
+    if item["problem_type"] == "multiple-choice":
+        return float(draw.integers(len(item["options"])) == item["target"][0])
+    return 0.0 if options.parser == "rule" else round(float(draw.random()), 1)
+
+
+def summary(kinds: list[str], sources: list[str], scores: np.ndarray) -> dict[str, Any]:
+    """Overall, per problem type and per source benchmark, each with its 95 % interval."""
+    frame = pd.DataFrame({"kind": kinds, "source": sources, "score": scores})
+    halves = frame.groupby("kind")["score"]
+    return {
+        "scores": {"overall": interval(frame["score"])}
+        | {kind.replace("-", "_"): interval(rows) for kind, rows in halves},
+        "sources": {name: interval(rows) | {"items": len(rows)} for name, rows in frame.groupby("source")["score"]},
+        # What upstream prints: the mean of both halves, each rounded to three decimals.
+        "upstream_overall": float(halves.mean().round(3).mean()),
+    }
+
+
+class MixEval:
+    hard = False
+
+    def __init__(self, params: Params, entry: BenchmarkParams):
+        self.entry, self.options = entry, parse_options(Options, entry.options)
+        self.source = check_source(entry.data, HUB)
+        if self.options.parser == "model" and entry.judge is None:
+            raise UserError("benchmarks.NAME.judge: missing; parser: model needs a name in the section `judges`")
+        self.judge = params.judges.get(entry.judge) if entry.judge else None
+
+    def items(self) -> pd.DataFrame:
+        """One conversation per item; `answer` is its first target, or the letter of the right option."""
+        rows = []
+        for (kind, key), item in read_items(self.source, self.hard).items():
+            target = item["target"][0]
+            answer = str(target) if kind == "free-form" else letters(item["options"])[target]
+            asked = [{"role": "user", "content": prompt(item)}]
+            meta = json.dumps({"id": key} | item, sort_keys=True, ensure_ascii=False)
+            rows.append((digest("mixeval", self.hard, kind, key), "mixeval", asked, answer, meta))
+        return choose(
+            pd.DataFrame(rows, columns=["prompt_id", "source", "messages", "answer", "meta"]), self.entry.items
+        )
+
+    def score(self, items: pd.DataFrame, outputs: pd.DataFrame) -> pd.DataFrame:
+        known = {p: json.loads(m) for p, m in zip(items["prompt_id"], items["meta"], strict=True)}
+        judge = JudgeClient(self.judge, JUDGEMENTS, self.entry.judge) if self.options.parser == "model" else None
+        found = evaluate([known[p] for p in outputs["prompt_id"]], outputs["text"].tolist(), self.options, judge)
+        return found.set_axis(outputs.index)
+
+    def aggregate(self, items: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, Any]:
+        """Scores of the greedy outputs."""
+        greedy = evaluations[(evaluations["sample"] < 0) & (evaluations["turn"] == 0)]
+        known = {p: json.loads(m) for p, m in zip(items["prompt_id"], items["meta"], strict=True)}
+        facts = [known[p] for p in greedy["prompt_id"]]
+        found = summary(
+            [f["problem_type"] for f in facts], [f["benchmark_name"] for f in facts], greedy["score"].to_numpy()
+        )
+        return {"items": len(greedy)} | found | shares(greedy)
+
+
+class MixEvalHard(MixEval):
+    hard = True
+
+
+def score_file(
+    path: str | Path,
+    data: str | None = None,
+    hard: bool = False,
+    parser: str = "rule",
+    unparsed: str = "wrong",
+    seed: int = 0,
+    judge_model: str = "gpt-3.5-turbo-0125",
+    judge_url: str | None = None,
+) -> dict[str, Any]:
+    """Score MixEval responses: JSON Lines with `id` and `response`, or a folder with a file per problem type.
+
+    A row may carry its item (target, problem_type, options, benchmark_name, prompt); else the item is looked up by
+    problem type and id in `data`, a folder of the release. Without problem_type in a row, the file's name says it
+    (free-form, freeform, multiple-choice, multichoice).
+
+    Parameters
+    ----------
+    parser
+        `rule`, or `model`: then `judge_model` at `judge_url` (None: OpenAI's) reads the responses; replies are kept in
+        judgements/.
+    """
+    options = parse_options(Options, {"parser": parser, "unparsed": unparsed, "seed": seed})
+    path = Path(path)
+    files = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".json")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path}: no .jsonl file; expected free-form.jsonl and multiple-choice.jsonl")
+    release = read_items(data, hard) if data is not None else {}
+    items, responses, seen = [], [], set()
+    for file in files:
+        for i, row in enumerate(read_rows(file, "rows with id and response")):
+            where = f"{file}, row {i}"
+            if not isinstance(row.get("response"), str):
+                raise UserError(f"{where}: expected text under 'response', found {row.get('response')!r}")
+            item = _item_of(row, file, release, where)
+            key = (item["problem_type"], str(row.get("id", f"{file}:{i}")))
+            if key in seen:
+                raise UserError(f"{where}: {key[0]} item {key[1]} appears twice; expected each once")
+            seen.add(key)
+            items.append(item)
+            responses.append(row["response"])
+    judge = None
+    if options.parser == "model":
+        judge = JudgeClient(JudgeParams(model=judge_model, base_url=judge_url), JUDGEMENTS, judge_model)
+    frame = evaluate(items, responses, options, judge)
+    found = summary([i["problem_type"] for i in items], [i["benchmark_name"] for i in items], frame["score"].to_numpy())
+    left_out = {"items_without_response": len(set(release) - seen)} if release else {}
+    return (
+        {"benchmark": "mixeval_hard" if hard else "mixeval", "parser": parser, "items": len(items)}
+        | found
+        | {"unparsed": float(frame["parsed"].isna().mean())}
+        | left_out
+    )
+
+
+def _item_of(row: dict[str, Any], file: Path, release: dict, where: str) -> dict[str, Any]:
+    """The item that a row answers: the release's where it is known, else what the row itself carries."""
+    kind = row.get("problem_type")
+    if kind is None:
+        name = file.name.lower().replace("-", "").replace("_", "")
+        if row.get("options") is not None or "multiplechoice" in name or "multichoice" in name:
+            kind = "multiple-choice"
+        elif "freeform" in name or "target" in row:
+            kind = "free-form"
+        else:
+            raise UserError(
+                f"{where}: no problem_type, and the file's name does not say it (an id stands for two items); add "
+                "problem_type to the rows, or name the file free-form.jsonl or multiple-choice.jsonl"
+            )
+    if release:
+        item = release.get((kind, str(row.get("id"))))
+        if item is None:
+            raise UserError(f"{where}: no {kind} item {row.get('id')!r} in the folder that data names")
+        return item
+    if "target" not in row:
+        raise UserError(f"{where}: no target; name the release's folder by data (--data), or add the item to the row")
+    return check_item({"benchmark_name": "unnamed", "prompt": ""} | row | {"problem_type": kind}, where)
