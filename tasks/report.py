@@ -23,6 +23,7 @@ from larpo.report.data import (
     NodeRecord,
     PolicyScore,
     policy_score,
+    retrieval_curve,
     spread,
 )
 from tasks.node import Node, command, load_params, write_json
@@ -45,6 +46,7 @@ def inputs(params: Params) -> list[str]:
             for b in params.benchmarks
             for suffix in ("parquet", "json")
         ],
+        *[f"data/evaluate/retrieval-{name}.json" for name in params.retrieval],
     ]
 
 
@@ -174,6 +176,10 @@ def nodes(params: Params) -> list[NodeRecord]:
         if row == "0":
             out.append(record("policy", "", row, "data/policy/0", ("data/policy/0", "data/candidates/0.parquet")))
             out += [record("items", b, row, f"data/items/{b}", (f"data/items/{b}.parquet",)) for b in params.benchmarks]
+            for name in params.retrieval:
+                made, stem = f"data/embed/{name}", f"data/evaluate/retrieval-{name}"
+                out.append(record("embed", name, row, made, (made,)))
+                out.append(record("retrieve", name, row, stem, (f"{stem}.parquet", f"{stem}.json")))
         else:
             out += [record(n, row, row, f"data/{n}/{row}", (f"data/{n}/{row}.parquet",)) for n in TABLE_NODES]
             made = (f"data/policy/{row}", f"data/train/{row}")
@@ -245,12 +251,19 @@ def main() -> None:
             benchmarks=benchmarks,
             iterations=[iteration(params, s, prompts, hashes[f"data/lists/{s}.parquet"]) for s in order],
             nodes=nodes(params),
+            retrieval={
+                f"{name}, {words}": retrieval_curve(read_json(f"data/evaluate/retrieval-{name}.json"), key)
+                for name in params.retrieval
+                for key, words in (("answer", "by answer"), ("gold", "by gold passage"))
+            },
         )
         flat = [(b.name, p, p.flat()) for b in benchmarks for p in b.policies]
         scores: dict[str, dict[str, Any]] = {b.name: {} for b in benchmarks}
         for name, p, values in flat:
             scores[name][p.policy] = values
         write_json(node.out(SCORES), scores)
+        # `dvc plots` cannot choose rows: its files hold the first benchmark of params.yaml, scores.json has all.
+        flat = [row for row in flat if row[0] == benchmarks[0].name]
         header = ["policy", "benchmark", *flat[0][2]]
         write_csv([{"policy": p.policy, "benchmark": b} | v for b, p, v in flat], header, node.out(SCORES_CSV))
         curve = [
@@ -266,7 +279,7 @@ def main() -> None:
         names = sorted({name for row in training for name in row} - {"iteration", "step"})
         write_csv(training, ["iteration", "step", *names], node.out(TRAINING_CSV))
         node.out(PAGE).write_text(render(data), "utf-8")
-        node.rows(read=sum(len(it.rewards) for it in data.iterations), written=len(flat))
+        node.rows(read=sum(len(it.rewards) for it in data.iterations), written=sum(map(len, scores.values())))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ def estimate(entry: dict[str, Any], name: str, value: str | None = None) -> str:
 
 def table(benchmark: str, policies: dict[str, dict[str, Any]]) -> Table:
     """One benchmark, a row per policy."""
+    if all(entry.get("greedy_accuracy") is None for entry in policies.values()):
+        return own_score(benchmark, policies)
     budgets = sorted({entry["k"] for entry in policies.values() if entry.get("k") is not None})
     out = Table(box=SIMPLE_HEAD, title=f"{benchmark}: % of items, with 95 % intervals", title_justify="left")
     out.add_column("Policy", justify="right")
@@ -44,6 +46,19 @@ def table(benchmark: str, policies: dict[str, dict[str, Any]]) -> Table:
             NONE if length is None else f"{length:.1f}",
             NONE if reward is None else f"{reward:.3f}",
         )
+    return out
+
+
+def own_score(benchmark: str, policies: dict[str, dict[str, Any]]) -> Table:
+    """A benchmark with a score of its own instead of right and wrong answers."""
+    out = Table(box=SIMPLE_HEAD, title=f"{benchmark}: %, with 95 % intervals", title_justify="left")
+    for name in ("Policy", "Score", "Unparsed", "Cut off", "Tokens"):
+        out.add_column(name, justify="right", no_wrap=True)
+    for policy in sorted(policies, key=int):
+        entry = policies[policy]
+        length = entry.get("mean_length")
+        cells = [estimate(entry, name) for name in ("score", "unparsed", "truncated")]
+        out.add_row(policy, *cells, NONE if length is None else f"{length:.1f}")
     return out
 
 

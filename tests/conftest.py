@@ -99,6 +99,7 @@ evaluate: {{policies: ["0", "2"]}}
 benchmarks:
   held_out: {{items: 8, generate: {{samples: 4, temperatures: [1.0], max_new_tokens: 10}}}}
 judges: {{}}
+retrieval: {{}}
 report: {{examples: 2}}
 """
 

@@ -15,7 +15,7 @@ import pandas as pd
 import vl_convert
 from markupsafe import Markup
 
-from larpo.report.data import BenchmarkScores, Iteration, NodeRecord, Spread, histogram
+from larpo.report.data import BenchmarkScores, Iteration, NodeRecord, RecallPoint, Spread, histogram
 
 WIDTH, HEIGHT = 400, 230
 POINTS = 400  # a longer training curve is averaged down to so many points
@@ -109,14 +109,27 @@ def scores(bench: BenchmarkScores, name: str) -> Markup | None:
 
 def recall(bench: BenchmarkScores, colours: dict[str, str], name: str) -> Markup | None:
     """Recall@N against N, one curve per policy, with 95 % bands."""
+    curves = {p.policy: p.recall for p in bench.policies if p.recall}
+    return _recall(curves, _policy_scale(list(curves), colours, "policy"), "N, samples per item", name)
+
+
+def retrieval(curves: dict[str, list[RecallPoint]], name: str) -> Markup | None:
+    """Recall@N against N, one curve per retriever and way to tell a hit, with 95 % bands."""
+    return _recall(curves, alt.Color("group:N", title=None), "N, passages per query", name)
+
+
+def _recall(curves: dict[str, list[RecallPoint]], colour: alt.Color, title: str, name: str) -> Markup | None:
     rows = [
         {
-            "group": p.policy, "n": r.n, "value": r.estimate.value,
-            "low": r.estimate.bounds()[0], "high": r.estimate.bounds()[1],
+            "group": group,
+            "n": r.n,
+            "value": r.estimate.value,
+            "low": r.estimate.bounds()[0],
+            "high": r.estimate.bounds()[1],
         }
-        for p in bench.policies
-        for r in p.recall
-    ]  # fmt: skip
+        for group, points in curves.items()
+        for r in points
+    ]
     if not rows:
         return None
     largest = max(r["n"] for r in rows)
@@ -124,10 +137,9 @@ def recall(bench: BenchmarkScores, colours: dict[str, str], name: str) -> Markup
         scale, ticks = alt.Scale(nice=False, zero=False), list(range(1, largest + 1))
     else:
         scale, ticks = alt.Scale(type="log", base=2, nice=False), [2**i for i in range(32) if 2**i <= largest]
-    domain = [p.policy for p in bench.policies if p.recall]
     base = alt.Chart(pd.DataFrame(rows)).encode(
-        x=alt.X("n:Q", title="N, samples per item", scale=scale, axis=alt.Axis(values=ticks, format="d")),
-        color=_policy_scale(domain, colours, "policy"),
+        x=alt.X("n:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format="d")),
+        color=colour,
     )
     value = alt.Y("value:Q", title="Recall@N", axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=True))
     band = base.transform_filter("isValid(datum.low) && isValid(datum.high)").mark_area(opacity=0.12)
@@ -213,6 +225,8 @@ def rewards(iterations: list[Iteration], colours: dict[str, str], name: str) -> 
 
 BOX_W, BOX_H, GAP_X, GAP_Y = 100, 36, 26, 42
 COLUMNS = ["prompts", "sample", "score", "candidates", "lists", "reference", "train", "generate", "evaluate"]
+# Policy 0 stands where the later policies are made; what all policies share stands beside it.
+BORROWED = {"policy": "train", "items": "reference", "embed": "generate", "retrieve": "evaluate"}
 
 
 def graph(nodes: list[NodeRecord], colours: dict[str, str]) -> Markup:
@@ -226,8 +240,7 @@ def graph(nodes: list[NodeRecord], colours: dict[str, str]) -> Markup:
         members = [n for n in nodes if n.row == row]
         stacked: dict[int, int] = {}
         for node in members:
-            # Policy 0 stands where the later policies are made; what all policies share stands before it.
-            column = COLUMNS.index({"policy": "train", "items": "reference"}.get(node.name, node.name))
+            column = COLUMNS.index(BORROWED.get(node.name, node.name))
             height = stacked.get(column, 0)
             places[node.stage] = (4.0 + column * (BOX_W + GAP_X), y + height * (BOX_H + 8))
             stacked[column] = height + 1
@@ -241,8 +254,11 @@ def graph(nodes: list[NodeRecord], colours: dict[str, str]) -> Markup:
         lines += [_arrow(places[s], (x, top)) for s in sorted(sources)]
         seconds = "no manifest" if node.manifest is None else duration(node.manifest["seconds"])
         label = node.stage
-        if node.name in ("generate", "evaluate"):  # the row says which policy
-            label, seconds = node.stage.partition("-")[2], f"{node.name}, {seconds}"
+        if node.name in ("generate", "evaluate", "items", "embed", "retrieve"):
+            key = node.stage.partition("@")[2]
+            # The row says which policy.
+            label = key.partition("-")[2] if node.name in ("generate", "evaluate") else key
+            seconds = f"{node.name}, {seconds}"
         label = label if len(label) <= 13 else label[:12] + "…"
         boxes.append(
             Markup(

@@ -174,6 +174,7 @@ class ReportData:
     benchmarks: list[BenchmarkScores]
     iterations: list[Iteration]
     nodes: list[NodeRecord]
+    retrieval: dict[str, list[RecallPoint]] = field(default_factory=dict)  # retriever and kind of hit → Recall@N
 
 
 def _finite(value: Any) -> float | None:
@@ -212,6 +213,12 @@ def policy_score(metrics: dict[str, Any], evaluations: pd.DataFrame) -> PolicySc
             for name in ("mean_reward", "mean_length", "truncated", "unparsed", "length_reward_correlation")
         },
     )
+
+
+def retrieval_curve(metrics: dict[str, Any], kind: str) -> list[RecallPoint]:
+    """Recall@N of a retriever by `answer` or `gold`; empty where it was not measured."""
+    found = ((int(n), _estimate(entry, "value")) for n, entry in (metrics.get(kind) or {}).items())
+    return [RecallPoint(n, e) for n, e in sorted(found) if e is not None]
 
 
 def recall_curve(evaluations: pd.DataFrame) -> list[RecallPoint]:

@@ -1,0 +1,53 @@
+"""Node `embed@NAME`: vectors of a retrieval corpus and its queries, shard by shard."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+
+from larpo.retrieval import Encoder, read_passages, read_queries, shards
+from tasks.node import Node, command, load_params, say, write_json
+
+
+def main(name: str) -> None:
+    """Write data/embed/NAME: passages-*.npy with their ids-*.json, and queries.npy."""
+    params = load_params()
+    wanted = params.retrieval[name]
+    out = f"data/embed/{name}"
+    with Node(
+        "embed", name, params, uses=[f"retrieval.{name}"], inputs=[wanted.corpus, wanted.queries], outputs=[out],
+        manifest=f"data/embed/{name}.manifest.json",
+    ) as node:  # fmt: skip
+        queries = read_queries(wanted.queries)
+        parts = node.scratch / "parts"
+        parts.mkdir(exist_ok=True)
+        encoder, count, start = None, 0, time.perf_counter()
+        for i, passages in enumerate(shards(read_passages(wanted.corpus), wanted.shard_size)):
+            path = parts / f"passages-{i:06d}.npy"
+            count += len(passages)
+            if path.exists():
+                say(f"{node.stage}: resuming, shard {i} is there")
+                continue
+            encoder = encoder or Encoder(wanted)
+            write_json(parts / f"ids-{i:06d}.json", [p.id for p in passages])
+            save(encoder.passages(passages), path)
+            rate = count / (time.perf_counter() - start)
+            say(f"{node.stage}: {count} passages, {rate:.0f} passages/s")
+        encoder = encoder or Encoder(wanted)
+        save(encoder.queries(queries["question"].tolist()), parts / "queries.npy")
+        os.replace(parts, node.out(out))
+        node.rows(read=count + len(queries), written=count + len(queries))
+
+
+def save(vectors: np.ndarray, path) -> None:
+    """Write so that the file is there completely or not at all."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as f:
+        np.save(f, vectors)
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    command(main)

