@@ -38,6 +38,21 @@ class JudgeSettings(Protocol):
     options: dict[str, Any]
 
 
+def store_folder() -> Path:
+    """Where replies are kept: `LARPO_JUDGEMENTS`, else judgements/ in the working folder."""
+    return Path(os.environ.get("LARPO_JUDGEMENTS", "judgements"))
+
+
+def check_key(params: JudgeSettings, name: str) -> None:
+    """Refuse, before anything is generated or sent, a judge on another machine without a key."""
+    host = urlparse(params.base_url).hostname if params.base_url else None
+    if not os.environ.get(params.api_key_env) and host not in ("127.0.0.1", "localhost", "::1"):
+        raise UserError(
+            f"params.yaml: judges.{name}.api_key_env: the environment variable {params.api_key_env} is not set; "
+            f"{params.base_url or 'the OpenAI API'} needs a key"
+        )
+
+
 class Store:
     """Replies by key in one file. Each is one line, written by one call, so that several processes can append and a
     kill leaves at most its last line unreadable, which is then asked for again."""
@@ -79,27 +94,18 @@ class JudgeClient:
         The judge's name in `judges` of params.yaml, for messages.
     pause
         Seconds before the second try; doubled before each further one.
-
-    Raises
-    ------
-    UserError
-        There is no key for a server that is not on this machine.
     """
 
     def __init__(self, params: JudgeSettings, store: str | Path, name: str = "judge", pause: float = 1.0):
         import openai
 
         self.params, self.name, self.pause = params, name, pause
-        key = os.environ.get(params.api_key_env)
-        host = urlparse(params.base_url).hostname if params.base_url else None
-        if not key and host not in ("127.0.0.1", "localhost", "::1"):
-            raise UserError(
-                f"params.yaml: judges.{name}.api_key_env: the environment variable {params.api_key_env} is not set; "
-                f"{params.base_url or 'the OpenAI API'} needs a key"
-            )
         self._openai = openai
         self._client = openai.OpenAI(
-            api_key=key or "none", base_url=params.base_url, timeout=params.timeout, max_retries=0
+            api_key=os.environ.get(params.api_key_env) or "none",
+            base_url=params.base_url,
+            timeout=params.timeout,
+            max_retries=0,
         )
         file = re.sub(r"[^A-Za-z0-9._-]+", "_", params.model) + "-" + digest(params.model, length=6) + ".jsonl"
         self.store = Store(Path(store) / file)
@@ -116,10 +122,13 @@ class JudgeClient:
         Raises
         ------
         UserError
-            The server refuses a request, or some fail at every attempt. Replies that came are in the store by then.
+            There is no key for a server elsewhere, the server refuses a request, or some fail at every attempt.
+            Replies that came are in the store by then. What the store has needs neither key nor server.
         """
         bodies = {self.key(r): self._body(r) for r in requests}
         todo = [key for key in bodies if key not in self.store.replies]
+        if todo:
+            check_key(self.params, self.name)
         failed: list[Exception] = []
         refused: UserError | None = None
         done = 0

@@ -11,6 +11,7 @@ import pandas as pd
 from larpo import tables
 from larpo.engines import Sampling
 from larpo.hashing import seed_of
+from larpo.judges import check_key
 from tasks.generator import Generator
 from tasks.node import Node, command, load_params
 
@@ -20,7 +21,9 @@ REVISE = "Check your answer for mistakes. Then give your revised answer to the s
 def main(policy: str, benchmark: str) -> None:
     """Write data/generate/POLICY-BENCHMARK.parquet."""
     params = load_params()
-    wanted = params.benchmarks[benchmark].generate
+    wanted, judge = params.benchmarks[benchmark].generate, params.benchmarks[benchmark].judge
+    if judge is not None:
+        check_key(params.judges[judge], judge)  # hours of generation must not end at a missing key
     checkpoint, source = f"data/policy/{policy}", f"data/items/{benchmark}.parquet"
     out = f"data/generate/{policy}-{benchmark}.parquet"
     # The same seed for every policy: checkpoints meet the same items and the same random draws.

@@ -80,5 +80,11 @@ def modules(path: Path) -> set[str]:
     return found
 
 
-# What decides only whether a node refuses its input: how a folder of weights is opened, whether a reward needs answers.
-NOT_TRACKED = {("reference", "larpo.checkpoints"), ("train", "larpo.checkpoints"), ("prompts", "larpo.rewards")}
+# What decides only whether a node refuses its input: how a folder of weights is opened, whether a reward needs answers,
+# whether a judge has its key.
+NOT_TRACKED = {
+    ("reference", "larpo.checkpoints"),
+    ("train", "larpo.checkpoints"),
+    ("prompts", "larpo.rewards"),
+    ("generate", "larpo.judges"),
+}

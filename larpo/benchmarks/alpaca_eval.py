@@ -18,12 +18,11 @@ from larpo.benchmarks.gsm8k import choose
 from larpo.benchmarks.verifiable import shares
 from larpo.errors import UserError
 from larpo.hashing import digest
-from larpo.judges import JudgeClient
+from larpo.judges import JudgeClient, store_folder
 from larpo.params import BenchmarkParams, Params, Section, nearest
 from larpo.statistics import Z95
 
 HUB = "tatsu-lab/alpaca_eval"
-JUDGEMENTS = "judgements"
 
 
 class Options(Section):
@@ -99,7 +98,7 @@ class AlpacaEval:
                 "output_2": joined["text"],
             }
         )
-        judge = JudgeClient(self.judge, JUDGEMENTS, self.entry.judge)
+        judge = JudgeClient(self.judge, store_folder(), self.entry.judge)
         annotated = judge_pairs(pairs, judge, self.options.annotator, self.options.seed)
         preference = annotated["preference"]
         return pd.DataFrame(

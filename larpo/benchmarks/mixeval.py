@@ -25,11 +25,10 @@ from larpo.benchmarks.mixeval_parsers import (
 from larpo.benchmarks.verifiable import interval, shares
 from larpo.errors import UserError
 from larpo.hashing import digest, seed_of
-from larpo.judges import JudgeClient
+from larpo.judges import JudgeClient, store_folder
 from larpo.params import BenchmarkParams, JudgeParams, Params, Section
 
 HUB = "MixEval/MixEval"
-JUDGEMENTS = "judgements"
 KINDS = ("free-form", "multiple-choice")
 SHORTLY = "Answer the question shortly."
 STEP_BY_STEP = "Answer the question. \nLet's think step by step."
@@ -200,7 +199,7 @@ class MixEval:
 
     def score(self, items: pd.DataFrame, outputs: pd.DataFrame) -> pd.DataFrame:
         known = {p: json.loads(m) for p, m in zip(items["prompt_id"], items["meta"], strict=True)}
-        judge = JudgeClient(self.judge, JUDGEMENTS, self.entry.judge) if self.options.parser == "model" else None
+        judge = JudgeClient(self.judge, store_folder(), self.entry.judge) if self.options.parser == "model" else None
         found = evaluate([known[p] for p in outputs["prompt_id"]], outputs["text"].tolist(), self.options, judge)
         return found.set_axis(outputs.index)
 
@@ -262,7 +261,7 @@ def score_file(
             responses.append(row["response"])
     judge = None
     if options.parser == "model":
-        judge = JudgeClient(JudgeParams(model=judge_model, base_url=judge_url), JUDGEMENTS, judge_model)
+        judge = JudgeClient(JudgeParams(model=judge_model, base_url=judge_url), store_folder(), judge_model)
     frame = evaluate(items, responses, options, judge)
     found = summary([i["problem_type"] for i in items], [i["benchmark_name"] for i in items], frame["score"].to_numpy())
     left_out = {"items_without_response": len(set(release) - seen)} if release else {}

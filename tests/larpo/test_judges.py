@@ -91,7 +91,7 @@ def test_a_key_is_needed_away_from_this_machine(tmp_path, monkeypatch):
     monkeypatch.delenv("SOME_KEY", raising=False)
     params = JudgeParams(model="m", base_url="https://judge.invalid/v1", api_key_env="SOME_KEY")
     with pytest.raises(UserError, match=r"judges\.test\.api_key_env: .*SOME_KEY is not set"):
-        JudgeClient(params, tmp_path, "test")
+        JudgeClient(params, tmp_path, "test").complete(asks("a"))
     monkeypatch.setenv("SOME_KEY", "secret")
     with ChatServer(echo) as server:
         client(server, tmp_path, api_key_env="SOME_KEY").complete(asks("a"))

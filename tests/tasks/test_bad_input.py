@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import tasks.generate
+import tasks.items
 import tasks.policy
 import tasks.reference
 import tasks.sample
@@ -184,3 +186,32 @@ def test_manifest_is_valid_json_and_written_last(workspace):
     tasks.sample.main("1")
     record = json.loads(Path("data/sample/1.manifest.json").read_text())
     assert record["rows"]["in"] == 3 and record["node"] == "sample@1"
+
+
+def test_a_benchmark_whose_judge_has_no_key_generates_nothing(workspace, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    path = workspace / "params.yaml"
+    text = path.read_text().replace("judges: {}", "judges: {j: {model: m}}")
+    path.write_text(text.replace("  held_out: {items", "  held_out: {judge: j, items"))
+    refuse(
+        lambda: tasks.generate.main("0", "held_out"), "judges.j.api_key_env", "OPENAI_API_KEY is not set",
+        output="data/generate/0-held_out.parquet",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("judges: {}", "judges: {j: {}}", ["judges.j.model"]),
+        ("  held_out: {items", "  held_out: {judge: gpt, items", ["benchmarks.held_out.judge", "`judges` is empty"]),
+        ("  held_out: {items", "  held_out: {benchmark: gsm9k, items", ["benchmarks.held_out.benchmark", "'gsm8k'"]),
+        ("  held_out: {items: 8", "  held_out: {benchmark: gsm8k, data: ./no.jsonl, items: 8", ["data", "./no.jsonl"]),
+        ("samples: 4", "samples: -1", ["benchmarks.held_out.generate.samples"]),
+        ("samples: 4", "sample: 4", ["benchmarks.held_out.generate.sample", "'samples'"]),
+    ],
+)  # fmt: skip
+def test_wrong_benchmark_settings(workspace, old, new, words):
+    path = workspace / "params.yaml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    refuse(lambda: tasks.items.main("held_out"), *words, output="data/items")
