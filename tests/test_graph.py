@@ -115,6 +115,16 @@ def test_new_objective_reuses_samples_and_scores(finished):
     assert ran(again) == []
 
 
+def test_new_scoring_settings_generate_nothing_again(finished):
+    finished.set("held_out: {items: 8,", "held_out: {items: 8, options: {ns: [2]},")
+    try:
+        done = finished.dvc("repro", "evaluate@0-held_out").stdout
+    finally:
+        finished.run("git", "checkout", "-q", "--", ".")
+    assert ran(done) == ["items@held_out", "evaluate@0-held_out"]
+    assert ran(finished.dvc("repro").stdout) == []
+
+
 def test_metrics_and_plots(finished):
     metrics = json.loads(finished.dvc("metrics", "show", "--json").stdout)
     assert "accuracy" in json.dumps(metrics)

@@ -1,0 +1,90 @@
+"""items → generate → evaluate with the tiny policy: what is kept, and a judge on loopback that is asked once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import tasks.evaluate
+import tasks.generate
+import tasks.items
+from larpo import tables
+from tests.chat_server import ChatServer
+from tests.conftest import ROOT, TINY_PARAMS
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch, tiny_policy) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LARPO_JUDGEMENTS", str(tmp_path / "kept"))
+    shutil.copytree(tiny_policy, "data/policy/0")
+    return tmp_path
+
+
+def describe(benchmarks: str, judges: str = "{}", policy: Path | str = "x/y") -> None:
+    text = TINY_PARAMS.format(policy=policy)
+    start, end = text.index("benchmarks:"), text.index("retrieval:")
+    Path("params.yaml").write_text(f"{text[:start]}benchmarks:\n{benchmarks}\njudges: {judges}\n{text[end:]}")
+
+
+def run(name: str) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
+    tasks.items.main(name)
+    tasks.generate.main("0", name)
+    tasks.evaluate.main("0", name)
+    outputs = tables.read("outputs", f"data/generate/0-{name}.parquet")
+    evaluations = tables.read("evaluations", f"data/evaluate/0-{name}.parquet")
+    return outputs, evaluations, json.loads(Path(f"data/evaluate/0-{name}.json").read_text())
+
+
+def test_samples_at_two_temperatures_and_revisions(workspace):
+    """6 problems: per problem a greedy answer, two revisions; 4 of them 3 samples at each of two temperatures."""
+    rows = [{"question": f"{i} + {i}?", "answer": f"#### {2 * i}"} for i in range(6)]
+    Path("q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    describe(
+        "  g: {benchmark: gsm8k, data: ./q.jsonl, generate: {samples: 3, sampled_items: 4, temperatures: [0.5, 1.5], "
+        "refinements: 2, max_new_tokens: 6}}"
+    )
+    outputs, evaluations, metrics = run("g")
+    assert len(outputs) == 6 * 3 + 4 * 2 * 3
+    assert outputs.groupby(["temperature", "turn"]).size().to_dict() == {
+        (0.0, 0): 6, (0.0, 1): 6, (0.0, 2): 6, (0.5, 0): 12, (1.5, 0): 12,
+    }  # fmt: skip
+    asked = outputs["prompt_token_ids"].map(len)
+    assert asked[outputs["turn"] == 1].min() > asked[outputs["turn"] == 0].max(), "a revision sees the answer"
+    assert evaluations[["prompt_id", "temperature", "sample", "turn", "text"]].equals(
+        outputs[["prompt_id", "temperature", "sample", "turn", "text"]]
+    )
+    assert list(metrics["temperatures"]) == ["0.5", "1.5"]
+    assert list(metrics["pass"]) == ["1", "2", "3"]
+    assert set(metrics["scores"]) == {"flexible", "strict"}
+    assert [s["n"] for s in metrics["strategies"] if s["strategy"] == "refinement"] == [2, 3]
+    # Another filter reads the same outputs again.
+    before = Path("data/generate/0-g.parquet").read_bytes()
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("data: ./q.jsonl", "data: ./q.jsonl, options: {filter: strict}"))
+    tasks.items.main("g")
+    tasks.evaluate.main("0", "g")
+    assert Path("data/generate/0-g.parquet").read_bytes() == before
+
+
+def test_a_judged_benchmark_pays_once(workspace):
+    """MixEval's format with a model as the parser: 28 questions, 28 requests; evaluated again: none, same bytes."""
+    with ChatServer(lambda body: "[[0.5]]" if "Reference" in body["messages"][-1]["content"] else "[[A]]") as server:
+        data = ROOT / "data/samples/questions"
+        entry = f"  q: {{benchmark: mixeval, data: {data}, judge: j, generate: {{max_new_tokens: 4}}, "
+        describe(entry + "options: {parser: model}}", f"{{j: {{model: judge, base_url: '{server.url}'}}}}")
+        _, evaluations, metrics = run("q")
+        assert len(server.bodies) == 28
+        first = Path("data/evaluate/0-q.parquet").read_bytes()
+        tasks.evaluate.main("0", "q")
+        assert len(server.bodies) == 28
+    # Without the server too: recomputing needs no network.
+    tasks.evaluate.main("0", "q")
+    assert Path("data/evaluate/0-q.parquet").read_bytes() == first
+    assert metrics["scores"]["free_form"]["value"] == 0.5
+    assert evaluations["judgement"].map(json.loads).map(lambda r: r["model"]).eq("judge").all()
+    assert len(list((workspace / "kept").glob("judge-*.jsonl"))) == 1
