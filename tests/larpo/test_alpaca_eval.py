@@ -226,6 +226,22 @@ def test_a_ranking_judge(tmp_path):
     assert found["preference"].tolist() == [1, 1, 1, *[2] * 8]
 
 
+def test_a_judge_that_calls_a_function(tmp_path):
+    def calls(body: dict) -> dict:
+        first, second = re.findall(r'"output": """(.*?)"""', body["messages"][-1]["content"], re.DOTALL)
+        order = ["m", "M"] if len(first) > len(second) else ["M", "m"]
+        ranks = {"ordered_models": [{"model": name, "rank": i} for i, name in enumerate(order, 1)]}
+        function = {"name": body["tool_choice"]["function"]["name"], "arguments": json.dumps(ranks)}
+        call = {"id": "c", "type": "function", "function": function}
+        return {"message": {"role": "assistant", "content": None, "tool_calls": [call]}}
+
+    pairs = PAIRS[PAIRS["output_2"].str.len() != 4]
+    with ChatServer(calls) as server:
+        found = judge_pairs(pairs, judge(server, tmp_path), "alpaca_eval_gpt4_turbo_fn")
+        assert server.bodies[0]["tools"][0]["function"]["name"] == "make_partial_leaderboard"
+    assert found["preference"].tolist() == [1, 1, 1, *[2] * 8]
+
+
 def test_the_benchmark_from_items_to_scores(tmp_path, monkeypatch):
     """Four instructions; the model's answers are longer by 5 characters: each wins with σ(1) = 73.1 %."""
     monkeypatch.chdir(tmp_path)
