@@ -245,6 +245,7 @@ def test_a_judge_that_calls_a_function(tmp_path):
 def test_the_benchmark_from_items_to_scores(tmp_path, monkeypatch):
     """Four instructions; the model's answers are longer by 5 characters: each wins with σ(1) = 73.1 %."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LARPO_JUDGEMENTS", str(tmp_path / "judgements"))
     rows = [{"instruction": f"Do {i}", "output": "base"} for i in range(4)]
     (tmp_path / "reference.json").write_text(json.dumps(rows))
     (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps({"instruction": r["instruction"]}) for r in rows))
