@@ -40,6 +40,7 @@ from flows.graph import GraphNode, read_graph, select
 from flows.nodes import BadInput, NodeFailed, NodeRunner, Stopped
 from flows.workspace import Workspace, changed_params, free_name
 from larpo.errors import UserError
+from larpo.params import policy_key
 
 # Long nodes resume where they stopped, and a judge may have been away; the rest fail for a reason that stays.
 RETRIES = {"sample": 2, "score": 2, "generate": 2, "evaluate": 2, "embed": 2, "train": 1}
@@ -161,7 +162,7 @@ def scores_markdown(folder: Path, outcomes: dict[str, str], report: Path, title:
                 "| Policy | Greedy % | Pass@1 % | Pass@k % | k | Tokens | Reward |",
                 "| --: | --: | --: | --: | --: | --: | --: |",
             ]
-            for policy in sorted(policies, key=int):
+            for policy in sorted(policies, key=policy_key):
                 entry = policies[policy]
                 numbers = [
                     NONE if entry.get(key) is None else f"{entry[key]:.{digits}f}"

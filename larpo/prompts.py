@@ -16,12 +16,13 @@ import pandas as pd
 
 from larpo.errors import UserError
 from larpo.hashing import digest, seed_of, unit_interval
-from larpo.params import PromptsParams, nearest
+from larpo.params import nearest
+from larpo.sections import SourceParams
 
-Prompt = tuple[str, list[dict[str, str]], str | None]
-"""(source, messages, reference answer or None)"""
+Prompt = tuple[str, list[dict[str, str]], str | None, str | None]
+"""(source, messages, reference answer or None, a whole reference response or None)"""
 
-SOURCES: dict[str, Callable[[PromptsParams, int], Iterator[Prompt]]] = {}
+SOURCES: dict[str, Callable[[SourceParams, int], Iterator[Prompt]]] = {}
 """name → function (params, seed) → endless or finite iterator of prompts in a reproducible order."""
 
 
@@ -34,7 +35,7 @@ def source(name: str):
 
 
 @source("reasoning_gym")
-def reasoning_gym_prompts(params: PromptsParams, seed: int) -> Iterator[Prompt]:
+def reasoning_gym_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
     """Generated problems with exact answers, in equal parts from each generator of `params.tasks`."""
     with warnings.catch_warnings():
         # A package below it warns of its own code when Python compiles it.
@@ -64,11 +65,11 @@ def reasoning_gym_prompts(params: PromptsParams, seed: int) -> Iterator[Prompt]:
         for i in range(chunk):
             for task, dataset in zip(params.tasks, datasets, strict=True):
                 item = dataset[i]
-                yield f"reasoning_gym/{task.name}", _messages(params, item["question"]), item["answer"]
+                yield f"reasoning_gym/{task.name}", _messages(params, item["question"]), item["answer"], item["answer"]
 
 
 @source("dataset")
-def dataset_prompts(params: PromptsParams, seed: int) -> Iterator[Prompt]:
+def dataset_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
     """A hub dataset by its id, or a local .jsonl or .parquet file, shuffled by `seed`."""
     import datasets
 
@@ -89,18 +90,19 @@ def dataset_prompts(params: PromptsParams, seed: int) -> Iterator[Prompt]:
         raise UserError(
             f"params.yaml: prompts.dataset: cannot load {params.dataset!r} split {where['split']!r} ({reason[:200]})"
         ) from None
-    for key in filter(None, (params.prompt_field, params.answer_field)):
+    for key in filter(None, (params.prompt_field, params.answer_field, params.solution_field)):
         if key not in rows.column_names:
             raise UserError(
                 f"{params.dataset}: no column {key!r}, found {', '.join(rows.column_names)}; "
                 "set prompts.prompt_field and prompts.answer_field"
             )
     for row in rows.shuffle(seed=seed):
-        answer = row[params.answer_field] if params.answer_field else None
-        yield params.dataset, _messages(params, row[params.prompt_field]), None if answer is None else str(answer)
+        answer, solution = (row[key] if key else None for key in (params.answer_field, params.solution_field))
+        messages = _messages(params, row[params.prompt_field])
+        yield params.dataset, messages, *(None if text is None else str(text) for text in (answer, solution))
 
 
-def _messages(params: PromptsParams, prompt: str | list[dict[str, str]]) -> list[dict[str, str]]:
+def _messages(params: SourceParams, prompt: str | list[dict[str, str]]) -> list[dict[str, str]]:
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     try:
         messages = [{"role": m["role"], "content": m["content"]} for m in messages]
@@ -120,15 +122,17 @@ def prompt_id(source_name: str, messages: list[dict[str, str]]) -> str:
     return digest("prompt", source_name, [[m["role"], m["content"]] for m in messages])
 
 
-def is_held_out(params: PromptsParams, messages: list[dict[str, str]]) -> bool:
+def is_held_out(params: SourceParams, messages: list[dict[str, str]]) -> bool:
     """Whether a prompt belongs to the held-out part: a hash of its last message, normalised in case and
     white space, so that neither a new system message nor a new seed moves a prompt across."""
     text = " ".join(messages[-1]["content"].lower().split())
     return unit_interval("split", text) < params.held_out
 
 
-def draw(params: PromptsParams, count: int, seed: int, held_out: bool) -> pd.DataFrame:
+def draw(params: SourceParams, count: int | None, seed: int, held_out: bool) -> pd.DataFrame:
     """Draw `count` different prompts of one part, a `prompts` table in the source's order.
+
+    `count` None takes all of a dataset; a generator has no end, so it needs a number.
 
     Raises
     ------
@@ -137,17 +141,18 @@ def draw(params: PromptsParams, count: int, seed: int, held_out: bool) -> pd.Dat
     """
     seen: dict[str, tuple] = {}
     # A small generator repeats itself; give up when it stops yielding new prompts.
-    for source_name, messages, answer in islice(SOURCES[params.source](params, seed), 64 * count + 65_536):
+    limit = None if count is None else 64 * count + 65_536
+    for source_name, messages, answer, solution in islice(SOURCES[params.source](params, seed), limit):
         if is_held_out(params, messages) != held_out:
             continue
-        seen.setdefault(prompt_id(source_name, messages), (source_name, messages, answer))
+        seen.setdefault(prompt_id(source_name, messages), (source_name, messages, answer, solution))
         if len(seen) == count:
             break
-    if len(seen) < count:
+    if not seen or (count is not None and len(seen) < count):
         part = "held-out" if held_out else "training"
         raise UserError(
-            f"params.yaml: prompts: {count} {part} prompts asked for, the source has {len(seen)}; "
+            f"params.yaml: prompts: {count or 'some'} {part} prompts asked for, the source has {len(seen)}; "
             "ask for fewer, widen prompts.tasks, or change prompts.held_out"
         )
     rows = [(key, *value) for key, value in seen.items()]
-    return pd.DataFrame(rows, columns=["prompt_id", "source", "messages", "answer"])
+    return pd.DataFrame(rows, columns=["prompt_id", "source", "messages", "answer", "solution"])

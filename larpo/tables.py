@@ -51,7 +51,7 @@ _OUTPUT = [
 ]
 
 SCHEMAS: dict[str, pa.Schema] = {
-    "prompts": _schema(*_PROMPT),
+    "prompts": _schema(*_PROMPT, ("solution", _TEXT, True)),
     "responses": _schema(*_RESPONSE),
     "rewards": _schema(("response_id", _TEXT), *_REWARD),
     "candidates": _schema(*_RESPONSE, *_REWARD),

@@ -172,7 +172,7 @@ def nodes(params: Params) -> list[NodeRecord]:
         return NodeRecord(f"{name}@{key}" if key else name, name, row, outputs, manifest(f"{stem}.manifest.json"))
 
     out = []
-    for row in ["0", *sorted(params.iterations, key=int)]:
+    for row in params.policies():
         if row == "0":
             out.append(record("policy", "", row, "data/policy/0", ("data/policy/0", "data/candidates/0.parquet")))
             out += [record("items", b, row, f"data/items/{b}", (f"data/items/{b}.parquet",)) for b in params.benchmarks]
@@ -180,6 +180,8 @@ def nodes(params: Params) -> list[NodeRecord]:
                 made, stem = f"data/embed/{name}", f"data/evaluate/retrieval-{name}"
                 out.append(record("embed", name, row, made, (made,)))
                 out.append(record("retrieve", name, row, stem, (f"{stem}.parquet", f"{stem}.json")))
+        elif row in params.sft:
+            out.append(record("sft", row, row, f"data/sft/{row}", (f"data/policy/{row}", f"data/sft/{row}")))
         else:
             out += [record(n, row, row, f"data/{n}/{row}", (f"data/{n}/{row}.parquet",)) for n in TABLE_NODES]
             made = (f"data/policy/{row}", f"data/train/{row}")
@@ -197,7 +199,7 @@ def read_scores(params: Params, prompts: dict[str, pd.DataFrame]) -> list[Benchm
     out = []
     for name, entry in params.benchmarks.items():
         policies: list[PolicyScore] = []
-        for p in sorted(params.evaluate.policies, key=int):
+        for p in sorted(params.evaluate.policies, key=params.policies().index):
             stem = f"data/evaluate/{p}-{name}"
             evaluation = tables.read("evaluations", f"{stem}.parquet")
             check_separate(prompts, {name: evaluation})

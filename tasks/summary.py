@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from larpo.errors import UserError
+from larpo.params import policy_key
 from tasks.node import command
 from tasks.report import PAGE, SCORES, read_json
 
@@ -35,7 +36,7 @@ def table(benchmark: str, policies: dict[str, dict[str, Any]]) -> Table:
     k = "/".join(map(str, budgets)) or "k"
     for name in ("Greedy", "Pass@1", f"Pass@{k}", "Tokens", "Reward"):
         out.add_column(name, justify="right", no_wrap=True)
-    for policy in sorted(policies, key=int):
+    for policy in sorted(policies, key=policy_key):
         entry = policies[policy]
         length, reward = entry.get("mean_length"), entry.get("mean_reward")
         out.add_row(
@@ -54,7 +55,7 @@ def own_score(benchmark: str, policies: dict[str, dict[str, Any]]) -> Table:
     out = Table(box=SIMPLE_HEAD, title=f"{benchmark}: %, with 95 % intervals", title_justify="left")
     for name in ("Policy", "Score", "Unparsed", "Cut off", "Tokens"):
         out.add_column(name, justify="right", no_wrap=True)
-    for policy in sorted(policies, key=int):
+    for policy in sorted(policies, key=policy_key):
         entry = policies[policy]
         length = entry.get("mean_length")
         cells = [estimate(entry, name) for name in ("score", "unparsed", "truncated")]

@@ -41,6 +41,7 @@ def prompt(text: str) -> dict:
         "source": "reasoning_gym/chain_sum",
         "messages": [{"role": "user", "content": text}],
         "answer": "42",
+        "solution": None,
     }
 
 
@@ -188,7 +189,7 @@ def build(settings: dict, seed: int = 0, steps: int = 6, manifests: bool = True)
     for b in checked.benchmarks:
         asked = f"data/items/{b}.parquet"
         held_out = pd.DataFrame([prompt(f"held out question {i}") for i in range(checked.benchmarks[b].items)])
-        tables.write(held_out.assign(meta=None), "items", asked)
+        tables.write(held_out.drop(columns="solution").assign(meta=None), "items", asked)
         if manifests:
             manifest(f"items@{b}", f"data/items/{b}.manifest.json", [], [asked], (len(held_out), len(held_out)))
         for p in checked.evaluate.policies:

@@ -41,7 +41,7 @@ class HeldOut:
                 f"params.yaml: score.reward: {self.params.score.reward} needs answers, but held-out prompts "
                 "have none; set prompts.answer_field, or choose another benchmark"
             )
-        return frame.assign(meta=None)
+        return frame.drop(columns="solution").assign(meta=None)
 
     def score(self, items: pd.DataFrame, outputs: pd.DataFrame) -> pd.DataFrame:
         joined = outputs[["prompt_id", "text", "finish_reason"]].merge(items, on="prompt_id", how="left")

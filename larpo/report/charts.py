@@ -15,6 +15,7 @@ import pandas as pd
 import vl_convert
 from markupsafe import Markup
 
+from larpo.params import policy_key
 from larpo.report.data import BenchmarkScores, Iteration, NodeRecord, RecallPoint, Spread, histogram
 
 WIDTH, HEIGHT = 400, 230
@@ -35,7 +36,7 @@ METRICS = {
 
 def policy_colours(policies: Iterable[str]) -> dict[str, str]:
     """A colour per policy, the same in every chart; iteration s has the colour of the policy it makes."""
-    names = sorted(set(policies), key=int)
+    names = sorted(set(policies), key=policy_key)
     if len(names) <= len(_POLICY_COLOURS):
         return dict(zip(names, _POLICY_COLOURS, strict=False))
     hues = [colorsys.hls_to_rgb(i / len(names), 0.5, 0.45) for i in range(len(names))]

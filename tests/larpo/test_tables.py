@@ -16,6 +16,7 @@ PROMPTS = pd.DataFrame(
         "source": ["s", "s"],
         "messages": [[{"role": "user", "content": "1 + 1 ="}], [{"role": "user", "content": "é\n"}]],
         "answer": ["2", None],
+        "solution": [None, "the answer is 2"],
     }
 )
 

@@ -28,8 +28,11 @@ MESSAGES = [{"role": "user", "content": "1 + 1 ="}]
 
 def prompts_frame(n: int = 3, answer: str | None = "2") -> pd.DataFrame:
     return pd.DataFrame(
-        {"prompt_id": [f"p{i}" for i in range(n)], "source": "s", "messages": [MESSAGES] * n, "answer": [answer] * n}
-    )
+        {
+            "prompt_id": [f"p{i}" for i in range(n)], "source": "s", "messages": [MESSAGES] * n,
+            "answer": [answer] * n, "solution": None,
+        }
+    )  # fmt: skip
 
 
 def responses_frame(n: int = 3) -> pd.DataFrame:
