@@ -1,8 +1,7 @@
-"""Policies on disk: where policy 0 comes from, and what a folder must hold to be one."""
+"""Policies on disk: what a folder must hold to be one, and how a conversation becomes token ids."""
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +11,21 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
 from larpo.errors import UserError
-from larpo.params import PolicyParams
 
 # Bars that redraw a line are noise in a log; nodes print lines of their own.
 transformers_logging.disable_progress_bar()
 
-IDENTITY_FILES = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-)  # fmt: skip
-
-
 # What the libraries raise for weights that are absent, cut short, of an unknown kind, or for a wrong option.
-_UNUSABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+UNUSABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 
 
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
@@ -45,9 +37,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Tokenizer of a checkpoint, refused in one line when it is absent or has no chat template."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except _UNUSABLE as error:
+    except UNUSABLE as error:
         raise UserError(
-            f"{folder}: no usable tokenizer ({_line(error)}); "
+            f"{folder}: no usable tokenizer ({line(error)}); "
             "expected tokenizer.json and tokenizer_config.json beside the weights"
         ) from None
     check_tokenizer(tokenizer, str(folder))
@@ -71,8 +63,8 @@ def load_model(folder: str | Path, dtype: str, /, **options: Any) -> PreTrainedM
         model = AutoModelForCausalLM.from_pretrained(
             str(folder), **({"dtype": dtype_of(dtype), "use_safetensors": True} | options)
         )
-    except _UNUSABLE as error:
-        raise UserError(f"{folder}: no usable checkpoint ({_line(error)})") from None
+    except UNUSABLE as error:
+        raise UserError(f"{folder}: no usable checkpoint ({line(error)})") from None
     return model
 
 
@@ -83,10 +75,10 @@ def end_tokens(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[i
         named = GenerationConfig.from_pretrained(str(folder)).eos_token_id
     except OSError:  # no such file
         named = None
-    return _ends(tokenizer, named)
+    return ends_of(tokenizer, named)
 
 
-def _ends(tokenizer: PreTrainedTokenizerBase, named: int | list[int] | None) -> list[int]:
+def ends_of(tokenizer: PreTrainedTokenizerBase, named: int | list[int] | None) -> list[int]:
     named = named if isinstance(named, list) else [named]
     return list(dict.fromkeys([tokenizer.eos_token_id, *(e for e in named if e is not None)]))
 
@@ -98,82 +90,26 @@ def render_prompts(tokenizer: PreTrainedTokenizerBase, messages: list[list[dict[
     return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
-def fetch_initial_policy(params: PolicyParams, folder: Path) -> dict[str, Any]:
-    """Write policy 0 (weights as safetensors, tokenizer, chat template) into `folder`.
+def render_responses(
+    tokenizer: PreTrainedTokenizerBase, ends: list[int], messages: list[list[dict[str, str]]], responses: list[str]
+) -> list[list[int]]:
+    """Token ids of given responses, each as the chat template writes an assistant's turn, up to and with its end token.
 
-    Returns
-    -------
-    What the manifest records: where it came from, its licence or revision, number of parameters.
+    So a reference response looks to the trainer as if the policy had sampled it. Raises UserError where the template
+    does not continue the prompt (it rewrites earlier turns): then no response could be told from its prompt.
     """
-    if params.model == "scratch":
-        return _write_scratch(params, folder)
-    kind, _, name = params.model.partition(":")
-    if kind == "pypi":
-        source, options, facts = _packaged_gguf(name)
-    elif Path(params.model).exists():
-        source, options, facts = params.model, {}, {"origin": "folder"}
-    elif params.model.startswith((".", "/")) or params.model.count("/") != 1:
-        raise UserError(
-            f"params.yaml: policy.model: {params.model!r} is no folder, no hub id (owner/name) and no pypi:NAME"
-        )
-    else:
-        source = params.model
-        options = {"revision": params.revision} if params.revision else {}
-        facts = {"origin": "hub", "revision": params.revision}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except _UNUSABLE as error:
-        raise UserError(
-            f"params.yaml: policy.model: {params.model!r} has no usable tokenizer ({_line(error)})"
-        ) from None
-    check_tokenizer(tokenizer, params.model)
-    gguf = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {"use_safetensors": True}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype_of(params.dtype), **options, **gguf)
-    except _UNUSABLE as error:
-        raise UserError(f"params.yaml: policy.model: cannot load {params.model!r} ({_line(error)})") from None
-    model.generation_config.do_sample = False
-    # What ends a response must survive in the checkpoint, whatever engine reads it next. A GGUF has no
-    # generation_config.json, so its chat end token is the tokenizer's.
-    ends = _ends(tokenizer, None if kind == "pypi" else model.generation_config.eos_token_id)
-    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
-    model.config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return {"model": params.model, "parameters": model.num_parameters(), **facts}
-
-
-def _write_scratch(params: PolicyParams, folder: Path) -> dict[str, Any]:
-    from larpo.scratch import scratch_policy
-
-    try:
-        model, tokenizer = scratch_policy(params.architecture)
-    except ValueError as error:
-        raise UserError(f"params.yaml: policy.architecture: {_line(error)}") from None
-    model.to(dtype_of(params.dtype)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return {"model": params.model, "parameters": model.num_parameters(), "origin": "random weights"}
-
-
-def _packaged_gguf(package: str) -> tuple[str, dict[str, str], dict[str, Any]]:
-    """Find the one GGUF file that an installed package carries, without importing the package."""
-    try:
-        distribution = importlib.metadata.distribution(package)
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError(
-            f"params.yaml: policy.model: package {package!r} is not installed; `pip install --no-deps {package}`"
-        ) from None
-    files = [f for f in distribution.files or [] if f.suffix == ".gguf"]
-    if len(files) != 1:
-        raise UserError(
-            f"params.yaml: policy.model: expected one .gguf file in package {package!r}, found {len(files)}"
-        )
-    path = Path(str(distribution.locate_file(files[0])))
-    meta = distribution.metadata
-    facts = {
-        "origin": "pypi",
-        "package": f"{package}=={distribution.version}",
-        "file": path.name,
-        "licence": meta.get("License-Expression") or meta.get("License"),
-    }
-    return str(path.parent), {"gguf_file": path.name}, facts
+    found = []
+    for asked, response in zip(messages, responses, strict=True):
+        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        answered = [*asked, {"role": "assistant", "content": response}]
+        whole = tokenizer.apply_chat_template(answered, tokenize=False)
+        if not whole.startswith(prompt):
+            raise UserError(
+                f"chat template: {whole[:60]!r} with a response does not start with its prompt {prompt[:60]!r}; "
+                "expected a template that only appends turns"
+            )
+        ids = tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
+        end = next((i for i, token in enumerate(ids) if token in ends), None)
+        # A template may write no end, or text after it (a line break) that no policy is to learn.
+        found.append([*ids, ends[0]] if end is None else ids[: end + 1])
+    return found

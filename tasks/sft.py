@@ -1,0 +1,64 @@
+"""Node `sft@NAME`: supervised fine-tuning on reference responses, before or instead of preference optimisation.
+
+Like the node `policy` it writes an empty memory, for an iteration may start from it.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from transformers import set_seed
+
+from larpo import tables
+from larpo.base_trainer import StopOnLimits
+from larpo.checkpoints import end_tokens, load_model, load_tokenizer, render_prompts, render_responses
+from larpo.errors import UserError
+from larpo.hashing import seed_of
+from larpo.prompts import draw
+from larpo.sft import Example, SFTTrainer
+from tasks.node import Node, command, load_params
+from tasks.training import check_commit, run, training_arguments
+
+
+def main(name: str) -> None:
+    """Write data/policy/NAME, its training curves in data/sft/NAME and the empty data/candidates/NAME.parquet."""
+    params = load_params()
+    check_commit()
+    this = params.sft[name]
+    policy, out, curves = f"data/policy/{this.previous}", f"data/policy/{name}", f"data/sft/{name}"
+    memory = f"data/candidates/{name}.parquet"
+    seed = seed_of(this.seed, "sft", name)
+    with Node(
+        "sft", name, params, uses=[f"sft.{name}"], inputs=[policy], outputs=[out, curves, memory],
+        manifest=f"data/sft/{name}.manifest.json", seed=seed,
+    ) as node:  # fmt: skip
+        args = training_arguments(this, f"sft.{name}", "examples", node.scratch / "checkpoints", seed)
+        frame = draw(this.data, this.examples, seed, held_out=False)
+        if (lost := frame["solution"].isna()).any():
+            raise UserError(
+                f"params.yaml: sft.{name}.data.solution_field: {int(lost.sum())} of {len(frame)} prompts have no "
+                "reference response; expected a column that holds one for each"
+            )
+        tokenizer = load_tokenizer(policy)
+        asked = frame["messages"].tolist()
+        responses = render_responses(tokenizer, end_tokens(policy, tokenizer), asked, frame["solution"].tolist())
+        prompts = render_prompts(tokenizer, asked)
+        examples = [Example(p, r) for p, r in zip(prompts, responses, strict=True)]
+        kept = [e for e in examples if len(e) <= this.max_length]
+        if not kept:
+            raise UserError(f"params.yaml: sft.{name}.max_length: no example has at most {this.max_length} tokens")
+        set_seed(seed)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        trainer = SFTTrainer(
+            load_model(policy, params.policy.dtype), args, kept, pad,
+            processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)],
+        )  # fmt: skip
+        run(node, trainer, out, curves)
+        tables.write(pd.DataFrame(columns=tables.SCHEMAS["candidates"].names), "candidates", node.out(memory))
+        node.note(steps=trainer.state.global_step, response_tokens=sum(len(e.response_ids) for e in kept))
+        node.rows(read=len(examples), written=len(kept), dropped={"too_long": len(examples) - len(kept)})
+
+
+if __name__ == "__main__":
+    command(main)
