@@ -59,6 +59,9 @@ class TaskParams(Section):
 
     name: str
     config: dict[str, Any] = {}
+    question_field: str | None = Field(
+        None, description="metadata field that is asked in place of the question, such as chain_sum's `expression`"
+    )
 
 
 class SourceParams(Section):
