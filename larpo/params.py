@@ -109,6 +109,7 @@ class ReferenceParams(Section):
         "previous", description="reference of the objective: π_β of Algorithm 1, or policy 0"
     )
     lists_per_batch: int = Field(8, ge=1)
+    mismatched: bool = Field(False, description="also score, per list, the next prompt's best response; kto needs it")
 
 
 class TrainParams(Section):
@@ -117,7 +118,9 @@ class TrainParams(Section):
     learning_rate: float = Field(gt=0)
     epochs: int = Field(1, ge=1)
     lists_per_step: int = Field(16, ge=1, description="lists per optimizer step, over all devices")
-    lists_per_device_batch: int = Field(8, ge=1, description="lists in memory at once; never changes the result")
+    lists_per_device_batch: int = Field(
+        8, ge=1, description="lists in memory at once; never changes the result, but kto's z is a mean over them"
+    )
     max_steps: int = Field(-1, description="stop early after so many optimizer steps; -1: all epochs")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps, rounded up, but never all of them")
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -343,9 +346,14 @@ def check_names(params: Params, name: str = "params.yaml") -> None:
         if value not in known:
             raise UserError(f"{name}: {key}: {value!r} does not exist{nearest(value, list(known))}")
     try:
-        build(params.train.objective, **params.train.objective_options)
+        objective = build(params.train.objective, **params.train.objective_options)
     except UserError as error:
         raise UserError(f"{name}: train.objective: {error}") from None
+    if objective.needs_mismatched and not params.reference.mismatched:
+        raise UserError(
+            f"{name}: train.objective: {objective.name} needs a mismatched response per list, found "
+            "reference.mismatched: false; set `reference.mismatched: true`"
+        )
     for b, p in params.benchmarks.items():
         if None not in (p.generate.sampled_items, p.items) and p.generate.sampled_items > p.items:
             raise UserError(

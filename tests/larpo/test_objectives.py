@@ -292,7 +292,7 @@ def test_low_precision_is_raised_before_any_arithmetic(name, given_dtype):
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("listmel", {}, "unknown name 'listmel' .did you mean 'listmle'.*known: contrastive, dpo"),
+        ("listmel", {}, "unknown name 'listmel' .did you mean 'listmle'.*known: contrastive, cpo, dpo"),
         ("zzz", {}, "unknown name 'zzz'; known: "),
         ("listmle", {"bta": 1}, "listmle: unknown parameter 'bta' .did you mean 'beta'.*known: beta"),
         ("listmle", {"weight": "ndcg"}, "listmle: unknown parameter 'weight'; known: beta"),
