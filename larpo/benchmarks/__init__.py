@@ -30,6 +30,9 @@ S = TypeVar("S", bound=Section)
 
 
 class Benchmark(Protocol):
+    """One whose `score` asks a model also has `judge` (its `JudgeParams`, None where the options need none) and
+    `judge_name`: the key is checked before anything is generated."""
+
     def items(self) -> pd.DataFrame:
         """The items: a `prompts` table with a column `meta`, JSON text or null for what `score` needs beside
         the answer."""

@@ -41,7 +41,7 @@ class AlpacaEval:
         self.source = check_source(entry.data, HUB)
         if entry.judge is None:
             raise UserError("benchmarks.NAME.judge: missing; expected a name in the section `judges`")
-        self.judge = params.judges.get(entry.judge)
+        self.judge, self.judge_name = params.judges.get(entry.judge), entry.judge
         for key in ("reference", "df_gamed", "instruction_difficulty"):
             path = getattr(self.options, key)
             if path is not None and not Path(path).is_file():
