@@ -25,8 +25,8 @@ from larpo.statistics import Z95
 
 class Options(Section):
     reference: str | None = None
-    """Baseline outputs with instruction and output, such as AlpacaEval's gpt4_1106_preview/model_outputs.json; null: the
-    same from the hub."""
+    """Baseline outputs with instruction and output, such as AlpacaEval's gpt4_1106_preview/model_outputs.json; null:
+    those from the hub."""
     annotator: str = "weighted_alpaca_eval_gpt4_turbo"
     """A configuration that the package ships: prompt, order of outputs, parser. The model is the judge's."""
     df_gamed: str | None = None
@@ -101,8 +101,8 @@ class AlpacaEval:
         preference = annotated["preference"]
         if len(annotated) and preference.isna().all():
             raise UserError(
-                f"benchmarks.NAME.options.annotator: {self.options.annotator} can read none of {len(annotated)} replies "
-                f"of judge {self.entry.judge} (the first: {annotated['judgement'][0][:120]}); does its server send "
+                f"benchmarks.NAME.options.annotator: {self.options.annotator} can read none of {len(annotated)} "
+                f"replies of judge {self.entry.judge} (the first: {annotated['judgement'][0][:120]}); does its server send "
                 "what the annotator asks for, such as logprobs?"
             )
         return pd.DataFrame(
@@ -244,8 +244,8 @@ def score_file(
     baseline
         Outputs (instruction, output) that stand in for output_1; only needed where rows lack it.
     data
-        Instructions of a benchmark of your own, in the order of its difficulties. AlpacaEval's are known, wherever their
-        rows stand and however many there are.
+        Instructions of a benchmark of your own, in the order of its difficulties. AlpacaEval's are known, wherever
+        their rows stand and however many there are.
     df_gamed, instruction_difficulty
         See `win_rates`.
     """

@@ -41,8 +41,8 @@ def win_rates(
         `positions` has to be found.
     df_gamed
         The two gamed baselines that length control is regularised to: columns index, std_delta_len,
-        instruction_difficulty, preference, not_gamed_baseline. None: the package's own file, from the hub's cache or the
-        hub.
+        instruction_difficulty, preference, not_gamed_baseline. None: the package's own file, from the hub's cache or
+        the hub.
     instruction_difficulty
         index and instruction_difficulty; replaces that column of `df_gamed`.
     positions
@@ -132,9 +132,11 @@ def instruction_digest(text: str) -> str:
 
 
 def find_positions(frame: pd.DataFrame, known: set[int], instructions: list[str] | None = None) -> list[int]:
-    """Each row's index: that of its instruction among `instructions`, by default among AlpacaEval's 805. Where those that
-    are known stand at their own places and there is a row for each of the `known` indices, the others (no instruction,
-    or a changed one) are taken to stand at theirs."""
+    """Each row's index: that of its instruction among `instructions`, by default among AlpacaEval's 805.
+
+    Where those that are known stand at their own places and there is a row for each of the `known` indices, the others (no
+    instruction, or a changed one) are taken to stand at theirs.
+    """
     texts = frame["instruction"].tolist() if "instruction" in frame else [None] * len(frame)
     if instructions is None:
         order = instruction_order()
@@ -158,8 +160,8 @@ def find_positions(frame: pd.DataFrame, known: set[int], instructions: list[str]
             raise UserError(f"annotations, row {row}: instruction {str(text)[:60]!r} is not among {where}")
         if index in rows:
             raise UserError(
-                f"annotations, row {row}: the instruction of row {rows[index]} again ({str(text)[:60]!r}); expected one "
-                "annotation of each"
+                f"annotations, row {row}: the instruction of row {rows[index]} again ({str(text)[:60]!r}); expected "
+                "one annotation of each"
             )
         rows[index] = row
     return found
