@@ -102,8 +102,8 @@ class AlpacaEval:
         if len(annotated) and preference.isna().all():
             raise UserError(
                 f"benchmarks.NAME.options.annotator: {self.options.annotator} can read none of {len(annotated)} "
-                f"replies of judge {self.entry.judge} (the first: {annotated['judgement'][0][:120]}); does its server send "
-                "what the annotator asks for, such as logprobs?"
+                f"replies of judge {self.entry.judge} (the first: {annotated['judgement'][0][:120]}); does its server "
+                "send what the annotator asks for, such as logprobs?"
             )
         return pd.DataFrame(
             {

@@ -134,8 +134,8 @@ def instruction_digest(text: str) -> str:
 def find_positions(frame: pd.DataFrame, known: set[int], instructions: list[str] | None = None) -> list[int]:
     """Each row's index: that of its instruction among `instructions`, by default among AlpacaEval's 805.
 
-    Where those that are known stand at their own places and there is a row for each of the `known` indices, the others (no
-    instruction, or a changed one) are taken to stand at theirs.
+    Where those that are known stand at their own places and there is a row for each of the `known` indices, the others
+    (no instruction, or a changed one) are taken to stand at theirs.
     """
     texts = frame["instruction"].tolist() if "instruction" in frame else [None] * len(frame)
     if instructions is None:

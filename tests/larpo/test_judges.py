@@ -117,7 +117,7 @@ def test_a_server_that_is_gone_is_left_early(tmp_path):
             judge.complete(asks(*map(str, range(60))))
         assert 20 <= len(server.bodies) <= 2 * 14
     gone = JudgeClient(JudgeParams(model="m", base_url=server.url, attempts=1), tmp_path, "gone", pause=0.01)
-    with pytest.raises(UserError, match="judge gone: .*Connection error"):
+    with pytest.raises(UserError, match=r"judge gone: .*Connection error"):
         gone.complete(asks("a"))
 
 

@@ -179,8 +179,8 @@ def test_random_is_there_for_comparison_and_seeded(tmp_path):
 
 
 def test_random_draws_are_upstreams(tmp_path):
-    """Upstream seeds Python's generator with 42 and draws among an item's letters, in the order of the responses: C, A, A
-    of three options for the three unread ones here, of which the second is right. The one that is read draws nothing."""
+    """Upstream seeds Python's generator with 42 and draws among an item's letters, in the order of the responses: C,
+    A, A of three options for the three unread ones here; the second is right. The one that is read draws nothing."""
     rows = [CHOICE | {"id": i, "response": r, "target": [t]} for i, (r, t) in enumerate([("?", 0), ("B", 2), ("?", 0)])]
     rows.append(CHOICE | {"id": 9, "response": None, "target": [2]})
     found = score_file("mixeval", write(tmp_path / "multiple-choice.jsonl", rows), unparsed="random")
@@ -209,7 +209,7 @@ def test_responses_as_upstream_keeps_them(tmp_path):
         score_file("mixeval_hard", tmp_path, data=str(other))
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match="empty: no responses; expected free-form.jsonl"):
+    with pytest.raises(UserError, match=r"empty: no responses; expected free-form\.jsonl"):
         score_file("mixeval_hard", empty)
 
 
