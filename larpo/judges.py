@@ -20,7 +20,7 @@ from urllib.parse import urlparse
 from larpo.errors import UserError
 from larpo.hashing import digest
 
-LONGEST_PAUSE = 60.0  # seconds
+LONGEST_PAUSE, LONGEST_ASKED = 60.0, 600.0  # seconds, by ourselves and where the server asks for more
 GONE = 10  # requests without an answer, one after another and each at every attempt: the server is not there
 RETRIED = {408, 409, 429}
 FINAL = {
@@ -198,7 +198,9 @@ class JudgeClient:
                     ) from None
                 if attempt == self.params.attempts:
                     raise
-                self._rest(attempt, error.response.headers.get("retry-after"))
+                # Rates are counted over a minute: the pauses must outlast it.
+                scale = 4 if error.status_code == 429 else 1
+                self._rest(attempt, error.response.headers.get("retry-after"), scale)
             except (self._openai.APIError, ValueError, LookupError, AttributeError, TypeError):
                 # No connection, no answer in time, or an answer that is no chat completion.
                 if attempt == self.params.attempts:
@@ -206,11 +208,11 @@ class JudgeClient:
                 self._rest(attempt, None)
         raise AssertionError("unreachable: attempts ≥ 1")
 
-    def _rest(self, attempt: int, asked: str | None) -> None:
-        seconds = self.pause * 2 ** (attempt - 1) * (1 + random.random() / 4)
+    def _rest(self, attempt: int, asked: str | None, scale: int = 1) -> None:
+        seconds = min(self.pause * scale * 2 ** (attempt - 1) * (1 + random.random() / 4), LONGEST_PAUSE)
         if asked is not None and re.fullmatch(r"\d+(\.\d+)?", asked):
-            seconds = max(seconds, float(asked))
-        time.sleep(min(seconds, LONGEST_PAUSE))
+            seconds = max(seconds, min(float(asked), LONGEST_ASKED))
+        time.sleep(seconds)
 
 
 def _reply(answer: dict[str, Any]) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def as_scores(rates: dict[str, Any]) -> dict[str, dict[str, float]]:
         ("win_rate", "win_rate", "standard_error"),
     ):
         if value in rates:
-            mean, half = rates[value] / 100, Z95 * rates[error] / 100
+            mean, half = rates[value] / 100, 1.0 if rates[error] is None else Z95 * rates[error] / 100
             out[name] = {"value": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half)}
     return out
 

@@ -92,8 +92,10 @@ def win_rates(
     return {name: _plain(controlled[name]) for name in names} | found
 
 
-def _plain(value: Any) -> int | float:
-    return value.item() if hasattr(value, "item") else value
+def _plain(value: Any) -> int | float | None:
+    """A Python number; None for the standard error of a single row."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if value != value else value
 
 
 def _read_csv(path: str | Path, columns: list[str]) -> pd.DataFrame:

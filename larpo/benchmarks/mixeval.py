@@ -177,8 +177,9 @@ def summary(kinds: list[str], sources: list[str], scores: np.ndarray) -> dict[st
         "scores": {"overall": interval(frame["score"])}
         | {kind.replace("-", "_"): interval(rows) for kind, rows in halves},
         "sources": {name: interval(rows) | {"items": len(rows)} for name, rows in frame.groupby("source")["score"]},
-        # What upstream prints: the mean of both halves, each rounded to three decimals.
-        "upstream_overall": float(halves.mean().round(3).mean()),
+        # What upstream prints: the mean of both halves, each rounded to three decimals as Python rounds (pandas does it
+        # otherwise where a fourth decimal is a 5).
+        "upstream_overall": sum(round(sum(rows) / len(rows), 3) for _, rows in halves) / len(halves),
     }
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from larpo.benchmarks import build_benchmark, score_file
+from larpo.benchmarks.alpaca_eval import as_scores
 from larpo.benchmarks.alpaca_eval_scores import win_rates
 from larpo.errors import UserError
 from tests.conftest import ROOT
@@ -44,6 +45,9 @@ def test_win_rate_by_hand():
     assert "df_gamed.csv" in found["length_control"]
     assert "length_controlled_winrate" not in found
     json.dumps(found)
+    alone = win_rates(annotations([2.0]))
+    assert (alone["win_rate"], alone["standard_error"]) == (100.0, None), "JSON knows no NaN"
+    assert as_scores(alone)["win_rate"] == {"value": 1.0, "low": 0.0, "high": 1.0}
 
 
 def published(tmp_path, rows: pd.DataFrame, name: str = "annotations.json"):

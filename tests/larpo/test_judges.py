@@ -90,6 +90,26 @@ def test_passing_faults_are_repeated(tmp_path, fault):
             assert time.monotonic() - start >= 0.1, "it waits as long as it is told to"
 
 
+def test_pauses_grow_outlast_a_minute_of_rate_limits_and_obey_the_server(tmp_path, monkeypatch):
+    """Six tries with pauses from 1 s: 1 + 2 + 4 + 8 + 16 = 31 s, up to a quarter more; four times as long where the rate
+    is limited (the last one 60 s: 4 + 8 + 16 + 32 + 60 = 120); as long as the server asks, but ten minutes at most."""
+    slept: list[float] = []
+    monkeypatch.setattr("larpo.judges.time.sleep", slept.append)
+    with ChatServer(echo) as server:
+        judge = JudgeClient(JudgeParams(model="m", base_url=server.url), tmp_path, "test")
+    for scale, least, most in ((1, 31, 39), (4, 120, 140)):
+        slept.clear()
+        for attempt in range(1, 6):
+            judge._rest(attempt, None, scale)
+        assert slept == sorted(slept)
+        assert least <= sum(slept) <= most
+    slept.clear()
+    for asked in ("90", "9000", "soon"):
+        judge._rest(1, asked)
+    assert slept[:2] == [90, 600]
+    assert 1 <= slept[2] <= 1.25
+
+
 def test_what_came_is_kept_when_others_fail_for_good(tmp_path):
     """One at a time: a fails at 3 attempts, b and c are answered; the next run asks for a alone."""
     with ChatServer(echo, faults=[{"status": 503}] * 3) as server:

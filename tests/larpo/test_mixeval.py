@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from larpo.benchmarks import build_benchmark, score_file
-from larpo.benchmarks.mixeval import prompt, read_items
+from larpo.benchmarks.mixeval import prompt, read_items, summary
 from larpo.benchmarks.mixeval_parsers import (
     ask_judge,
     chosen_option,
@@ -166,6 +166,18 @@ def test_totals_by_hand(tmp_path):
     assert (found["items"], found["unparsed"], found["items_without_response"]) == (4, 0.25, 0)
     again = score_file("mixeval", answers, data=str(tmp_path))  # the folder above the release's
     assert again == found
+
+
+def test_upstream_overall_is_rounded_as_upstream_rounds():
+    """Halves of 2,000 end in a 5 for odd counts, which Python rounds by the binary fraction and NumPy to even: wherever
+    the two differ, and at some others, it is Python's."""
+    kinds = ["free-form"] * 2000 + ["multiple-choice"] * 2000
+    differ = [n for n in range(1, 2000, 2) if round(n / 2000, 3) != np.round(n / 2000, 3)]
+    assert differ
+    for right in [*differ[:12], 1, 101, 999]:
+        scores = np.repeat([1.0, 0.0, 1.0, 0.0], [right, 2000 - right, 1000, 1000])
+        found = summary(kinds, ["x"] * 4000, scores)["upstream_overall"]
+        assert found == (round(right / 2000, 3) + 0.5) / 2, right
 
 
 def test_random_is_there_for_comparison_and_seeded(tmp_path):
