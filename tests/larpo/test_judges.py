@@ -91,7 +91,7 @@ def test_passing_faults_are_repeated(tmp_path, fault):
 
 
 def test_pauses_grow_outlast_a_minute_of_rate_limits_and_obey_the_server(tmp_path, monkeypatch):
-    """Six tries with pauses from 1 s: 1 + 2 + 4 + 8 + 16 = 31 s, up to a quarter more; four times as long where the rate
+    """Six tries with pauses from 1 s: 1 + 2 + 4 + 8 + 16 = 31 s, up to a quarter more; four times that where the rate
     is limited (the last one 60 s: 4 + 8 + 16 + 32 + 60 = 120); as long as the server asks, but ten minutes at most."""
     slept: list[float] = []
     monkeypatch.setattr("larpo.judges.time.sleep", slept.append)

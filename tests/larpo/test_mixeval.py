@@ -168,6 +168,14 @@ def test_totals_by_hand(tmp_path):
     assert again == found
 
 
+def test_a_source_in_both_halves_is_told_apart():
+    kinds = ["free-form", "free-form", "multiple-choice", "multiple-choice"]
+    found = summary(kinds, ["AGIEval", "DROP", "AGIEval", "SIQA"], np.array([1.0, 1.0, 0.0, 1.0]))
+    assert {name: (s["value"], s["items"]) for name, s in found["sources"].items()} == {
+        "AGIEval free-form": (1.0, 1), "AGIEval multiple-choice": (0.0, 1), "DROP": (1.0, 1), "SIQA": (1.0, 1),
+    }  # fmt: skip
+
+
 def test_upstream_overall_is_rounded_as_upstream_rounds():
     """Halves of 2,000 end in a 5 for odd counts, which Python rounds by the binary fraction and NumPy to even: wherever
     the two differ, and at some others, it is Python's."""
