@@ -172,7 +172,9 @@ def drawn_score(item: dict[str, Any], parser: str, rng: random.Random) -> float:
 def summary(kinds: list[str], sources: list[str], scores: np.ndarray) -> dict[str, Any]:
     """Overall, per problem type and per source benchmark, each with its 95 % interval.
 
-    A source with both types (AGIEval) is told apart by them; upstream prints its multiple-choice half alone, under the plain name."""
+    A source with both types (AGIEval) is told apart by them; upstream prints its multiple-choice half alone, under the
+    plain name.
+    """
     frame = pd.DataFrame({"kind": kinds, "source": sources, "score": scores})
     both = frame.groupby("source")["kind"].transform("nunique") > 1
     frame["source"] = frame["source"].where(~both, frame["source"] + " " + frame["kind"])
