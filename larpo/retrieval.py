@@ -140,7 +140,7 @@ def shards(passages: Iterator[Passage], size: int) -> Iterator[list[Passage]]:
 
 
 def search(
-    queries: np.ndarray, parts: list[Path], ids: list[list[str]], top: int, params: RetrievalParams
+    queries: np.ndarray, parts: list[Path], sizes: list[int], top: int, params: RetrievalParams
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `top` passages of each query over all shards.
 
@@ -148,18 +148,18 @@ def search(
     ----------
     queries
         (Q, d) float32.
-    parts, ids
-        Per shard its (n, d) .npy file and its passages' ids.
+    parts, sizes
+        Per shard its (n, d) .npy file and n.
 
     Returns
     -------
-    (Q, top) similarities in falling order and (Q, top) positions in the concatenated ids. `flat` searches shard after
+    (Q, top) similarities in falling order and (Q, top) positions in the corpus. `flat` searches shard after
     shard and merges, exactly; `ivf_pq` trains on the first shard (nlist, m, nbits, nprobe in `index_options`) and
     holds codes of m · nbits / 8 bytes per passage.
     """
     import faiss
 
-    offsets = np.cumsum([0, *map(len, ids)])
+    offsets = np.cumsum([0, *sizes])
     if top > offsets[-1]:
         raise UserError(f"params.yaml: retrieval: ns: {top} asked for, the corpus has {offsets[-1]} passages")
     dimension = queries.shape[1]

@@ -25,17 +25,19 @@ SCORE_HELP = """Score outputs that exist already; prints the scores as JSON.
 BENCHMARK     OUTPUTS                                                        OPTIONS
 gsm8k         JSON Lines with question, answer, response
 math          JSON Lines with problem, answer or solution, response
-alpaca_eval   annotations as AlpacaEval publishes them (JSON list with       --baseline --data
-              instruction, output_1, output_2, preference)                   --df-gamed
-                                                                             --instruction-difficulty
+alpaca_eval   annotations as AlpacaEval publishes them (JSON list with       --baseline FILE --data FILE
+              instruction, output_1, output_2, preference from 1 to 2,       --df-gamed FILE
+              null or NaN where there is none), in any order, all or some    --instruction-difficulty FILE
 mixeval       JSON Lines with id and response, and problem_type unless the   --data FOLDER --parser rule|model
-mixeval_hard  file is named free-form.jsonl or multiple-choice.jsonl; or a   --unparsed wrong|random --seed N
-              folder with both. Rows may carry the item itself (target,
+mixeval_hard  file's name says it (free-form, close_freeform, …); or a       --unparsed wrong|random --seed N
+              folder with both. Rows may carry the item itself (target,      --judge-model NAME --judge-url URL
               options, …); otherwise --data names the folder that has it
 
+Files may be JSON lists or JSON Lines, and gzipped; a null response is an empty one.
 --data of mixeval: the folder with free-form.json and multiple-choice.json of the release that the ids belong to.
-Length-controlled win rates of alpaca_eval need --df-gamed and --instruction-difficulty, which the package would
-fetch from the hub. Exit code 2 with one line on bad input.
+--data of alpaca_eval: instructions in the order of their difficulties, where they are not AlpacaEval's own 805.
+Length-controlled win rates need --df-gamed (the hub's df_gamed.csv; without it, the hub itself is asked);
+--instruction-difficulty replaces its column of that name. Exit code 2 with one line on bad input.
 """
 
 

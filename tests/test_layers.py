@@ -87,4 +87,5 @@ NOT_TRACKED = {
     ("train", "larpo.checkpoints"),
     ("prompts", "larpo.rewards"),
     ("generate", "larpo.judges"),
+    ("generate", "larpo.benchmarks"),
 }

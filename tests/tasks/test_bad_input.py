@@ -21,7 +21,7 @@ import tasks.score
 import tasks.train
 from larpo import tables
 from larpo.errors import UserError
-from tests.conftest import TINY_PARAMS
+from tests.conftest import ROOT, TINY_PARAMS
 
 MESSAGES = [{"role": "user", "content": "1 + 1 ="}]
 
@@ -195,7 +195,8 @@ def test_a_benchmark_whose_judge_has_no_key_generates_nothing(workspace, monkeyp
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     path = workspace / "params.yaml"
     text = path.read_text().replace("judges: {}", "judges: {j: {model: m}}")
-    path.write_text(text.replace("  held_out: {items", "  held_out: {judge: j, items"))
+    asks = f"benchmark: mixeval, data: {ROOT / 'data/samples/questions'}, options: {{parser: model}}, judge: j"
+    path.write_text(text.replace("  held_out: {items", f"  held_out: {{{asks}, items"))
     refuse(
         lambda: tasks.generate.main("0", "held_out"), "judges.j.api_key_env", "OPENAI_API_KEY is not set",
         output="data/generate/0-held_out.parquet",
