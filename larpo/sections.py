@@ -5,9 +5,10 @@ Every field's description is its documentation.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 IterationName = Annotated[str, BeforeValidator(str), Field(pattern=r"^(0|[1-9][0-9]*)$")]
 # The first letter tells a fine-tuned policy from an iteration's, and no name holds the "-" of POLICY-BENCHMARK.
@@ -73,11 +74,25 @@ class SourceParams(Section):
     split: str = "train"
     prompt_field: str = Field("prompt", description="dataset: column with the prompt text or chat messages")
     answer_field: str | None = Field(None, description="dataset: column with the reference answer, if any")
+    answer_pattern: str | None = Field(
+        None, description="dataset: regular expression whose first group is the answer in it, such as `#### (.*)`"
+    )
     solution_field: str | None = Field(None, description="dataset: column with a whole reference response, if any")
     system: str | None = Field(None, description="system message put before every prompt")
     held_out: float = Field(
         0.3, ge=0, lt=1, description="share of all prompts, chosen by a hash of the text, never trained on"
     )
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def has_a_group(cls, pattern: str | None) -> str | None:
+        try:
+            groups = 1 if pattern is None else re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"expected a regular expression ({error})") from None
+        if not groups:
+            raise ValueError("expected a group ( ) around the answer")
+        return pattern
 
 
 class PromptsParams(SourceParams):

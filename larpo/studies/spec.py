@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -145,7 +146,7 @@ class Run:
 
 def names(folder: Path) -> list[str]:
     """Studies that `folder` (studies/) holds: files with a `name`; the others are bases."""
-    return sorted(p.stem for p in folder.glob("*.yaml") if "name" in (yaml.safe_load(p.read_text("utf-8")) or {}))
+    return sorted(p.stem for p in folder.glob("*.yaml") if re.search(r"^name:", p.read_text("utf-8"), re.M))
 
 
 def load_study(folder: Path, name: str) -> Study:
