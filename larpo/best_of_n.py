@@ -1,8 +1,8 @@
 """Best-of-N under a reward, measured by the true score: a reward that is only a proxy is over-optimised as N grows.
 
-Of one set of s samples per item every N ≤ s is estimated without bias (`larpo.statistics.best_of_n`). The pick's distance
-from the policy is at most KL = log N − (N − 1)/N (Beirami et al. 2024), which makes curves of best-of-N and of training
-comparable.
+Of one set of s samples per item every N ≤ s is estimated without bias (`larpo.statistics.best_of_n`). The pick's
+distance from the policy is at most KL = log N − (N − 1)/N (Beirami et al. 2024), which makes curves of best-of-N and of
+training comparable.
 """
 
 from __future__ import annotations

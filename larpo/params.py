@@ -103,7 +103,9 @@ class Params(Section):
                 raise ValueError(f"evaluate.policies: no iteration makes policy {p!r}; expected some of {names}")
         for name, wanted in self.best_of_n.items():
             if wanted.policy not in self.evaluate.policies:
-                raise ValueError(f"best_of_n.{name}.policy: {wanted.policy!r} is not in evaluate.policies; add it there")
+                raise ValueError(
+                    f"best_of_n.{name}.policy: {wanted.policy!r} is not in evaluate.policies; add it there"
+                )
             if wanted.benchmark not in self.benchmarks:
                 raise ValueError(
                     f"best_of_n.{name}.benchmark: {wanted.benchmark!r} does not exist"

@@ -1,8 +1,8 @@
 """Preference pairs (x, y⁺, y⁻) from the forms that people publish them in.
 
-    prompt, chosen, rejected                 texts; or chosen and rejected as chat messages (UltraFeedback)
-    chosen, rejected                         whole dialogues "\\n\\nHuman: …\\n\\nAssistant: …" (HH-RLHF), or messages
-    input, output_1, output_2, label         label 1 or 2 names the better output (LLMBar)
+prompt, chosen, rejected                 texts; or chosen and rejected as chat messages (UltraFeedback)
+chosen, rejected                         whole dialogues "\\n\\nHuman: …\\n\\nAssistant: …" (HH-RLHF), or messages
+input, output_1, output_2, label         label 1 or 2 names the better output (LLMBar)
 """
 
 from __future__ import annotations

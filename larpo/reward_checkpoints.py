@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GgufConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils import logging as transformers_logging
 
 from larpo.checkpoints import UNUSABLE, dtype_of, line
 from larpo.errors import UserError
@@ -82,6 +83,8 @@ def fetch_classifier(params: RewardParams, dtype: str, new_head: bool) -> tuple[
     gguf = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {"use_safetensors": True}
     # A trained head keeps its own number of labels, so that one with several is refused, not cut down.
     labels = {"num_labels": 1} if new_head else {}
+    spoken = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a new head is said by name below, not as a table of warnings
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model, found = AutoModelForSequenceClassification.from_pretrained(
@@ -91,6 +94,8 @@ def fetch_classifier(params: RewardParams, dtype: str, new_head: bool) -> tuple[
         if params.model.count("/") == 1 and "safetensors" in str(error) and "file named" in str(error):
             raise UserError(_only_pickle(params.model)) from None
         raise UserError(f"params.yaml: reward.model: cannot load {params.model!r} ({line(error)})") from None
+    finally:
+        transformers_logging.set_verbosity(spoken)
     if found["missing_keys"] and not new_head:
         raise UserError(
             f"params.yaml: reward.model: {params.model!r} has no {', '.join(sorted(found['missing_keys']))}; expected "
@@ -147,9 +152,7 @@ def write_identity(folder: Path, params: RewardParams, tokenizer: Tokenizer | No
         identity = {
             "kind": params.kind,
             "model": params.model,
-            "weights": digest(
-                [(p.name, tree_hash(p)) for p in sorted(folder.glob("*.safetensors"))], length=32
-            ),
+            "weights": digest([(p.name, tree_hash(p)) for p in sorted(folder.glob("*.safetensors"))], length=32),
             "chat_template": None if template is None else digest(template),
             "format": "pairrm" if params.kind == "pairrm" else "pair" if template is None else "chat",
             "dtype": params.dtype,

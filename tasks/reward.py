@@ -15,7 +15,8 @@ from larpo.errors import UserError
 from larpo.hashing import seed_of, tree_hash
 from larpo.params import RewardParams
 from larpo.preferences import Pair, read_pairs
-from larpo.rewards import build_reward
+from larpo.rewards.classifier import SequenceClassification
+from larpo.rewards.pairrm import PairRMReward
 from larpo.sections import PairsParams
 from larpo.statistics import wilson
 from tasks.node import Node, command, load_params, say, write_json
@@ -135,9 +136,9 @@ def measure(folder: Path, params: RewardParams, pairs: list[Pair]) -> dict[str, 
 
     Beside it the share where the longer response was chosen: what a reward would get that saw nothing but length.
     """
-    reward = build_reward(params.kind, {}, folder)
+    reward = PairRMReward(folder) if params.kind == "pairrm" else SequenceClassification(folder)
     before = len(pairs)
-    if params.kind == "sequence_classification":
+    if isinstance(reward, SequenceClassification):
         pairs = [p for p in pairs if reward.fits(p.messages, p.chosen) and reward.fits(p.messages, p.rejected)]
     if not pairs:
         raise UserError(f"params.yaml: reward.max_length: {params.max_length} tokens hold none of {before} pairs")

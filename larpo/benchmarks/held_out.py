@@ -23,7 +23,7 @@ class Options(Section):
 
 
 class HeldOut:
-    """Scored by the run's own rule, or by `options.rule`: accuracy needs right and wrong. Never loads a reward model."""
+    """Scored by the run's own rule or by `options.rule`: accuracy needs right and wrong. Loads no reward model."""
 
     def __init__(self, params: Params, entry: BenchmarkParams):
         self.params, self.entry, self.options = params, entry, parse_options(Options, entry.options)

@@ -120,4 +120,3 @@ def check_reward(score: ScoreParams, reward: RewardParams, file: str = "params.y
 def penalised(scored: pd.DataFrame, score: ScoreParams, n_tokens: np.ndarray, cut: np.ndarray) -> pd.Series:
     """Rewards less `truncation_penalty` for (R,) responses that were cut off and `length_penalty` per token."""
     return scored["reward"] - score.truncation_penalty * cut - score.length_penalty * n_tokens
-

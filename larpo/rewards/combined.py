@@ -65,7 +65,6 @@ class Sum:
         return {
             "reward": "sum",
             "parts": [
-                {"weight": part.weight, **reward.facts()}
-                for part, reward in zip(self.parts, self.rewards, strict=True)
+                {"weight": part.weight, **reward.facts()} for part, reward in zip(self.parts, self.rewards, strict=True)
             ],
         }

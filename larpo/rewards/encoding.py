@@ -1,7 +1,7 @@
 """Prompt and response as a reward model reads them: token ids, left-cut prompts, batches by length.
 
-    chat:  the model's own chat template over [*messages, assistant: response], one BOS
-    pair:  [CLS] prompt [SEP] response [SEP], for encoders without a template
+chat:  the model's own chat template over [*messages, assistant: response], one BOS
+pair:  [CLS] prompt [SEP] response [SEP], for encoders without a template
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Encoder:
         self.tokenizer, self.max_length, self.where = tokenizer, max_length, where
         self.format = "chat" if tokenizer.chat_template else "pair"
         tokenizer.truncation_side = "left"
+        tokenizer.model_max_length = max(tokenizer.model_max_length, 10**9)  # lengths are checked here, not warned of
 
     def __call__(self, messages: Messages, text: str) -> Encoded:
         return self._chat(messages, text) if self.format == "chat" else self._pair(messages, text)

@@ -108,7 +108,7 @@ def full_scores(matrix: np.ndarray, aggregate: str) -> np.ndarray:
 
 
 class PairRMReward:
-    """r(x, y) among the prompt's candidates: scores of different prompts do not compare. No verdict on right and wrong."""
+    """r(x, y) among the prompt's candidates: scores of two prompts do not compare. No verdict on right or wrong."""
 
     needs_answers = False
 
@@ -151,9 +151,7 @@ class PairRMReward:
         *, groups: list[str] | None = None, cut: list[bool] | None = None,
     ) -> pd.DataFrame:  # fmt: skip
         model, tokenizer, identity = self._load()
-        comparer = Comparer(
-            model, tokenizer, self.source_max_length, identity["max_length"], identity["batch_tokens"]
-        )
+        comparer = Comparer(model, tokenizer, self.source_max_length, identity["max_length"], identity["batch_tokens"])
         groups = [digest("messages", m) for m in messages] if groups is None else groups
         rows: dict[str, list[int]] = {}
         for row, group in enumerate(groups):
