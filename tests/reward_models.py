@@ -1,4 +1,4 @@
-"""Tiny reward models with random weights in the layouts of the real ones: their scores are noise, their code paths real."""
+"""Tiny reward models with random weights in the layouts of the real ones: noise for scores, real code paths."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from transformers import (
 from larpo.reward_checkpoints import write_identity
 from larpo.sections import RewardParams
 
+MARKERS = ["source", "candidate1", "candidate2", "candidate"]
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz 0123456789+-=:?\n"
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<eos>{% endfor %}"
@@ -78,7 +79,7 @@ def pairrm(folder: Path, seed: int = 0) -> Path:
     from larpo.rewards.pairrm_model import PairRM
 
     tokenizer = characters(
-        ["[PAD]", "[CLS]", "[SEP]", "<unk>", "[MASK]", "<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"],
+        ["[PAD]", "[CLS]", "[SEP]", "<unk>", "[MASK]", *(f"<|{m}|>" for m in MARKERS)],
         "[CLS] $A [SEP]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]",
     )  # fmt: skip
     torch.manual_seed(seed)
