@@ -239,9 +239,14 @@ def check_names(params: Params, name: str = "params.yaml") -> None:
             raise UserError(f"{name}: {key}: {value!r} does not exist{nearest(value, list(known))}")
     check_reward(params.score, params.reward, name)
     try:
-        build(params.train.objective, **params.train.objective_options)
+        objective = build(params.train.objective, **params.train.objective_options)
     except UserError as error:
         raise UserError(f"{name}: train.objective: {error}") from None
+    if objective.needs_mismatched and not params.reference.mismatched:
+        raise UserError(
+            f"{name}: train.objective: {objective.name} needs a mismatched response per list, found "
+            "reference.mismatched: false; set `reference.mismatched: true`"
+        )
     for b, p in params.benchmarks.items():
         if None not in (p.generate.sampled_items, p.items) and p.generate.sampled_items > p.items:
             raise UserError(

@@ -64,8 +64,14 @@ def reasoning_gym_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
                 raise UserError(f"params.yaml: prompts.tasks: {task.name}: {error}") from None
         for i in range(chunk):
             for task, dataset in zip(params.tasks, datasets, strict=True):
-                item = dataset[i]
-                yield f"reasoning_gym/{task.name}", _messages(params, item["question"]), item["answer"], item["answer"]
+                item, field = dataset[i], task.question_field
+                if field and not isinstance(item["metadata"].get(field), str):
+                    texts = [key for key, value in item["metadata"].items() if isinstance(value, str)]
+                    raise UserError(
+                        f"params.yaml: prompts.tasks: {task.name} has no text {field!r} to ask{nearest(field, texts)}"
+                    )
+                asked = item["metadata"][field] if field else item["question"]
+                yield f"reasoning_gym/{task.name}", _messages(params, asked), item["answer"], item["answer"]
 
 
 @source("dataset")

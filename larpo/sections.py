@@ -59,6 +59,9 @@ class TaskParams(Section):
 
     name: str
     config: dict[str, Any] = {}
+    question_field: str | None = Field(
+        None, description="metadata field that is asked in place of the question, such as chain_sum's `expression`"
+    )
 
 
 class SourceParams(Section):
@@ -126,6 +129,7 @@ class ReferenceParams(Section):
         "previous", description="reference of the objective: π_β of Algorithm 1, or policy 0"
     )
     lists_per_batch: int = Field(8, ge=1)
+    mismatched: bool = Field(False, description="also score, per list, the next prompt's best response; kto needs it")
 
 
 class OptimizerParams(Section):
@@ -148,7 +152,9 @@ class TrainParams(OptimizerParams):
     objective: str = Field("lambdarank", description="a name in larpo.objectives")
     objective_options: dict[str, Any] = Field({}, description="beta and the objective's own settings")
     lists_per_step: int = Field(16, ge=1, description="lists per optimizer step, over all devices")
-    lists_per_device_batch: int = Field(8, ge=1, description="lists in memory at once; never changes the result")
+    lists_per_device_batch: int = Field(
+        8, ge=1, description="lists in memory at once; never changes the result, but kto's z is a mean over them"
+    )
 
 
 class SFTParams(OptimizerParams):

@@ -56,7 +56,9 @@ SCHEMAS: dict[str, pa.Schema] = {
     "rewards": _schema(("response_id", _TEXT), *_REWARD),
     "candidates": _schema(*_RESPONSE, *_REWARD),
     "lists": _schema(("prompt_id", _TEXT), ("rank", _INT), ("response_id", _TEXT), ("reward", _FLOAT), ("role", _TEXT)),
-    "reference": _schema(("response_id", _TEXT), ("reference_logp", _FLOAT), ("n_tokens", _INT)),
+    "reference": _schema(
+        ("response_id", _TEXT), ("reference_logp", _FLOAT), ("n_tokens", _INT), ("mismatched_logp", _FLOAT, True)
+    ),
     # Benchmarks: what is asked, what a checkpoint answered, what that is worth.
     "items": _schema(*_PROMPT, ("meta", _TEXT, True)),
     "outputs": _schema(*_OUTPUT, ("prompt_token_ids", _IDS), ("token_ids", _IDS)),
@@ -81,7 +83,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
 }
 """Schema of every table by name. In outputs and evaluations `sample` is -1 for the greedy output, else 0..N-1 at its
-temperature; `turn` is 0 for the first answer, r for the answer after r revisions."""
+temperature; `turn` is 0 for the first answer, r for the answer after r revisions. In reference `mismatched_logp`
+stands on the row of a list's first response, where params ask for it: log π_ref of another prompt's response."""
 
 KEYS: dict[str, list[str]] = {
     "prompts": ["prompt_id"],

@@ -7,7 +7,7 @@ LARPO's: the packed lists, the ranking objective, and the checks that stop a run
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ class TrainingList:
     tokens: ResponseList
     rewards: list[float]
     reference_logps: list[float]
+    mismatched: tuple[list[int], float] | None = None
+    """A response to another prompt: its token ids, and its log π_ref behind this list's prompt."""
 
 
 class ListDataset(Dataset):
@@ -48,35 +50,53 @@ class ListDataset(Dataset):
 class Collated:
     """A micro-batch: B lists of at most m responses, padding masked."""
 
-    packed: PackedLists
+    packed: PackedLists  # with mismatched responses (B, m + 1): a list's stands behind its last own response
     rewards: Tensor  # (B, m)
     reference_logps: Tensor  # (B, m)
     mask: Tensor  # (B, m) bool
+    mismatched_reference: Tensor | None = None  # (B,)
 
 
 def collate(lists: list[TrainingList]) -> dict[str, Collated]:
-    """[TrainingList, …] → {"batch": Collated}; the Trainer wants a mapping."""
-    packed = pack([entry.tokens for entry in lists])
-    rewards, reference = torch.zeros(packed.shape), torch.zeros(packed.shape)
-    mask = torch.zeros(packed.shape, dtype=torch.bool)
+    """[TrainingList, …] → {"batch": Collated}; the Trainer wants a mapping. All lists have a mismatched response
+    or none has."""
+    tokens, mismatched = [entry.tokens for entry in lists], None
+    if lists[0].mismatched is not None:
+        tokens = [
+            replace(entry.tokens, response_ids=[*entry.tokens.response_ids, entry.mismatched[0]]) for entry in lists
+        ]
+        mismatched = torch.tensor([entry.mismatched[1] for entry in lists])
+    packed = pack(tokens)
+    shape = len(lists), max(len(entry.rewards) for entry in lists)
+    rewards, reference, mask = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
     for row, entry in enumerate(lists):
         size = len(entry.rewards)
         rewards[row, :size] = torch.tensor(entry.rewards)
         reference[row, :size] = torch.tensor(entry.reference_logps)
         mask[row, :size] = True
-    return {"batch": Collated(packed, rewards, reference, mask)}
+    return {"batch": Collated(packed, rewards, reference, mask, mismatched)}
 
 
 def list_batch(model: PreTrainedModel, batch: Collated) -> ListBatch:
-    """The objective's input for one micro-batch, with gradients through the policy's log-probabilities."""
+    """The objective's input for one micro-batch, with gradients through the policy's log-probabilities.
+
+    A mismatched response is one more branch of the same forward pass, which no other branch sees; its value
+    carries no gradient.
+    """
     device = next(model.parameters()).device
     logps, lengths = response_logps(model, batch.packed.to(device))
+    mask, mismatched = batch.mask.to(device), None
+    width = mask.shape[1]
+    if batch.mismatched_reference is not None:
+        behind = mask.sum(1, keepdim=True)
+        mismatched = logps.detach().gather(1, behind)[:, 0] - batch.mismatched_reference.to(device)
     return ListBatch(
-        policy_logps=logps,
+        policy_logps=logps[:, :width],
         reference_logps=batch.reference_logps.to(device),
-        lengths=lengths,
+        lengths=lengths[:, :width],
         rewards=batch.rewards.to(device),
-        mask=batch.mask.to(device),
+        mask=mask,
+        mismatched=mismatched,
     )
 
 

@@ -5,3 +5,8 @@ import os
 # Read when the libraries are imported, so set before. Progress bars redraw lines, which logs cannot; nodes print
 # lines of their own.
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+if address := os.environ.get("LARPO_WARM"):
+    from tasks.warm import delegate
+
+    delegate(address)

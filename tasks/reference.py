@@ -1,9 +1,13 @@
 """Node `reference@s`: log π_ref of every response in the lists, computed once.
 
-No reference model sits in memory while training, and another objective or learning rate reuses this.
+No reference model sits in memory while training, and another objective or learning rate reuses this. With
+`reference.mismatched` each list's prompt is also scored with the best response of the next list.
 """
 
 from __future__ import annotations
+
+import math
+from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -12,7 +16,7 @@ from larpo import tables
 from larpo.checkpoints import load_model
 from larpo.logps import pack, response_logps
 from tasks.node import Node, command, load_params, progress, write_part
-from tasks.training_data import read_lists, response_lists
+from tasks.training_data import mismatched_responses, read_lists, response_lists
 
 
 def main(iteration: str) -> None:
@@ -29,6 +33,12 @@ def main(iteration: str) -> None:
     ) as node:  # fmt: skip
         frame = read_lists(lists_path, candidates_path)
         lists = response_lists(frame)
+        sizes = [len(entry.response_ids) for entry in lists]
+        if mismatched := params.reference.mismatched:
+            lists = [
+                replace(entry, response_ids=[*entry.response_ids, other])
+                for entry, other in zip(lists, mismatched_responses(lists, lists_path), strict=True)
+            ]
         size = params.reference.lists_per_batch
         starts = list(range(0, len(lists), size))
         paths = {s: node.scratch / f"part-{s:08d}.parquet" for s in starts}
@@ -40,15 +50,17 @@ def main(iteration: str) -> None:
             batch = lists[start : start + size]
             with torch.inference_mode():
                 logps, lengths = (t.cpu() for t in response_logps(model, pack(batch).to(device)))
+            # A mismatched response stands behind the list's own m; its value goes to the list's first row.
             rows = [
-                (float(logps[b, j]), int(lengths[b, j]))
-                for b, entry in enumerate(batch)
-                for j in range(len(entry.response_ids))
+                (float(logps[b, j]), int(lengths[b, j]), float(logps[b, m]) if mismatched and j == 0 else math.nan)
+                for b, m in enumerate(sizes[start : start + size])
+                for j in range(m)
             ]
-            write_part(pd.DataFrame(rows, columns=["reference_logp", "n_tokens"]), paths[start])
+            part = pd.DataFrame(rows, columns=["reference_logp", "n_tokens", "mismatched_logp"])
+            write_part(part, paths[start])
         values = pd.concat([pd.read_parquet(paths[s]) for s in starts], ignore_index=True)
         result = values.assign(response_id=frame["response_id"])
-        tables.write(result[["response_id", "reference_logp", "n_tokens"]], "reference", node.out(out))
+        tables.write(result, "reference", node.out(out))
         node.note(reference_policy=which, dtype=params.policy.dtype)
         node.rows(read=len(frame), written=len(result))
 

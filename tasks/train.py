@@ -24,7 +24,7 @@ from larpo.trainer import (
 )
 from tasks.node import Node, command, load_params
 from tasks.training import check_commit, run, training_arguments
-from tasks.training_data import read_lists, response_lists
+from tasks.training_data import mismatched_responses, read_lists, response_lists
 
 
 def read_training_lists(lists_path: str, candidates_path: str, reference_path: str) -> list[TrainingList]:
@@ -44,10 +44,20 @@ def read_training_lists(lists_path: str, candidates_path: str, reference_path: s
             f"{reference_path}: response {joined['response_id'][int(other.argmax())]} has another length than in "
             f"{candidates_path}; run `dvc repro --force` on the reference node"
         )
+    lists = response_lists(frame)
+    firsts = joined.drop_duplicates("prompt_id")
+    mismatched: list[tuple[list[int], float] | None] = [None] * len(lists)
+    if (given := firsts["mismatched_logp"].notna().to_numpy()).any():
+        if not given.all():
+            raise UserError(
+                f"{reference_path}: response {firsts['response_id'].iloc[int(given.argmin())]} has no mismatched_logp, "
+                "other lists' first responses have; run `dvc repro --force` on the reference node"
+            )
+        mismatched = list(zip(mismatched_responses(lists, lists_path), firsts["mismatched_logp"], strict=True))
     groups = joined.groupby("prompt_id", sort=False)
     return [
-        TrainingList(tokens, group["reward"].tolist(), group["reference_logp"].tolist())
-        for tokens, (_, group) in zip(response_lists(frame), groups, strict=True)
+        TrainingList(tokens, group["reward"].tolist(), group["reference_logp"].tolist(), other)
+        for tokens, other, (_, group) in zip(lists, mismatched, groups, strict=True)
     ]
 
 

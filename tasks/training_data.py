@@ -1,4 +1,4 @@
-"""Joins lists with token ids, for the nodes `reference` and `train`."""
+"""Lists with token ids, and responses to other prompts, for the nodes `reference` and `train`."""
 
 from __future__ import annotations
 
@@ -29,3 +29,19 @@ def response_lists(frame: pd.DataFrame) -> list[ResponseList]:
         ResponseList(group["prompt_token_ids"].iloc[0].tolist(), [ids.tolist() for ids in group["token_ids"]])
         for _, group in frame.groupby("prompt_id", sort=False)
     ]
+
+
+def mismatched_responses(lists: list[ResponseList], where: str) -> list[list[int]]:
+    """For each list a response to another prompt, as token ids: the best one of the next list whose prompt differs,
+    with the first list after the last. Raises UserError, naming the file `where`, if all prompts are the same."""
+    others = []
+    for i, entry in enumerate(lists):
+        following = (lists[(i + step) % len(lists)] for step in range(1, len(lists)))
+        other = next((o for o in following if o.prompt_ids != entry.prompt_ids), None)
+        if other is None:
+            raise UserError(
+                f"{where}: a mismatched response needs lists of at least two prompts, found {len(lists)} of one; "
+                "raise prompts.per_iteration or set `reference.mismatched: false`"
+            )
+        others.append(other.response_ids[0])
+    return others

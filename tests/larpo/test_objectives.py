@@ -1,8 +1,7 @@
-"""Objectives: golden values worked out by hand, properties, gradients, and TRL's own DPO loss."""
+"""The paper's objectives: golden values worked out by hand, properties, gradients."""
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -13,48 +12,11 @@ from torch import Tensor
 
 from larpo.errors import UserError
 from larpo.objectives import ListBatch, build
+from tests.larpo.ranked_lists import lists, loss_and_grad, make, relaxed
 
 NAMES = ["pairwise", "contrastive", "lambdarank", "listmle"]
 LISTS = NAMES[1:]  # any number of responses
 LOG2 = math.log(2)
-relaxed = settings(max_examples=60, deadline=None)  # first calls into torch are slow
-
-
-def make(policy, reference=None, rewards=None, mask=None, lengths=None) -> ListBatch:
-    """A batch of one list, or of several (nested lists); rewards default to m, m-1, ..., 1."""
-    policy = torch.as_tensor(policy, dtype=None if isinstance(policy, Tensor) else torch.float64)
-    policy = policy.reshape(-1, policy.shape[-1])
-
-    def tensor(value, default: Tensor) -> Tensor:
-        if value is None:
-            return default.expand(policy.shape)
-        return torch.as_tensor(value).reshape(policy.shape)
-
-    return ListBatch(
-        policy,
-        tensor(reference, torch.zeros_like(policy)).to(policy.dtype),
-        tensor(lengths, torch.full(policy.shape, 7)),
-        tensor(rewards, torch.arange(policy.shape[1], 0, -1).float()),
-        tensor(mask, torch.ones(policy.shape, dtype=torch.bool)),
-    )
-
-
-def loss_and_grad(name: str, policy: Tensor, **columns) -> tuple[Tensor, Tensor]:
-    policy = policy.clone().requires_grad_()
-    loss = build(name)(make(policy, **columns))
-    (grad,) = torch.autograd.grad(loss.sum(), policy)
-    return loss.detach(), grad
-
-
-@st.composite
-def lists(draw, low=2, high=6, span=300.0, strict_first=True):
-    """(policy, reference, rewards) of one list as float64 (m,); rewards fall and may tie."""
-    m = draw(st.integers(low, high))
-    logp = st.floats(-span, 0, allow_nan=False)
-    policy, reference = (draw(st.lists(logp, min_size=m, max_size=m)) for _ in range(2))
-    rewards = sorted(draw(st.lists(st.integers(-3, 3), min_size=m, max_size=m)), reverse=True)
-    rewards[0] += strict_first and rewards[0] == rewards[-1]
-    return tuple(torch.tensor(x, dtype=torch.float64) for x in (policy, reference, rewards))
 
 
 @pytest.mark.parametrize(
@@ -292,7 +254,7 @@ def test_low_precision_is_raised_before_any_arithmetic(name, given_dtype):
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("listmel", {}, "unknown name 'listmel' .did you mean 'listmle'.*known: contrastive, dpo"),
+        ("listmel", {}, "unknown name 'listmel' .did you mean 'listmle'.*known: contrastive, cpo, dpo"),
         ("zzz", {}, "unknown name 'zzz'; known: "),
         ("listmle", {"bta": 1}, "listmle: unknown parameter 'bta' .did you mean 'beta'.*known: beta"),
         ("listmle", {"weight": "ndcg"}, "listmle: unknown parameter 'weight'; known: beta"),
@@ -337,58 +299,3 @@ def test_list_batch_refuses_shapes_and_pairwise_refuses_longer_lists():
     batch = make([[-1.0, -2, -3]] * 2, mask=[[True, True, False], [True, True, True]])
     with pytest.raises(UserError, match="expected 2 responses per list, found 3 in row 1"):
         build("pairwise")(batch)
-
-
-def test_agrees_with_trl(tmp_path):
-    """TRL's own trainer, loss_type="sigmoid": same loss and same gradient of every weight.
-
-    Log-probabilities for ours are gathered from the plain logits of an untouched copy of the model.
-    """
-    import trl  # slow to import, and only needed here
-    from datasets import Dataset
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    words = {word: i for i, word in enumerate(["<pad>", "</s>", *"abcdefgh"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, initializer_range=0.5, pad_token_id=0, bos_token_id=None, eos_token_id=1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    policy, reference = LlamaForCausalLM(config).float(), LlamaForCausalLM(config).float()
-    our_policy, our_reference = copy.deepcopy(policy), copy.deepcopy(reference)
-    rows = {
-        "prompt": ["a b", "g", "c c c"],
-        "chosen": [" c d e", " h", " d </s>"],
-        "rejected": [" f", " a a b b", " e f g"],
-    }
-    trainer = trl.DPOTrainer(
-        model=policy,
-        ref_model=reference,
-        args=trl.DPOConfig(
-            str(tmp_path), beta=0.3, loss_type="sigmoid", per_device_train_batch_size=3, bf16=False,
-            use_cpu=True, report_to=[],
-        ),
-        train_dataset=Dataset.from_dict(rows),
-        processing_class=tokenizer,
-    )  # fmt: skip
-    inputs = next(iter(trainer.get_train_dataloader()))
-    theirs = trainer.compute_loss(trainer.model, inputs)
-    theirs.backward()
-
-    def logps(model) -> Tensor:
-        """(3, 2): chosen, rejected."""
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1]
-        tokens = inputs["input_ids"][:, 1:, None]
-        picked = logits.float().log_softmax(-1).gather(2, tokens).squeeze(2)
-        return (picked * inputs["completion_mask"][:, 1:]).sum(1).reshape(2, 3).T
-
-    ours = build("dpo", beta=0.3)(make(logps(our_policy), logps(our_reference).detach()))
-    ours.mean().backward()
-    assert ours.std() > 0.1  # the three pairs differ, and so does the policy from its reference
-    torch.testing.assert_close(ours.mean(), theirs, rtol=1e-5, atol=1e-5)
-    for mine, yours in zip(our_policy.parameters(), trainer.model.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, yours.grad, rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from larpo.errors import UserError
 from larpo.params import PromptsParams
 from larpo.prompts import draw, is_held_out, prompt_id
+from larpo.sections import TaskParams
 
 SUMS = PromptsParams(
     tasks=[{"name": "chain_sum", "config": {"min_terms": 2, "max_terms": 2, "max_digits": 2}}],
@@ -110,3 +112,15 @@ def test_a_missing_file_is_one_line(tmp_path):
     params = PromptsParams(source="dataset", dataset=str(tmp_path / "none.jsonl"), per_iteration=1)
     with pytest.raises(UserError, match=r"prompts.dataset: file .*none.jsonl not found"):
         draw(params, 1, 0, held_out=False)
+
+
+def test_a_metadata_field_may_be_the_question():
+    """chain_sum keeps `6 + 9` beside "State the final answer to ...: 6 + 9 ="; both have the same answer."""
+    config = SUMS.tasks[0].model_dump()
+    bare = SUMS.model_copy(update={"tasks": [TaskParams(**config | {"question_field": "expression"})]})
+    for messages, answer in draw(bare, 20, 0, held_out=False)[["messages", "answer"]].itertuples(index=False):
+        assert re.fullmatch(r"[0-9]+( [+-] [0-9]+)+", messages[-1]["content"])
+        assert eval(messages[-1]["content"]) == int(answer)
+    wrong = SUMS.model_copy(update={"tasks": [TaskParams(**config | {"question_field": "expresion"})]})
+    with pytest.raises(UserError, match="did you mean 'expression'"):
+        draw(wrong, 1, 0, held_out=False)

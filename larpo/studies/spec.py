@@ -1,0 +1,217 @@
+"""studies/NAME.yaml: cells, scales, measures and claims; and what runs they make."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from larpo.errors import UserError
+from larpo.params import Params, check_names, nearest, parse_params
+from larpo.sections import Section
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+Finding = Annotated[str, Field(pattern=r"^F[1-9]$")]
+ScaleName = Literal["cpu", "paper"]
+Settings = Annotated[
+    dict[str, Any], Field(description="dotted key of params.yaml → value; a mapping is replaced whole")
+]
+
+
+class Scale(Section):
+    base: str = Field(description="file in studies/ with complete parameters")
+    set: Settings = {}
+
+
+class Cell(Section):
+    """One row of the table, or one point of the figure."""
+
+    label: str
+    set: Settings = {}
+    cpu: Settings = {}
+    paper: Settings = {}
+    reported: dict[Name, float] = Field({}, description="measure → the paper's number")
+
+
+class Source(Section):
+    """Where a number stands in a run's outputs."""
+
+    file: str = Field(description="a file of the run, such as data/evaluate/3-held_out.json")
+    key: str = Field(description="path in it, parts divided by `/`, such as pass/8/value")
+    percent: bool = Field(True, description="a share, shown as percent")
+    label: str | None = Field(None, description="in place of the measure's, where the scales measure different things")
+
+
+class Measure(Section):
+    label: str
+    cpu: Source | None = None
+    paper: Source | None = None
+
+
+Term = tuple[Name, Name]  # cell, measure
+
+
+class Claim(Section):
+    """What a finding says about the numbers: Σ more − Σ less > 0, or a peak inside the ordered cells."""
+
+    says: str
+    more: list[Term] = []
+    less: list[Term] = []
+    peak: list[Name] = Field([], description="cells in order; the best of the inner ones against both ends")
+    measure: Name | None = Field(None, description="of the peak")
+
+    @model_validator(mode="after")
+    def one_kind(self) -> Claim:
+        if bool(self.peak) == bool(self.more or self.less) or bool(self.peak) != bool(self.measure):
+            raise ValueError(f"claim {self.says!r}: expected more and less, or peak and measure")
+        if self.peak and len(self.peak) < 3:
+            raise ValueError(f"claim {self.says!r}: a peak needs three cells, found {len(self.peak)}")
+        return self
+
+
+class Line(Section):
+    """A curve: (x, cell, measure) each."""
+
+    label: str
+    points: list[tuple[float, Name, Name]]
+
+
+class Figure(Section):
+    x: str
+    y: str
+    log_x: bool = False
+    lines: list[Line]
+
+
+class Study(Section):
+    name: Name
+    title: str
+    paper: str = Field(description="table or figure of the paper")
+    about: str = Field(description="what is compared, in a sentence or two")
+    differs: dict[ScaleName, str] = Field({}, description="where a scale departs from the paper")
+    seeds: int = Field(3, ge=1)
+    scales: dict[ScaleName, Scale]
+    cells: dict[Name, Cell] = Field(min_length=1)
+    measures: dict[Name, Measure] = Field(min_length=1)
+    claims: dict[Finding, list[Claim]] = {}
+    figure: Figure | None = None
+
+    @model_validator(mode="after")
+    def consistent(self) -> Study:
+        terms = [t for claims in self.claims.values() for c in claims for t in [*c.more, *c.less]]
+        terms += [(cell, c.measure) for claims in self.claims.values() for c in claims for cell in c.peak]
+        terms += [(cell, m) for line in (self.figure.lines if self.figure else []) for _, cell, m in line.points]
+        terms += [(name, m) for name, cell in self.cells.items() for m in cell.reported]
+        for cell, measure in terms:
+            if cell not in self.cells:
+                raise ValueError(f"cell {cell!r} does not exist{nearest(cell, list(self.cells))}")
+            if measure not in self.measures:
+                raise ValueError(f"measure {measure!r} does not exist{nearest(measure, list(self.measures))}")
+        for scale in self.scales:
+            if all(getattr(m, scale) is None for m in self.measures.values()):
+                raise ValueError(f"scale {scale!r} has no measure; name a file and a key for at least one")
+        return self
+
+    def sources(self, scale: ScaleName) -> dict[str, Source]:
+        """Measures that a scale has, with their labels filled in."""
+        found = {name: (m, getattr(m, scale)) for name, m in self.measures.items() if getattr(m, scale)}
+        return {name: s.model_copy(update={"label": s.label or m.label}) for name, (m, s) in found.items()}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell with one seed."""
+
+    study: str
+    scale: ScaleName
+    cell: str
+    seed: int
+    params: dict[str, Any]  # as params.yaml holds them
+    checked: Params
+
+    @property
+    def name(self) -> str:
+        """Of its DVC experiment."""
+        return f"{self.study}-{self.scale}-{self.cell}-s{self.seed}".replace("_", "-")
+
+
+def names(folder: Path) -> list[str]:
+    """Studies that `folder` (studies/) holds: files with a `name`; the others are bases."""
+    return sorted(p.stem for p in folder.glob("*.yaml") if "name" in (yaml.safe_load(p.read_text("utf-8")) or {}))
+
+
+def load_study(folder: Path, name: str) -> Study:
+    """Read and check studies/NAME.yaml.
+
+    Raises
+    ------
+    UserError
+        No such study, or a wrong key, cell or measure; the line names it.
+    """
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"{path}: not found{nearest(name, names(folder)) if folder.is_dir() else ''}")
+    raw = _read(path)
+    try:
+        study = Study.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path}: {where + ': ' if where else ''}{reason}") from None
+    if study.name != name:
+        raise UserError(f"{path}: name: expected {name!r}, as the file is called, found {study.name!r}")
+    return study
+
+
+def expand(study: Study, folder: Path, scale: ScaleName, seeds: int | None = None) -> list[Run]:
+    """Every cell with every seed 0..n-1, cells outermost, so that runs that share nodes follow each other.
+
+    A run's parameters are the scale's base file, then the scale's settings, the cell's, and the cell's for that scale.
+    All of them are checked before anything runs.
+    """
+    if scale not in study.scales:
+        raise UserError(f"studies/{study.name}.yaml: no scale {scale!r}{nearest(scale, list(study.scales))}")
+    wanted = study.seeds if seeds is None else seeds
+    if wanted < 1:
+        raise UserError(f"seeds: expected 1 or more, found {wanted}")
+    chosen = study.scales[scale]
+    base = _read(folder / chosen.base)
+    runs = []
+    for name, cell in study.cells.items():
+        where = f"studies/{study.name}.yaml: cells.{name} at scale {scale}"
+        raw = copy.deepcopy(base)
+        for settings in (chosen.set, cell.set, getattr(cell, scale)):
+            for key, value in settings.items():
+                put(raw, key, copy.deepcopy(value), where)
+        for seed in range(wanted):
+            params = raw | {"seed": seed}
+            checked = parse_params(params, where)
+            if seed == 0:
+                check_names(checked, where)
+            runs.append(Run(study.name, scale, name, seed, params, checked))
+    return runs
+
+
+def put(tree: dict[str, Any], dotted: str, value: Any, where: str) -> None:
+    """Set a dotted key; sections on the way must be mappings (an absent one is made)."""
+    *path, last = dotted.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{where}: {dotted}: {part} is no section")
+    tree[last] = value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:160]})") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected a mapping, found {type(raw).__name__}")
+    return raw
