@@ -12,9 +12,9 @@ from larpo.benchmarks import parse_options
 from larpo.benchmarks.verifiable import aggregate
 from larpo.errors import UserError
 from larpo.hashing import seed_of
-from larpo.params import BenchmarkParams, Params, Section
+from larpo.params import BenchmarkParams, Params, Section, nearest
 from larpo.prompts import draw
-from larpo.rewards import MODELS, build_reward, penalised, verifiable
+from larpo.rewards import REWARDS, build_reward, is_verifiable, penalised, verifiable
 
 
 class Options(Section):
@@ -33,11 +33,14 @@ class HeldOut:
             raise UserError(
                 "benchmarks.NAME: prompts.held_out: 0 leaves no prompts for it; expected a share, such as 0.3"
             )
-        rule = (self.options.rule, {}) if self.options.rule else verifiable(params.score)
-        if rule is None or rule[0] in (*MODELS, "sum"):
+        named = self.options.rule
+        if named is not None and named not in REWARDS:
+            raise UserError(f"benchmarks.NAME.options.rule: {named!r} does not exist{nearest(named, list(REWARDS))}")
+        rule = verifiable(params.score) if named is None else (named, {})
+        if rule is None or not is_verifiable(rule[0]):
             raise UserError(
-                f"benchmarks.NAME.options.rule: {params.score.reward} is no rule, and accuracy needs right and wrong; "
-                "expected a rule's name, such as final_number"
+                f"benchmarks.NAME.options.rule: {named or params.score.reward} is no rule, and accuracy needs right "
+                "and wrong; expected a rule's name, such as final_number"
             )
         self.rule = rule[0]
         self.reward = build_reward(*rule)

@@ -86,7 +86,12 @@ def parts(score: ScoreParams) -> list[tuple[str, dict[str, Any]]]:
 
 def verifiable(score: ScoreParams) -> tuple[str, dict[str, Any]] | None:
     """The first part that says right or wrong (a rule); None where the reward is a model's alone."""
-    return next((part for part in parts(score) if part[0] not in MODELS), None)
+    return next((part for part in parts(score) if is_verifiable(part[0])), None)
+
+
+def is_verifiable(name: str) -> bool:
+    """Whether a reward says right or wrong of every response."""
+    return name not in (*MODELS, "sum") and getattr(_class(name), "verifiable", False)
 
 
 def check_reward(score: ScoreParams, reward: RewardParams, file: str = "params.yaml") -> None:

@@ -41,6 +41,7 @@ class _Rule:
     """Common frame of the rules: parse, compare, one row per response."""
 
     needs_answers = True
+    verifiable = True
     version = 1
     graded = False  # whether `value` takes more than two values
 

@@ -16,6 +16,7 @@ from larpo.reward_checkpoints import fetch_classifier, read_identity
 from larpo.rewards import build_reward, check_reward
 from larpo.rewards.encoding import Encoder, batches, plain
 from larpo.sections import RewardParams, ScoreParams
+from tests.conftest import ROOT
 from tests.reward_models import characters, decoder, encoder, with_identity
 
 ASKED = [{"role": "user", "content": "what is 1+1?"}]
@@ -206,6 +207,21 @@ def test_a_sum_adds_weighted_parts_and_keeps_the_first_verdict(folder):
     assert found["reward"].tolist() == pytest.approx([1 + model[0] / 2, model[1] / 2, model[2] / 2], abs=1e-5)
     assert found["correct"].tolist() == [True, False, False]
     assert [p["weight"] for p in reward.facts()["parts"]] == [0.5, 1.0, 0.0]
+
+
+def test_the_reward_that_the_docs_add_works(tmp_path, monkeypatch):
+    """docs/rewards.md, "Add a reward": the indented code is a module, its last sentence the line of the registry."""
+    import larpo.rewards as package
+
+    text = (ROOT / "docs/rewards.md").read_text("utf-8").split("## Add a reward")[1]
+    code = "\n".join(line[4:] for line in text.split("and one line in")[0].splitlines() if line.startswith("    "))
+    (tmp_path / "brief.py").write_text("import pandas as pd\n" + code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(package.REWARDS, "brief", "brief:Brief")
+    assert '"brief": "larpo.rewards.brief:Brief"' in text
+    found = build_reward("brief", {}).score([ASKED] * 2, [None] * 2, ["a", "abc"])
+    assert found["reward"].tolist() == [-1, -3] and found["correct"].isna().all()
+    assert not package.is_verifiable("brief") and package.is_verifiable("closeness")
 
 
 def test_a_template_that_refuses_a_role_is_one_line(tmp_path):
