@@ -37,7 +37,8 @@ def read_pairs(params: PairsParams, key: str) -> tuple[list[Pair], dict[str, int
     """Pairs in the data's order, and how many rows were dropped by reason.
 
     Dropped: `equal` (both responses are the same text), `tie` (equal scores, or a label that names neither),
-    `other_prompt` (the two dialogues do not share their prompt), `empty` (a response without text).
+    `other_prompt` (the two dialogues do not share their prompt), `unfinished` (a dialogue ends with the human),
+    `empty` (a response without text).
 
     Raises
     ------
@@ -99,6 +100,8 @@ def _pair(row: dict[str, Any], params: PairsParams, where: str, key: str) -> Pai
             return "tie"
     if isinstance(chosen, str) and isinstance(rejected, str) and prompt is None:
         chosen, rejected = _dialogue(chosen, where), _dialogue(rejected, where)
+        if "user" in (chosen[-1]["role"], rejected[-1]["role"]):
+            return "unfinished"
     if isinstance(chosen, list) and isinstance(rejected, list):
         chosen, rejected = _messages(chosen, where), _messages(rejected, where)
         if chosen[:-1] != rejected[:-1]:
@@ -119,10 +122,10 @@ def _pair(row: dict[str, Any], params: PairsParams, where: str, key: str) -> Pai
 def _dialogue(text: str, where: str) -> list[dict[str, str]]:
     """HH-RLHF's transcript as messages. A turn that its speaker cut in two stays two messages joined."""
     pieces = _TURN.split(text)
-    if len(pieces) < 5 or pieces[0].strip() or pieces[-2] != "Assistant":
+    if len(pieces) < 3 or pieces[0].strip():
         raise UserError(
-            f"{where}: expected a dialogue '\\n\\nHuman: … \\n\\nAssistant: …' that ends with the assistant, found "
-            f"{reprlib.repr(text)}; or name the prompt's column by prompt_field"
+            f"{where}: expected a dialogue '\\n\\nHuman: … \\n\\nAssistant: …', found {reprlib.repr(text)}; or name "
+            "the prompt's column by prompt_field"
         )
     turns: list[dict[str, str]] = []
     for speaker, words in zip(pieces[1::2], pieces[2::2], strict=True):
@@ -131,8 +134,6 @@ def _dialogue(text: str, where: str) -> list[dict[str, str]]:
             turns[-1]["content"] += "\n\n" + content
         else:
             turns.append({"role": role, "content": content})
-    if turns[0]["role"] != "user" or len(turns) < 2:
-        raise UserError(f"{where}: expected a dialogue that the human begins, found {reprlib.repr(text)}")
     return turns
 
 

@@ -82,7 +82,8 @@ def test_rows_without_a_preference_are_dropped_and_counted(tmp_path):
         {"chosen": "\n\nHuman: hi\n\nAssistant: a", "rejected": "\n\nHuman: hi\n\nAssistant: b"},
         {"chosen": "\n\nHuman: hi\n\nAssistant: a", "rejected": "\n\nHuman: ho\n\nAssistant: b"},
     ]
-    assert read_pairs(write(tmp_path / "d.jsonl", dialogues), "k")[1] == {"other_prompt": 1}
+    dialogues.append({"chosen": dialogues[0]["chosen"], "rejected": dialogues[0]["rejected"] + "\n\nHuman: well?"})
+    assert read_pairs(write(tmp_path / "d.jsonl", dialogues), "k")[1] == {"other_prompt": 1, "unfinished": 1}
 
 
 @pytest.mark.parametrize(
@@ -127,6 +128,7 @@ def test_bradley_terry_by_hand():
     ("file", "dropped"),
     [
         ("hh_rlhf/helpful-base.test.jsonl.gz", {"equal": 2}),
+        ("hh_rlhf/helpful-online.test.jsonl.gz", {"equal": 2}),
         ("ultrafeedback/eval.jsonl.gz", {"tie": 25}),
         ("preference_gold/llmbar/Natural.json", {}),
     ],
@@ -136,6 +138,6 @@ def test_published_pairs(file, dropped):
     if not path.is_file():
         pytest.skip(f"{path} is not there")
     found, lost = read_pairs(PairsParams(data=str(path)), "k")
-    rows = {"hh_rlhf": 2354, "ultrafeedback": 200, "preference_gold": 100}[file.split("/")[0]]
+    rows = {"base": 2354, "online": 1137, "eval": 200, "Natural": 100}[path.name.split(".")[0].split("-")[-1]]
     assert len(found) + sum(lost.values()) == rows
     assert dropped.items() <= lost.items()
