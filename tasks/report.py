@@ -22,6 +22,7 @@ from larpo.report.data import (
     Iteration,
     NodeRecord,
     PolicyScore,
+    best_of_n_curves,
     policy_score,
     retrieval_curve,
     spread,
@@ -47,6 +48,7 @@ def inputs(params: Params) -> list[str]:
             for suffix in ("parquet", "json")
         ],
         *[f"data/evaluate/retrieval-{name}.json" for name in params.retrieval],
+        *[f"data/evaluate/best_of_n-{name}.json" for name in params.best_of_n],
     ]
 
 
@@ -175,6 +177,7 @@ def nodes(params: Params) -> list[NodeRecord]:
     for row in params.policies():
         if row == "0":
             out.append(record("policy", "", row, "data/policy/0", ("data/policy/0", "data/candidates/0.parquet")))
+            out.append(record("reward", "", row, "data/reward", ("data/reward",)))
             out += [record("items", b, row, f"data/items/{b}", (f"data/items/{b}.parquet",)) for b in params.benchmarks]
             for name in params.retrieval:
                 made, stem = f"data/embed/{name}", f"data/evaluate/retrieval-{name}"
@@ -191,6 +194,9 @@ def nodes(params: Params) -> list[NodeRecord]:
                 made, stem = f"data/generate/{row}-{b}", f"data/evaluate/{row}-{b}"
                 out.append(record("generate", f"{row}-{b}", row, made, (f"{made}.parquet",)))
                 out.append(record("evaluate", f"{row}-{b}", row, stem, (f"{stem}.parquet", f"{stem}.json")))
+            for name in (n for n, b in params.best_of_n.items() if b.policy == row):
+                stem = f"data/evaluate/best_of_n-{name}"
+                out.append(record("best_of_n", name, row, stem, (f"{stem}.parquet", f"{stem}.json")))
     return out
 
 
@@ -253,6 +259,9 @@ def main() -> None:
             benchmarks=benchmarks,
             iterations=[iteration(params, s, prompts, hashes[f"data/lists/{s}.parquet"]) for s in order],
             nodes=nodes(params),
+            best_of_n=[
+                best_of_n_curves(name, read_json(f"data/evaluate/best_of_n-{name}.json")) for name in params.best_of_n
+            ],
             retrieval={
                 f"{name}, {words}": retrieval_curve(read_json(f"data/evaluate/retrieval-{name}.json"), key)
                 for name in params.retrieval

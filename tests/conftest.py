@@ -76,6 +76,7 @@ def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TINY_PARAMS = """
 seed: 0
 policy: {{model: "{policy}"}}
+sft: {{}}
 iterations:
   "1": {{previous: "0", temperatures: [1.0]}}
   "2": {{previous: "1", temperatures: [0.8, 1.2]}}
@@ -98,6 +99,8 @@ train:
 evaluate: {{policies: ["0", "2"]}}
 benchmarks:
   held_out: {{items: 8, generate: {{samples: 4, temperatures: [1.0], max_new_tokens: 10}}}}
+reward: {{}}
+best_of_n: {{}}
 judges: {{}}
 retrieval: {{}}
 report: {{examples: 2}}

@@ -106,9 +106,12 @@ def build(settings: dict, seed: int = 0, steps: int = 6, manifests: bool = True)
     memory = empty
     Path("data/policy/0").mkdir(parents=True)
     Path("data/policy/0/config.json").write_text("{}")
+    Path("data/reward").mkdir()
+    Path("data/reward/reward.json").write_text('{"kind": "rules"}')
     tables.write(empty, "candidates", "data/candidates/0.parquet")
     if manifests:
         manifest("policy", "data/policy/0.manifest.json", [], ["data/policy/0", "data/candidates/0.parquet"], (0, 0))
+        manifest("reward", "data/reward.manifest.json", [], ["data/reward"], (0, 0))
     for s in checked.iterations:
         asked = pd.DataFrame([prompt(f"training question {s} {i}") for i in range(6)])
         tables.write(asked, "prompts", f"data/prompts/{s}.parquet")
@@ -160,7 +163,8 @@ def build(settings: dict, seed: int = 0, steps: int = 6, manifests: bool = True)
             }
             manifest(f"prompts@{s}", f"data/prompts/{s}.manifest.json", [], [t["prompts"]], (6, 6))
             manifest(f"sample@{s}", f"data/sample/{s}.manifest.json", [policy, t["prompts"]], [t["sample"]], (6, 24))
-            manifest(f"score@{s}", f"data/score/{s}.manifest.json", [t["prompts"], t["sample"]], [t["score"]], (24, 24))
+            read = [t["prompts"], t["sample"], "data/reward"]
+            manifest(f"score@{s}", f"data/score/{s}.manifest.json", read, [t["score"]], (24, 24))
             before = f"data/candidates/{previous}.parquet"
             manifest(
                 f"candidates@{s}",

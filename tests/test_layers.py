@@ -85,6 +85,11 @@ def modules(path: Path) -> set[str]:
 NOT_TRACKED = {
     ("reference", "larpo.checkpoints"),
     ("train", "larpo.checkpoints"),
+    ("reward", "larpo.checkpoints"),
+    ("score", "larpo.checkpoints"),
+    ("score", "larpo.reward_checkpoints"),
+    ("best_of_n", "larpo.checkpoints"),
+    ("best_of_n", "larpo.reward_checkpoints"),
     ("prompts", "larpo.rewards"),
     ("generate", "larpo.judges"),
     ("generate", "larpo.benchmarks"),

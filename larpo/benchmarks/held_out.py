@@ -12,17 +12,18 @@ from larpo.benchmarks import check_ns, parse_options
 from larpo.benchmarks.verifiable import aggregate
 from larpo.errors import UserError
 from larpo.hashing import seed_of
-from larpo.params import BenchmarkParams, Params, Section
+from larpo.params import BenchmarkParams, Params, Section, nearest
 from larpo.prompts import draw
-from larpo.rewards import build_reward
+from larpo.rewards import REWARDS, build_reward, is_verifiable, penalised, verifiable
 
 
 class Options(Section):
     ns: list[Annotated[int, Field(ge=1)]] | None = Field(None, description="N of Pass@N; null: 1, 2, 4, … and all")
+    rule: str | None = Field(None, description="the rule that says right or wrong; null: that of score.reward")
 
 
 class HeldOut:
-    """Scored by the run's own reward. Only verifiable rewards: accuracy needs right and wrong."""
+    """Scored by the run's own rule or by `options.rule`: accuracy needs right and wrong. Loads no reward model."""
 
     def __init__(self, params: Params, entry: BenchmarkParams):
         self.params, self.entry, self.options = params, entry, parse_options(Options, entry.options)
@@ -33,13 +34,23 @@ class HeldOut:
                 "benchmarks.NAME: prompts.held_out: 0 leaves no prompts for it; expected a share, such as 0.3"
             )
         check_ns(self.options.ns, entry)
-        self.reward = build_reward(params.score.reward, params.score.options)
+        named = self.options.rule
+        if named is not None and named not in REWARDS:
+            raise UserError(f"benchmarks.NAME.options.rule: {named!r} does not exist{nearest(named, list(REWARDS))}")
+        rule = verifiable(params.score) if named is None else (named, {})
+        if rule is None or not is_verifiable(rule[0]):
+            raise UserError(
+                f"benchmarks.NAME.options.rule: {named or params.score.reward} is no rule, and accuracy needs right "
+                "and wrong; expected a rule's name, such as final_number"
+            )
+        self.rule = rule[0]
+        self.reward = build_reward(*rule)
 
     def items(self) -> pd.DataFrame:
         frame = draw(self.params.prompts, self.entry.items, seed_of(self.params.seed, "held_out"), held_out=True)
         if self.reward.needs_answers and frame["answer"].isna().any():
             raise UserError(
-                f"params.yaml: score.reward: {self.params.score.reward} needs answers, but held-out prompts "
+                f"params.yaml: score.reward: {self.rule} needs answers, but held-out prompts "
                 "have none; set prompts.answer_field, or choose another benchmark"
             )
         return frame.drop(columns="solution").assign(meta=None)
@@ -60,8 +71,16 @@ class HeldOut:
         if rows.empty:
             rows = evaluations[evaluations["turn"] == 0]
         rows = rows[rows["temperature"] == rows["temperature"].iloc[0]]
-        reward = rows["score"] - self.params.score.truncation_penalty * (rows["finish_reason"] == "length")
         length = rows["n_tokens"].to_numpy(dtype=float)
+        if self.rule != self.params.score.reward:
+            # The run's reward is a model's; what it gives these samples is the business of the node best_of_n.
+            return found | {"mean_reward": None, "length_reward_correlation": None}
+        cut = (rows["finish_reason"] == "length").to_numpy()
+        given = rows["score"]
+        if self.reward.graded:
+            told = [None if c or pd.isna(p) else p for c, p in zip(cut, rows["parsed"], strict=True)]
+            given = pd.Series([self.reward.value(p, a) for p, a in zip(told, rows["answer"], strict=True)], rows.index)
+        reward = penalised(pd.DataFrame({"reward": given}), self.params.score, length, cut)
         varied = length.std() > 0 and reward.std() > 0
         return found | {
             "mean_reward": float(reward.mean()),

@@ -16,9 +16,10 @@ import vl_convert
 from markupsafe import Markup
 
 from larpo.params import policy_key
-from larpo.report.data import BenchmarkScores, Iteration, NodeRecord, RecallPoint, Spread, histogram
+from larpo.report.data import BenchmarkScores, BestOfN, Iteration, NodeRecord, RecallPoint, Spread, histogram
 
 WIDTH, HEIGHT = 400, 230
+REWARD = "reward of the pick"
 POINTS = 400  # a longer training curve is averaged down to so many points
 MEASURES = {"Greedy accuracy": "#c8702a", "Pass@1": "#3f7fbf", "Pass@k": "#2f9a76"}
 _POLICY_COLOURS = ["#8a8d93", "#3f7fbf", "#c8702a", "#2f9a76", "#9a62b0", "#c5525e", "#8a8f1f", "#1f9aa6"]
@@ -43,7 +44,7 @@ def policy_colours(policies: Iterable[str]) -> dict[str, str]:
     return {n: "#" + "".join(f"{round(255 * c):02x}" for c in rgb) for n, rgb in zip(names, hues, strict=True)}
 
 
-def svg(chart: alt.Chart | alt.LayerChart, name: str) -> Markup:
+def svg(chart: alt.Chart | alt.LayerChart | alt.VConcatChart, name: str) -> Markup:
     """Draw a chart. `name` keeps its inner ids apart from those of other charts on the page."""
     chart = chart.properties(background="transparent").configure(
         font="sans-serif",
@@ -151,6 +152,45 @@ def _recall(curves: dict[str, list[RecallPoint]], colour: alt.Color, title: str,
     return svg(chart.properties(width=WIDTH, height=HEIGHT), name)
 
 
+def best_of_n(found: BestOfN, name: str) -> Markup | None:
+    """Above the true score of what the reward picks among N and the best there is, below the picks' reward."""
+    curves = {"picked by the reward": found.score, "best of N": found.upper, REWARD: found.rewards}
+    rows = [
+        {"n": p.n, "group": group, "value": p.estimate.value, "low": p.estimate.low, "high": p.estimate.high}
+        for group, points in curves.items()
+        for p in points
+    ]
+    if not rows:
+        return None
+    ns = sorted({r["n"] for r in rows})
+    shown = {"picked by the reward": "#c8702a", "best of N": "#8a8d93", REWARD: "#3f7fbf"}
+    base = alt.Chart(pd.DataFrame(rows)).encode(
+        x=alt.X(
+            "n:Q", title="N, samples per item", scale=alt.Scale(type="log", base=2, nice=False),
+            axis=alt.Axis(values=ns, format="d"),
+        ),
+        color=alt.Color("group:N", title=None, sort=list(shown), scale=alt.Scale(
+            domain=list(shown), range=list(shown.values())
+        )),
+    )  # fmt: skip
+
+    def panel(keep: str, title: str) -> alt.LayerChart:
+        part = base.transform_filter(keep)
+        scale = alt.Scale(zero=False)
+        band = part.transform_filter("isValid(datum.low) && isValid(datum.high)").mark_area(opacity=0.12)
+        return alt.layer(
+            band.encode(y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q"),
+            part.mark_line(strokeWidth=2, point=True).encode(y=alt.Y("value:Q", title=title, scale=scale)),
+        ).properties(width=WIDTH, height=HEIGHT / 2)
+
+    return svg(
+        alt.vconcat(
+            panel(f"datum.group != '{REWARD}'", "true score"), panel(f"datum.group == '{REWARD}'", "reward of the pick")
+        ),
+        name,
+    )
+
+
 def _thin(curve: list[tuple[int, float]]) -> list[tuple[float, float]]:
     """At most POINTS means of neighbouring steps."""
     if len(curve) <= POINTS:
@@ -227,7 +267,10 @@ def rewards(iterations: list[Iteration], colours: dict[str, str], name: str) -> 
 BOX_W, BOX_H, GAP_X, GAP_Y = 100, 36, 26, 42
 COLUMNS = ["prompts", "sample", "score", "candidates", "lists", "reference", "train", "generate", "evaluate"]
 # Policy 0 stands where the later policies are made; what all policies share stands beside it.
-BORROWED = {"policy": "train", "items": "reference", "embed": "generate", "retrieve": "evaluate"}
+BORROWED = {
+    "policy": "train", "items": "reference", "embed": "generate", "retrieve": "evaluate", "reward": "score",
+    "best_of_n": "evaluate",
+}  # fmt: skip
 
 
 def graph(nodes: list[NodeRecord], colours: dict[str, str]) -> Markup:
@@ -255,7 +298,7 @@ def graph(nodes: list[NodeRecord], colours: dict[str, str]) -> Markup:
         lines += [_arrow(places[s], (x, top)) for s in sorted(sources)]
         seconds = "no manifest" if node.manifest is None else duration(node.manifest["seconds"])
         label = node.stage
-        if node.name in ("generate", "evaluate", "items", "embed", "retrieve"):
+        if node.name in ("generate", "evaluate", "items", "embed", "retrieve", "best_of_n"):
             key = node.stage.partition("@")[2]
             # The row says which policy.
             label = key.partition("-")[2] if node.name in ("generate", "evaluate") else key

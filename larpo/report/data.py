@@ -116,6 +116,30 @@ class BenchmarkScores:
 
 
 @dataclass(frozen=True)
+class BestOfN:
+    """What a reward picks among N samples: the picks' true score, the best score there is, the picks' reward."""
+
+    name: str
+    policy: str
+    benchmark: str
+    reward: str
+    score: list[RecallPoint]
+    upper: list[RecallPoint]
+    rewards: list[RecallPoint]
+
+
+def best_of_n_curves(name: str, metrics: dict[str, Any]) -> BestOfN:
+    """The metrics file of node best_of_n@NAME as one record."""
+
+    def points(key: str) -> list[RecallPoint]:
+        found = ((int(p["n"]), _estimate(p[key], "value")) for p in metrics["points"])
+        return [RecallPoint(n, e) for n, e in found if e is not None]
+
+    facts = (metrics["policy"], metrics["benchmark"], metrics["reward"])
+    return BestOfN(name, *facts, points("score"), points("upper"), points("reward"))
+
+
+@dataclass(frozen=True)
 class ExampleResponse:
     rank: int
     text: str
@@ -175,6 +199,7 @@ class ReportData:
     iterations: list[Iteration]
     nodes: list[NodeRecord]
     retrieval: dict[str, list[RecallPoint]] = field(default_factory=dict)  # retriever and kind of hit → Recall@N
+    best_of_n: list[BestOfN] = field(default_factory=list)
 
 
 def _finite(value: Any) -> float | None:

@@ -119,6 +119,7 @@ def render(data: ReportData) -> str:
         notes=_score_notes,
         score_charts=[(b, charts.scores(b, f"scores{i}")) for i, b in enumerate(data.benchmarks)],
         recall_charts=[(b, charts.recall(b, colours, f"recall{i}")) for i, b in enumerate(data.benchmarks)],
+        best_of_n_charts=[(b, charts.best_of_n(b, f"best{i}")) for i, b in enumerate(data.best_of_n)],
         retrieval_chart=charts.retrieval({k: v for k, v in data.retrieval.items() if v}, "retrieval"),
         training_charts=[
             (m, *charts.METRICS.get(m, (m, "")), charts.training(data.iterations, m, colours, f"training{i}"))

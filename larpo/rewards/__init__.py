@@ -1,25 +1,44 @@
 """Rewards r(x, y): a name in `REWARDS` is one class in one file and one line here.
 
-A reward sees whole tables: `score(prompts, responses)` returns one row per response. Whether it needs
-reference answers is said by `needs_answers`, and checked before anything is scored.
+A reward sees whole tables: `score(messages, answers, texts)` returns one row per response. Whether it needs
+reference answers is said by `needs_answers`, and checked before anything is scored. A reward that reads a model gets
+the folder that the node `reward` made, and loads it when it scores for the first time.
 """
 
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 
 from larpo.errors import UserError
 from larpo.params import nearest
+from larpo.sections import RewardParams, ScoreParams
 
 
 class Reward(Protocol):
     needs_answers: bool
 
-    def score(self, messages: list[list[dict[str, str]]], answers: list[str | None], texts: list[str]) -> pd.DataFrame:
-        """Score each (prompt, response). Returns columns reward (float) and correct (bool or null)."""
+    def score(
+        self,
+        messages: list[list[dict[str, str]]],
+        answers: list[str | None],
+        texts: list[str],
+        *,
+        groups: list[str] | None = None,
+        cut: list[bool] | None = None,
+    ) -> pd.DataFrame:
+        """Score each (prompt, response). Returns columns reward (float) and correct (bool or null).
+
+        `groups` names each response's prompt, for rewards that compare a prompt's responses; None: equal messages are
+        one prompt. `cut` marks responses that were cut off: a rule finds no final answer in them.
+        """
+
+    def taken(self) -> dict[str, int]:
+        """What was cut to fit the model since the last call, by name; empty for rules."""
 
     def facts(self) -> dict[str, Any]:
         """Identity of the reward for the manifest: rule and version, or weights hash and template."""
@@ -27,18 +46,82 @@ class Reward(Protocol):
 
 REWARDS: dict[str, str] = {
     "final_number": "larpo.rewards.rules:FinalNumber",
+    "closeness": "larpo.rewards.rules:Closeness",
     "exact_match": "larpo.rewards.rules:ExactMatch",
     "math": "larpo.rewards.rules:MathEquivalence",
+    "sequence_classification": "larpo.rewards.classifier:SequenceClassification",
+    "pairrm": "larpo.rewards.pairrm:PairRMReward",
+    "sum": "larpo.rewards.combined:Sum",
 }
 """name → module:class"""
 
+MODELS = ("sequence_classification", "pairrm")
+"""Rewards that read the model of the node `reward`; their names are the kinds of `reward.kind`."""
 
-def build_reward(name: str, options: dict[str, Any]) -> Reward:
-    """The reward of that name, with `score.options` as its arguments."""
+
+def _class(name: str) -> type:
+    module, _, cls = REWARDS[name].partition(":")
+    return getattr(importlib.import_module(module), cls)
+
+
+def build_reward(name: str, options: dict[str, Any], model: Path | None = None) -> Reward:
+    """The reward of that name, with `score.options` as its arguments; `model` is the folder of the node `reward`."""
     if name not in REWARDS:
         raise UserError(f"params.yaml: score.reward: {name!r} does not exist{nearest(name, list(REWARDS))}")
-    module, _, cls = REWARDS[name].partition(":")
+    first = (model,) if name in (*MODELS, "sum") else ()
     try:
-        return getattr(importlib.import_module(module), cls)(**options)
+        return _class(name)(*first, **options)
     except TypeError as error:
         raise UserError(f"params.yaml: score.options: {name}: found {', '.join(options)}: {error}") from None
+
+
+def parts(score: ScoreParams) -> list[tuple[str, dict[str, Any]]]:
+    """(name, options) of the reward itself, or of each part of a `sum`."""
+    if score.reward != "sum":
+        return [(score.reward, score.options)]
+    from larpo.rewards.combined import parse
+
+    return [(part.reward, part.options) for part in parse(score.options)]
+
+
+def verifiable(score: ScoreParams) -> tuple[str, dict[str, Any]] | None:
+    """The first part that says right or wrong (a rule); None where the reward is a model's alone."""
+    return next((part for part in parts(score) if is_verifiable(part[0])), None)
+
+
+def is_verifiable(name: str) -> bool:
+    """Whether a reward says right or wrong of every response."""
+    return name not in (*MODELS, "sum") and getattr(_class(name), "verifiable", False)
+
+
+def check_reward(score: ScoreParams, reward: RewardParams, file: str = "params.yaml") -> None:
+    """Refuse options that the reward does not know, and a reward without its model, before anything is loaded."""
+    try:
+        wanted = parts(score)
+    except UserError as error:
+        raise UserError(str(error).replace("params.yaml", file)) from None
+    for name, options in wanted:
+        if name not in MODELS:
+            continue
+        if reward.model is None or reward.kind != name:
+            found = "null" if reward.model is None else f"{reward.model!r} of reward.kind={reward.kind}"
+            raise UserError(
+                f"{file}: reward.model: score.reward asks for {name}, found {found}; "
+                f"set reward.model to a checkpoint and reward.kind to {name}"
+            )
+        try:
+            _class(name)(None, **options)
+        except TypeError as error:
+            raise UserError(f"{file}: score.options: {name}: {error}") from None
+    if reward.train is not None and (reward.model is None or reward.kind != "sequence_classification"):
+        raise UserError(
+            f"{file}: reward.train: trains a sequence_classification model; expected reward.model to name what it "
+            f"starts from, found model={reward.model!r}, kind={reward.kind}"
+        )
+    if reward.checks and reward.model is None:
+        raise UserError(f"{file}: reward.checks: there is no model to check; set reward.model")
+
+
+def penalised(scored: pd.DataFrame, score: ScoreParams, n_tokens: np.ndarray, cut: np.ndarray) -> pd.Series:
+    """Rewards less `truncation_penalty` for (R,) responses that were cut off and `length_penalty` per token."""
+    return scored["reward"] - score.truncation_penalty * cut - score.length_penalty * n_tokens

@@ -1,9 +1,9 @@
-"""Rule-based rewards: 1 for a response whose final answer is the reference answer, else 0."""
+"""Rule-based rewards: 1 for a response whose final answer is the reference answer, else 0; or how close it comes."""
 
 from __future__ import annotations
 
 import re
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any
 
 import pandas as pd
@@ -41,7 +41,9 @@ class _Rule:
     """Common frame of the rules: parse, compare, one row per response."""
 
     needs_answers = True
+    verifiable = True
     version = 1
+    graded = False  # whether `value` takes more than two values
 
     def parse(self, text: str) -> str | None:
         raise NotImplementedError
@@ -49,11 +51,23 @@ class _Rule:
     def equal(self, parsed: str, answer: str) -> bool:
         raise NotImplementedError
 
-    def score(self, messages: list[list[dict[str, str]]], answers: list[str], texts: list[str]) -> pd.DataFrame:
+    def value(self, parsed: str | None, answer: str) -> float:
+        """Reward of a parsed answer; None is no answer."""
+        return float(parsed is not None and self.equal(parsed, answer))
+
+    def score(
+        self, messages: list[list[dict[str, str]]], answers: list[str], texts: list[str],
+        *, groups: list[str] | None = None, cut: list[bool] | None = None,
+    ) -> pd.DataFrame:  # fmt: skip
         """See `larpo.rewards.Reward`; also returns the column `parsed` (null where nothing was found)."""
-        parsed = [self.parse(text) for text in texts]
+        # A response that was cut off gave no final answer, whatever stands last in it.
+        parsed = [None if c else self.parse(t) for t, c in zip(texts, cut or [False] * len(texts), strict=True)]
         correct = [p is not None and self.equal(p, a) for p, a in zip(parsed, answers, strict=True)]
-        return pd.DataFrame({"reward": [float(c) for c in correct], "correct": correct, "parsed": parsed})
+        rewards = [self.value(p, a) for p, a in zip(parsed, answers, strict=True)]
+        return pd.DataFrame({"reward": rewards, "correct": correct, "parsed": parsed})
+
+    def taken(self) -> dict[str, int]:
+        return {}
 
     def facts(self) -> dict[str, Any]:
         return {"rule": type(self).__name__, "version": self.version}
@@ -63,20 +77,51 @@ class FinalNumber(_Rule):
     """The last number of the response equals the answer (lm-evaluation-harness calls this filter
     "flexible-extract")."""
 
+    name = "final_number"
+
     def parse(self, text: str) -> str | None:
         return last_number(text)
 
     def equal(self, parsed: str, answer: str) -> bool:
         return parsed == plain_number(answer)
 
-    def score(self, messages: list[list[dict[str, str]]], answers: list[str], texts: list[str]) -> pd.DataFrame:
+    def score(self, messages, answers, texts, **context) -> pd.DataFrame:
         # Such a prompt would score 0 whatever the policy answers, and nobody would notice.
         if wrong := [a for a in answers if plain_number(a) is None]:
             raise UserError(
-                f"params.yaml: score.reward: final_number needs answers that are numbers, found {wrong[0][:60]!r} and "
+                f"params.yaml: score.reward: {self.name} needs answers that are numbers, found {wrong[0][:60]!r} and "
                 f"{len(wrong) - 1} more such rows; take exact_match or math, or set prompts.answer_field"
             )
-        return super().score(messages, answers, texts)
+        return super().score(messages, answers, texts, **context)
+
+
+class Closeness(FinalNumber):
+    """How close the last number x comes to the answer y: −log10(1 + |x − y|), at least `floor`.
+
+    0 is right, −1 is 9 off, −2 is 99 off: a graded relevance that list objectives can rank. No number, a response
+    that was cut off, and anything further off than 10^−floor − 1 get `floor`. `correct` is that of final_number.
+    """
+
+    name = "closeness"
+    graded = True
+
+    def __init__(self, floor: float = -4.0):
+        if not floor < 0:
+            raise UserError(f"params.yaml: score.options.floor: expected a number below 0, found {floor}")
+        self.floor = float(floor)
+
+    def value(self, parsed: str | None, answer: str) -> float:
+        if parsed is None:
+            return self.floor
+        x, y = Decimal(parsed), Decimal(plain_number(answer))
+        with localcontext() as context:
+            # Enough digits that no difference of two long numbers is rounded away.
+            context.prec = max(28, len(parsed) + len(answer))
+            off = abs(x - y)
+        return max(self.floor, -float((1 + off).log10())) if off else 0.0
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "floor": self.floor}
 
 
 class ExactMatch(_Rule):
@@ -102,9 +147,9 @@ class MathEquivalence(_Rule):
         found = self._library.parse(text)
         return str(found[-1]) if found else None
 
-    def score(self, messages: list[list[dict[str, str]]], answers: list[str], texts: list[str]) -> pd.DataFrame:
+    def score(self, messages, answers, texts, *, groups=None, cut=None) -> pd.DataFrame:
         gold = [self._library.parse(f"${a}$") for a in answers]
-        found = [self._library.parse(t) for t in texts]
+        found = [[] if c else self._library.parse(t) for t, c in zip(texts, cut or [False] * len(texts), strict=True)]
         correct = [bool(f) and bool(self._library.verify(g, f)) for g, f in zip(gold, found, strict=True)]
         parsed = [str(f[-1]) if f else None for f in found]
         return pd.DataFrame({"reward": [float(c) for c in correct], "correct": correct, "parsed": parsed})

@@ -112,6 +112,37 @@ def test_prompts_without_answers_are_refused(tmp_path):
         build_benchmark(some, "held_out").items()
 
 
+def named(rule: str | None, **score) -> Params:
+    entry = {"items": 4, "generate": GENERATE, "options": {"rule": rule}}
+    return params(score=score, benchmarks={"held_out": entry})
+
+
+def test_the_rule_of_a_model_reward():
+    """A model has no verdict: the benchmark's own rule has. Of a sum the first rule counts."""
+    model = {"reward": "sequence_classification"}
+    assert build_benchmark(named("closeness", **model), "held_out").rule == "closeness"
+    with pytest.raises(UserError, match=r"held_out\.options\.rule: sequence_classification is no rule, and accuracy"):
+        build_benchmark(named(None, **model), "held_out")
+    with pytest.raises(UserError, match=r"options\.rule: pairrm is no rule"):
+        build_benchmark(named("pairrm", **model), "held_out")
+    with pytest.raises(UserError, match=r"options\.rule: 'final_numbr' does not exist; did you mean 'final_number'"):
+        build_benchmark(named("final_numbr", **model), "held_out")
+    parts = [{"reward": "sequence_classification"}, {"reward": "exact_match"}]
+    assert build_benchmark(named(None, reward="sum", options={"parts": parts}), "held_out").rule == "exact_match"
+
+
+def test_mean_reward_of_a_graded_rule_and_of_a_model():
+    """closeness with length_penalty 0.1 and three tokens: answers 42 (0 off), 33 (9 off: −1), none and a cut-off 42
+    (the floor −4 each, the latter less 0.5): mean (0 − 1 − 4 − 4.5)/4 − 0.3 = −2.675. A model's reward is not known
+    here."""
+    frame = evaluations([1], [[1, 0, 0, 0]], parsed=["42", "42", "33", None, "42"], answer="42")
+    frame.loc[4, "finish_reason"] = "length"
+    graded = named(None, reward="closeness", truncation_penalty=0.5, length_penalty=0.1)
+    assert build_benchmark(graded, "held_out").aggregate(None, frame)["mean_reward"] == pytest.approx(-2.675)
+    model = named("closeness", reward="sequence_classification")
+    assert build_benchmark(model, "held_out").aggregate(None, frame)["mean_reward"] is None
+
+
 def test_unknown_benchmark_name():
     with pytest.raises(UserError, match=r"benchmarks\.heldout does not exist; did you mean 'held_out'"):
         build_benchmark(params(), "heldout")

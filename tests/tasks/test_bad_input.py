@@ -51,6 +51,8 @@ def workspace(tmp_path, monkeypatch, tiny_policy) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(TINY_PARAMS.format(policy=tiny_policy))
     shutil.copytree(tiny_policy, "data/policy/0")
+    Path("data/reward").mkdir()
+    Path("data/reward/reward.json").write_text('{"kind": "rules"}')
     return tmp_path
 
 

@@ -80,17 +80,17 @@ def test_records_of_nodes_are_shown(run):
 
 
 def test_one_arrow_per_input_that_a_node_makes(run):
-    """Arrows per iteration: sample 2, score 2, candidates 3, lists 1, reference 3, train 4 = 15; two
-    iterations make 30. Per policy: generate 2 (policy, items), evaluate 2 (items, outputs): three make 12."""
-    assert len(re.findall('class="edge"', run())) == 42
+    """Arrows per iteration: sample 2, score 3, candidates 3, lists 1, reference 3, train 4 = 16; two
+    iterations make 32. Per policy: generate 2 (policy, items), evaluate 2 (items, outputs): three make 12."""
+    assert len(re.findall('class="edge"', run())) == 44
 
 
 def test_without_manifests(run):
     html = run(manifests=False)
     assert 'class="edge"' not in html
-    # Policy, items, two nodes per policy and benchmark, seven per iteration: in the table and in the picture;
+    # Policy, reward, items, two nodes per policy and benchmark, seven per iteration: in the table and in the picture;
     # then the first loss of two iterations, and the environment.
-    assert html.count("no manifest") == 2 * (2 + 6 + 14) + 2 + 1
+    assert html.count("no manifest") == 2 * (3 + 6 + 14) + 2 + 1
 
 
 def test_what_a_model_wrote_is_text(run):
@@ -173,3 +173,16 @@ def test_summary_without_a_report(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"report/scores.json: not found; run `dvc repro report`"):
         summary.main()
+
+
+def test_best_of_n_is_drawn(run):
+    """The curve of node best_of_n: a figure with its reward, policy and benchmark, and its node in the picture."""
+    point = {"value": 0.5, "low": 0.4, "high": 0.6}
+    points = [{"n": n, "kl": 0.0, "score": point, "upper": point, "reward": point} for n in (1, 2, 4)]
+    found = {"policy": "1", "benchmark": "held_out", "reward": "pairrm", "points": points}
+    Path("data/evaluate").mkdir(parents=True, exist_ok=True)
+    Path("data/evaluate/best_of_n-x.json").write_text(json.dumps(found), "utf-8")
+    wanted = {"x": {"policy": "1", "benchmark": "held_out", "ns": [1, 2, 4]}}
+    html = run(params(best_of_n=wanted))
+    assert "Best of N under pairrm, policy 1, held_out" in html and "picked by the reward" in html
+    assert "<title>best_of_n@x</title>" in html

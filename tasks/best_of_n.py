@@ -1,0 +1,58 @@
+"""Node `best_of_n@NAME`: the run's reward picks among N samples of a benchmark; is the pick better, as N grows?"""
+
+from __future__ import annotations
+
+from larpo import tables
+from larpo.best_of_n import curve
+from larpo.errors import UserError
+from tasks.node import Node, command, load_params, say, write_json
+from tasks.scoring import score_in_parts
+
+PART = 4096  # responses per part: what a kill can cost
+KEY = ["prompt_id", "temperature", "sample", "turn"]
+
+
+def main(name: str) -> None:
+    """Write data/evaluate/best_of_n-NAME.parquet (a row per sample) and its curve as .json."""
+    params = load_params()
+    wanted = params.best_of_n[name]
+    which = f"{wanted.policy}-{wanted.benchmark}"
+    items_path, outputs_path = f"data/items/{wanted.benchmark}.parquet", f"data/generate/{which}.parquet"
+    scores_path, stem = f"data/evaluate/{which}.parquet", f"data/evaluate/best_of_n-{name}"
+    with Node(
+        "best_of_n", name, params, uses=["score", f"best_of_n.{name}"],
+        inputs=[items_path, outputs_path, scores_path, "data/reward"], outputs=[f"{stem}.parquet", f"{stem}.json"],
+        manifest=f"{stem}.manifest.json",
+    ) as node:  # fmt: skip
+        outputs = tables.read("outputs", outputs_path)
+        samples = outputs[(outputs["sample"] >= 0) & (outputs["turn"] == 0)]
+        # The first temperature's samples are the headline, as everywhere.
+        samples = samples[samples["temperature"] == samples["temperature"].iloc[0]].reset_index(drop=True)
+        fewest = int(samples.groupby("prompt_id").size().min())
+        if fewest < max(wanted.ns):
+            raise UserError(
+                f"{outputs_path}: {fewest} samples of an item; best_of_n.{name}.ns asks for {max(wanted.ns)}"
+            )
+        scores = tables.read("evaluations", scores_path)[[*KEY, "score"]]
+        joined = samples.merge(scores, on=KEY, how="left", validate="one_to_one")
+        if joined["score"].isna().any():
+            raise UserError(f"{scores_path}: not made from {outputs_path}; run `dvc repro --force evaluate@{which}`")
+        items = tables.read("items", items_path)
+        found, facts = score_in_parts(node, params.score, samples, items, PART, (outputs_path, items_path))
+        frame = joined.assign(reward=found["reward"])
+        tables.write(frame[tables.SCHEMAS["scored"].names], "scored", node.out(f"{stem}.parquet"))
+        points = curve(frame, wanted.ns)
+        metrics = {
+            "policy": wanted.policy, "benchmark": wanted.benchmark, "reward": params.score.reward,
+            "items": int(frame["prompt_id"].nunique()), "samples": fewest, "points": points,
+        }  # fmt: skip
+        write_json(node.out(f"{stem}.json"), metrics)
+        for p in points:
+            values = [f"{key} {p[key]['value']:.3f}" for key in ("score", "upper", "reward")]
+            say(f"{node.stage}: N = {p['n']}: {', '.join(values)}")
+        node.note(reward=facts)
+        node.rows(read=len(samples), written=len(frame))
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,181 @@
+"""Node `reward`: the reward model that `score@s` reads, fetched or trained on preference pairs; or none, for rules.
+
+Killed in the middle of training, it resumes from the last checkpoint in scratch.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from larpo.errors import UserError
+from larpo.hashing import seed_of, tree_hash
+from larpo.params import RewardParams
+from larpo.preferences import Pair, read_pairs
+from larpo.rewards.classifier import SequenceClassification
+from larpo.rewards.pairrm import PairRMReward
+from larpo.sections import PairsParams
+from larpo.statistics import wilson
+from tasks.node import Node, command, load_params, say, write_json
+
+OUT = "data/reward"
+
+
+def main() -> None:
+    """Write data/reward: reward.json (identity), and for a model its weights, tokenizer and metrics.json."""
+    params = load_params()
+    wanted = params.reward
+    seed = seed_of(wanted.train.seed, "reward") if wanted.train else None
+    with Node(
+        "reward", "", params, uses=["reward"], inputs=[], outputs=[OUT], manifest=f"{OUT}.manifest.json", seed=seed,
+    ) as node:  # fmt: skip
+        if wanted.model is None:
+            from larpo.reward_checkpoints import write_identity
+
+            folder = node.out(OUT)
+            folder.mkdir(parents=True)
+            node.note(reward=write_identity(folder, wanted, None))
+            return
+        # Before hours of training: whether the data are there.
+        checks = {name: read_pairs(pairs, f"reward.checks.{name}") for name, pairs in wanted.checks.items()}
+        metrics: dict[str, Any] = {}
+        if wanted.train:
+            folder, identity, held_out, counts, dropped = train(node, wanted, seed)
+            metrics["held_out"] = measure(folder, wanted, held_out)
+            metrics["dropped"] = dropped
+            node.rows(read=sum(counts.values()) + sum(dropped.values()), written=counts["train"], dropped=dropped)
+        else:
+            folder, identity = fetch(node, wanted)
+        for name, (pairs, dropped) in checks.items():
+            metrics.setdefault("checks", {})[name] = measure(folder, wanted, pairs) | {"dropped": dropped}
+        if metrics:
+            write_json(folder / "metrics.json", metrics)
+        if "held_out" in metrics:
+            say(f"{node.stage}: held-out accuracy {words(metrics['held_out'])}")
+        for name, found in metrics.get("checks", {}).items():
+            say(f"{node.stage}: {name}: accuracy {words(found)}")
+        node.note(reward=identity, data=hashes(wanted), **metrics)
+
+
+def fetch(node: Node, params: RewardParams) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint as it is, in our layout."""
+    from larpo.reward_checkpoints import fetch_classifier, write_identity
+
+    folder = node.out(OUT)
+    if params.kind == "pairrm":
+        from larpo.rewards.pairrm_model import fetch_pairrm
+
+        model, tokenizer, facts = fetch_pairrm(params)
+    else:
+        model, tokenizer, facts = fetch_classifier(params, params.dtype, new_head=False)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder, write_identity(folder, params, tokenizer, **facts)
+
+
+def train(node: Node, params: RewardParams, seed: int) -> tuple[Path, dict, list[Pair], dict[str, int], dict[str, int]]:
+    """Fit the model to the training pairs; returns its folder, its identity, the held-out pairs and the counts."""
+    import torch
+    from transformers import PrinterCallback, set_seed
+
+    from larpo.base_trainer import StopOnLimits
+    from larpo.reward_checkpoints import fetch_classifier, write_identity
+    from larpo.reward_trainer import BradleyTerryTrainer, EncodedPair
+    from larpo.rewards.encoding import Encoder
+    from tasks.training import LiveMetrics, check_commit, last_complete_checkpoint, training_arguments
+
+    settings = params.train
+    check_commit()
+    args = training_arguments(settings, "reward.train", "pairs", node.scratch / "checkpoints", seed)
+    pairs, dropped = read_pairs(settings.data, "reward.train.data")
+    set_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Training keeps float32 weights whatever dtype scores are computed in.
+    model, tokenizer, facts = fetch_classifier(params, "float32", new_head=True)
+    encoder = Encoder(tokenizer, params.max_length, f"params.yaml: reward.model: {params.model}")
+    kept, held_out, cut = [], [], 0
+    for pair in pairs:
+        both = EncodedPair(encoder(pair.messages, pair.chosen), encoder(pair.messages, pair.rejected))
+        if both.chosen.excess or both.rejected.excess:
+            dropped["too_long"] = dropped.get("too_long", 0) + 1
+            continue
+        cut += both.chosen.cut > 0 or both.rejected.cut > 0
+        if pair.held_out(settings.held_out):
+            held_out.append(pair)
+        else:
+            kept.append(both)
+    if not kept or not held_out:
+        raise UserError(
+            f"params.yaml: reward.train.held_out: {settings.held_out:g} leaves {len(kept)} training pairs and "
+            f"{len(held_out)} held-out ones; expected some of both"
+        )
+    say(f"{node.stage}: {len(kept)} training pairs, {len(held_out)} held out, dropped {dropped or 'none'}")
+    trainer = BradleyTerryTrainer(
+        model, args, kept, tokenizer.pad_token_id, processing_class=tokenizer,
+        callbacks=[LiveMetrics(node.scratch / "live", node.stage), StopOnLimits(node.stage)],
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    last = last_complete_checkpoint(Path(args.output_dir))
+    if last:
+        say(f"{node.stage}: resuming from {last.name}")
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    folder = node.out(OUT)
+    trainer.save_model(str(folder))
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle
+    shutil.copytree(node.scratch / "live", folder / "training")
+    counts = {"train": len(kept), "held_out": len(held_out)}
+    trained = {"data": settings.data.data, **counts, "steps": trainer.state.global_step, "prompts_cut": cut}
+    return folder, write_identity(folder, params, tokenizer, trained=trained, **facts), held_out, counts, dropped
+
+
+def measure(folder: Path, params: RewardParams, pairs: list[Pair]) -> dict[str, Any]:
+    """Share of pairs whose chosen response gets the higher score, a tie counting half, with its 95 % Wilson interval.
+
+    Beside it the share where the longer response was chosen: what a reward would get that saw nothing but length.
+    """
+    reward = PairRMReward(folder) if params.kind == "pairrm" else SequenceClassification(folder)
+    before = len(pairs)
+    if isinstance(reward, SequenceClassification):
+        pairs = [p for p in pairs if reward.fits(p.messages, p.chosen) and reward.fits(p.messages, p.rejected)]
+    if not pairs:
+        raise UserError(f"params.yaml: reward.max_length: {params.max_length} tokens hold none of {before} pairs")
+    scores = reward.score(
+        [p.messages for p in pairs for _ in range(2)],
+        [None] * (2 * len(pairs)),
+        [text for p in pairs for text in (p.chosen, p.rejected)],
+        groups=[str(i) for i in range(len(pairs)) for _ in range(2)],
+    )["reward"].to_numpy().reshape(-1, 2)  # fmt: skip
+    margins = scores[:, 0] - scores[:, 1]
+    longer = np.array([np.sign(len(p.chosen) - len(p.rejected)) for p in pairs])
+    right, ties = int((margins > 0).sum()), int((margins == 0).sum())
+    value = (right + ties / 2) / len(pairs)
+    low, high = wilson(round(right + ties / 2), len(pairs))
+    return {
+        "accuracy": {"value": value, "low": low, "high": high},
+        "pairs": len(pairs),
+        "too_long": before - len(pairs),
+        "ties": ties,
+        "mean_margin": float(margins.mean()),
+        "longer_is_better": float(((longer + 1) / 2).mean()),
+    }
+
+
+def words(found: dict[str, Any]) -> str:
+    a = found["accuracy"]
+    return (
+        f"{100 * a['value']:.1f} % ({100 * a['low']:.1f}–{100 * a['high']:.1f}) on {found['pairs']} pairs; the longer "
+        f"response is the better one in {100 * found['longer_is_better']:.1f} %"
+    )
+
+
+def hashes(params: RewardParams) -> dict[str, str]:
+    """Hashes of the pairs' files, where they are files."""
+    sections: list[PairsParams] = [*params.checks.values(), *([params.train.data] if params.train else [])]
+    return {s.data: tree_hash(s.data) for s in sections if Path(s.data).is_file()}
+
+
+if __name__ == "__main__":
+    command(main)
