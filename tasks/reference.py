@@ -1,4 +1,4 @@
-"""Node `reference@s`: log π_ref of every response in the lists, computed once.
+"""Node `reference@s`: log π_ref of every response in the lists behind its list's prompt, computed once.
 
 No reference model sits in memory while training, and another objective or learning rate reuses this.
 """
@@ -47,8 +47,8 @@ def main(iteration: str) -> None:
             ]
             write_part(pd.DataFrame(rows, columns=["reference_logp", "n_tokens"]), paths[start])
         values = pd.concat([pd.read_parquet(paths[s]) for s in starts], ignore_index=True)
-        result = values.assign(response_id=frame["response_id"])
-        tables.write(result[["response_id", "reference_logp", "n_tokens"]], "reference", node.out(out))
+        result = values.assign(prompt_id=frame["prompt_id"], response_id=frame["response_id"])
+        tables.write(result[tables.SCHEMAS["reference"].names], "reference", node.out(out))
         node.note(reference_policy=which, dtype=params.policy.dtype)
         node.rows(read=len(frame), written=len(result))
 

@@ -57,7 +57,10 @@ def main(iteration: str) -> None:
             raise UserError(f"{sample_path}, row {row}: reward {params.score.reward} gave {frame['reward'][row]}")
         frame = frame.assign(response_id=joined["response_id"], reward_name=params.score.reward)
         tables.write(frame[tables.SCHEMAS["rewards"].names], "rewards", node.out(out))
-        node.note(reward=reward.facts(), mean_reward=float(frame["reward"].mean()), truncated=int(cut.sum()))
+        gold = (joined["origin"] == "gold").to_numpy()
+        node.note(reward=reward.facts(), mean_reward=float(frame["reward"][~gold].mean()), truncated=int(cut.sum()))
+        if gold.any():
+            node.note(gold=int(gold.sum()), gold_wrong=int((frame["correct"][gold].astype(float) == 0).sum()))
         node.rows(read=len(responses), written=len(frame))
 
 
