@@ -82,7 +82,7 @@ def gold_rows(
     has = prompts["solution"].fillna("").str.strip() != ""
     rows = prompts.loc[has, ["prompt_id", "solution"]].reset_index(drop=True)
     ids = gold_token_ids(tokenizer, rows["solution"].tolist(), end) if len(rows) else []
-    known = [i is not None for i in ids]
+    known = np.array([i is not None for i in ids], dtype=bool)
     rows, ids = rows[known], [i for i in ids if i is not None]
     first = sampled.drop_duplicates("prompt_id").set_index("prompt_id")["prompt_token_ids"]
     rows = pd.DataFrame(
@@ -97,7 +97,7 @@ def gold_rows(
             "origin": "gold",
         }
     )
-    dropped = {"without_solution": int((~has).sum()), "unknown_tokens": known.count(False)}
+    dropped = {"without_solution": int((~has).sum()), "unknown_tokens": int((~known).sum())}
     return rows, {reason: count for reason, count in dropped.items() if count}
 
 
