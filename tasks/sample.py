@@ -90,7 +90,7 @@ def gold_rows(
             "prompt_id": rows["prompt_id"].tolist(),
             "temperature": np.nan,
             "seed": np.nan,
-            "text": tokenizer.batch_decode(ids, skip_special_tokens=True),
+            "text": [tokenizer.decode(i, skip_special_tokens=True) for i in ids],
             "prompt_token_ids": [first[p] for p in rows["prompt_id"]],
             "token_ids": ids,
             "finish_reason": "stop",
