@@ -119,5 +119,5 @@ def measure(
 
 
 def _estimate(values: np.ndarray, interval) -> Estimate:
-    low, high = (bound if math.isfinite(bound) else None for bound in interval(values))
+    low, high = (float(bound) if math.isfinite(bound) else None for bound in interval(values))
     return Estimate(float(values.mean()), low, high)
