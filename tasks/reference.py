@@ -1,4 +1,4 @@
-"""Node `reference@s`: log π_ref of every response in the lists, computed once.
+"""Node `reference@s`: log π_ref of every response in the lists behind its list's prompt, computed once.
 
 No reference model sits in memory while training, and another objective or learning rate reuses this. With
 `reference.mismatched` each list's prompt is also scored with the best response of the next list.
@@ -59,8 +59,8 @@ def main(iteration: str) -> None:
             part = pd.DataFrame(rows, columns=["reference_logp", "n_tokens", "mismatched_logp"])
             write_part(part, paths[start])
         values = pd.concat([pd.read_parquet(paths[s]) for s in starts], ignore_index=True)
-        result = values.assign(response_id=frame["response_id"])
-        tables.write(result, "reference", node.out(out))
+        result = values.assign(prompt_id=frame["prompt_id"], response_id=frame["response_id"])
+        tables.write(result[tables.SCHEMAS["reference"].names], "reference", node.out(out))
         node.note(reference_policy=which, dtype=params.policy.dtype)
         node.rows(read=len(frame), written=len(result))
 

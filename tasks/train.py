@@ -31,7 +31,7 @@ def read_training_lists(lists_path: str, candidates_path: str, reference_path: s
     """Lists with rewards and reference log-probabilities; refuses missing and mismatched reference rows."""
     frame = read_lists(lists_path, candidates_path)
     reference = tables.read("reference", reference_path)
-    joined = frame.merge(reference, on="response_id", how="left", validate="many_to_one")
+    joined = frame.merge(reference, on=["prompt_id", "response_id"], how="left", validate="many_to_one")
     missing = joined["reference_logp"].isna().to_numpy()
     if missing.any():
         raise UserError(
