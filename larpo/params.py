@@ -126,6 +126,9 @@ class TrainParams(Section):
     autocast: Literal["none", "bfloat16"] = Field("none", description="compute dtype; master weights stay float32")
     save_steps: int = Field(50, ge=1, description="optimizer steps between checkpoints to resume from")
     gradient_checkpointing: bool = False
+    launch: str | None = Field(
+        None, description="an Accelerate configuration (configs/fsdp-8x80gb.yaml): train in its processes; null: in one"
+    )
     trainer_options: dict[str, Any] = Field({}, description="further transformers.TrainingArguments, as they are")
 
 

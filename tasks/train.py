@@ -27,6 +27,7 @@ from larpo.trainer import (
     check_step0,
     first_batch_loss,
 )
+from tasks.launch import launched
 from tasks.node import Node, command, git_state, load_params, say
 from tasks.training_data import read_lists, response_lists
 
@@ -44,12 +45,16 @@ class LiveMetrics(TrainerCallback):
         self.folder = folder
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
         self.live = Live(str(self.folder), save_dvc_exp=False, dvcyaml=None, monitor_system=False)
         for logs in state.log_history:
             self._write(logs, logs["step"])
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero:
+            return
         self._write(logs or {}, state.global_step)
         if "loss" in (logs or {}):
             say(
@@ -66,7 +71,8 @@ class LiveMetrics(TrainerCallback):
             self.live.make_summary()
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.live.make_summary()
+        if state.is_world_process_zero:
+            self.live.make_summary()
 
 
 def training_arguments(params: TrainParams, folder: Path, seed: int) -> TrainingArguments:
@@ -99,6 +105,9 @@ def training_arguments(params: TrainParams, folder: Path, seed: int) -> Training
         "remove_unused_columns": False,
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        # Without it several processes on a machine that has no GPU would not know of each other.
+        "use_cpu": processes > 1 and not torch.accelerator.is_available(),
+        "ddp_find_unused_parameters": False,
         "report_to": [],
         "seed": seed,
         "data_seed": seed,
@@ -120,7 +129,7 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
             json.loads((path / "trainer_state.json").read_text())
             complete = path
         except (OSError, json.JSONDecodeError):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # another process may be removing it too
     return complete
 
 
@@ -151,6 +160,8 @@ def read_training_lists(lists_path: str, candidates_path: str, reference_path: s
 def main(iteration: str) -> None:
     """Write data/policy/ITERATION and the training curves in data/train/ITERATION."""
     params = load_params()
+    if launched(params.train.launch, "tasks.train", iteration):
+        return
     git = git_state()
     if git["dirty"] is not None and git["commit"] is None:
         raise UserError(".git: no commit yet, and DVCLive, which writes the curves, needs one; fix: git commit")
@@ -175,7 +186,7 @@ def main(iteration: str) -> None:
         model.eval()
         step0 = node.scratch / "step0.json"
         last = last_complete_checkpoint(Path(args.output_dir))
-        if not step0.exists():
+        if node.leads and not step0.exists():
             first = lists[: params.train.lists_per_device_batch]
             loss, expected = first_batch_loss(model.to(args.device), first, objective)
             if params.reference.model == "previous" or previous == "0":
@@ -187,11 +198,13 @@ def main(iteration: str) -> None:
             callbacks=[LiveMetrics(node.scratch / "live"), StopOnLimits()],
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)  # LiveMetrics says the same on one line
-        if last:
+        if last and node.leads:
             say(f"{node.stage}: resuming from {last.name}")
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         weights = node.out(out)
-        trainer.save_model(str(weights))
+        trainer.save_model(str(weights))  # gathers the shards of all processes
+        if not node.leads:
+            return
         # A pickle of the settings, which the manifest already holds as text.
         (weights / "training_args.bin").unlink(missing_ok=True)
         shutil.copytree(node.scratch / "live", node.out(curves))

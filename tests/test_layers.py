@@ -81,10 +81,11 @@ def modules(path: Path) -> set[str]:
 
 
 # What decides only whether a node refuses its input: how a folder of weights is opened, whether a reward needs answers,
-# whether a judge has its key.
+# whether a judge has its key; and what only starts the same command in several processes.
 NOT_TRACKED = {
     ("reference", "larpo.checkpoints"),
     ("train", "larpo.checkpoints"),
+    ("train", "tasks.launch"),
     ("prompts", "larpo.rewards"),
     ("generate", "larpo.judges"),
 }
