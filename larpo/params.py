@@ -327,8 +327,8 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 
 def check_names(params: Params, name: str = "params.yaml") -> None:
-    """Refuse unknown engines, rewards, objectives, recipes, sources and benchmarks, and recipes that
-    ask for more responses than there are: all before a model is loaded."""
+    """Refuse unknown engines, rewards, objectives, recipes, sources and benchmarks, a launch file that is
+    missing, and recipes that ask for more responses than there are: all before a model is loaded."""
     from larpo.benchmarks import BENCHMARKS, build_benchmark
     from larpo.engines import ENGINES
     from larpo.lists import RECIPES, responses_needed
@@ -363,6 +363,8 @@ def check_names(params: Params, name: str = "params.yaml") -> None:
             )
         # Its settings, and where its data are: found out before anything is generated.
         build_benchmark(params, b, name)
+    if params.train.launch is not None and not Path(params.train.launch).is_file():
+        raise UserError(f"{name}: train.launch: {params.train.launch}: not found; expected an Accelerate configuration")
     needed, k = responses_needed(params.lists), params.sample.responses
     if needed > k:
         raise UserError(

@@ -7,7 +7,6 @@ configs/fsdp-8x80gb.yaml -m tasks.train 1` is, so that dvc.yaml has one command 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import typer
 
@@ -25,14 +24,12 @@ def launched(config: str | None, module: str, *arguments: str) -> bool:
     Raises
     ------
     UserError
-        The configuration is missing or wrong.
+        The configuration is not what Accelerate expects.
     typer.Exit
         A process failed; with its exit status, so that bad input is told from a crash here too.
     """
     if config is None or "LOCAL_RANK" in os.environ:
         return False
-    if not Path(config).is_file():
-        raise UserError(f"params.yaml: train.launch: {config}: not found; expected a file of `accelerate config`")
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -40,6 +37,6 @@ def launched(config: str | None, module: str, *arguments: str) -> bool:
         launch_command(launch_command_parser().parse_args(["--config_file", config, "--module", module, *arguments]))
     except ChildFailedError as error:
         raise typer.Exit(error.get_first_failure()[1].exitcode) from None
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"params.yaml: train.launch: {config}: {' '.join(str(error).split())[:200]}") from None
     return True

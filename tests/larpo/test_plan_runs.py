@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from larpo.errors import UserError
-from larpo.params import Params, Section, parse_params
+from larpo.params import Params, Section, TrainParams, parse_params
 from larpo.plan import Assumptions, Estimate, build_plan, render_plan, to_json
 
 
@@ -147,6 +147,35 @@ def test_reward_models():
     assert any(c.ok is None and "the longest is 3,328: longer ones are cut" in c.line for c in plan.checks)
     plan = build_plan(WithReward.model_validate(paper(**{"reward.model": "someone/reward"})))
     assert any("reward.model: someone/reward: unknown architecture" in line for line in plan.failed)
+
+
+class Examples(Section):
+    dataset: str = "meta-math/MetaMathQA"
+
+
+class Tuning(TrainParams):
+    data: Examples = Examples()
+    examples: int | None = None
+    examples_per_device_batch: int = 2
+    max_length: int = 1024
+
+
+class WithTuning(Params):
+    sft: dict[str, Tuning]
+
+
+def test_fine_tuning():
+    """MetaMathQA's 395,000 examples, given as an assumption, 3 epochs of 400 tokens: 474,000,000. Unknown, it says how to
+    give it, and the total says that a node is missing. Two examples of 1,024 tokens at once predict up to 2,048."""
+    params = WithTuning.model_validate(paper(**{"sft.metamath": {"learning_rate": 1e-5, "epochs": 3}}))
+    unknown = build_plan(params)
+    assert node(unknown, "sft@metamath").train_tokens.value is None
+    assert "--assume items.meta-math/MetaMathQA=N" in node(unknown, "sft@metamath").hours.formula
+    assert unknown.sum_of("hours")[1] == 1
+    plan = build_plan(params, Assumptions().override(["items.meta-math/MetaMathQA=395000"]))
+    assert node(plan, "sft@metamath").train_tokens.value == 474_000_000
+    assert node(plan, "sft@metamath").memory["logits"].value == 2048 * 32_000 * 12
+    assert any(line.startswith("sft: ") for line in plan.failed), "AdamW in float32 on one GPU"
 
 
 def arithmetic(formula: str) -> float:
