@@ -165,8 +165,8 @@ class WithTuning(Params):
 
 
 def test_fine_tuning():
-    """MetaMathQA's 395,000 examples, given as an assumption, 3 epochs of 400 tokens: 474,000,000. Unknown, it says how to
-    give it, and the total says that a node is missing. Two examples of 1,024 tokens at once predict up to 2,048."""
+    """MetaMathQA's 395,000 examples, given as an assumption, 3 epochs of 400 tokens: 474,000,000. Unknown, it says how
+    to give it, and the total says that a node is missing. Two examples of 1,024 tokens at once predict up to 2,048."""
     params = WithTuning.model_validate(paper(**{"sft.metamath": {"learning_rate": 1e-5, "epochs": 3}}))
     unknown = build_plan(params)
     assert node(unknown, "sft@metamath").train_tokens.value is None
