@@ -6,11 +6,16 @@ configs/fsdp-8x80gb.yaml -m tasks.train 1` is, so that dvc.yaml has one command 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 
 import typer
 
 from larpo.errors import UserError
+
+PR_SET_PDEATHSIG = 1
 
 
 def launched(config: str | None, module: str, *arguments: str) -> bool:
@@ -28,7 +33,12 @@ def launched(config: str | None, module: str, *arguments: str) -> bool:
     typer.Exit
         A process failed; with its exit status, so that bad input is told from a crash here too.
     """
-    if config is None or "LOCAL_RANK" in os.environ:
+    if config is None:
+        return False
+    if "LOCAL_RANK" in os.environ:
+        if sys.platform == "linux":
+            # Not even kill -9 of the launcher leaves processes behind that a second run would meet in its scratch.
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         return False
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

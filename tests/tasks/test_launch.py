@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,17 +29,32 @@ mixed_precision: "no"
 """
 
 
-@pytest.fixture
-def prepared(tmp_path, finished_project) -> Project:
-    """A finished run whose iteration 1 has three lists: two processes cannot share them equally."""
-    project = finished_project.copy(tmp_path / "project")
+UP_TO_TRAIN = """
+import tasks.policy, tasks.prompts, tasks.sample, tasks.score, tasks.candidates, tasks.lists, tasks.reference
+tasks.policy.main()
+for name in ("prompts", "sample", "score", "candidates", "lists", "reference"):
+    getattr(tasks, name).main("1")
+"""
+
+
+@pytest.fixture(scope="module")
+def before_training(tmp_path_factory, tiny_policy) -> Project:
+    """Iteration 1 up to its training, with three lists: two processes cannot share them equally."""
+    project = Project(tmp_path_factory.mktemp("launch") / "project", tiny_policy)
+    project.run(sys.executable, "-c", UP_TO_TRAIN)
     path = project.folder / "data/lists/1.parquet"
     lists = tables.read("lists", str(path))
     kept = lists["prompt_id"].drop_duplicates().iloc[:3]
     assert len(kept) == 3
-    path.unlink()  # a link into DVC's cache, perhaps
     tables.write(lists[lists["prompt_id"].isin(kept)], "lists", path)
     (project.folder / "two.yaml").write_text(TWO_PROCESSES)
+    return project
+
+
+@pytest.fixture
+def prepared(tmp_path, before_training) -> Project:
+    project = before_training.copy(tmp_path / "project")
+    shutil.rmtree(project.folder / "scratch", ignore_errors=True)
     return project
 
 
@@ -72,6 +92,37 @@ def test_two_processes_equal_one(prepared):
         assert len(a) == 4
         torch.testing.assert_close(b, a, atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
     assert not any((prepared.folder / "scratch/train@1").iterdir())
+
+
+@pytest.mark.slow
+def test_killed_launcher_leaves_nothing_and_is_resumed(prepared):
+    """kill -9 of the launcher after the first checkpoint: its two processes end with it, and a second run goes on from
+    the checkpoint to the weights of an undisturbed run."""
+    prepared.set("  save_steps: 1", "  save_steps: 1\n  launch: two.yaml\n  epochs: 40")
+    undisturbed, _, _ = train(prepared)
+    for out in ("data/policy/1", "data/train/1"):
+        prepared.run("rm", "-rf", out)
+    scratch = prepared.folder / "scratch/train@1"
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "tasks.train", "1"], cwd=prepared.folder, env=prepared.environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    start, workers = time.monotonic(), []
+    while not any(scratch.glob("*/checkpoints/checkpoint-*/trainer_state.json")):
+        assert launcher.poll() is None and time.monotonic() - start < 120
+        workers = psutil.Process(launcher.pid).children()
+        time.sleep(0.01)
+    assert len(workers) == 2
+    launcher.kill()
+    launcher.wait()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+    assert not (prepared.folder / "data/policy/1").exists()
+    done = prepared.node("train", "1")
+    assert done.stdout.count("resuming from checkpoint-") == 1
+    again = load_file(prepared.folder / "data/policy/1/model.safetensors")
+    for name in undisturbed:
+        torch.testing.assert_close(again[name], undisturbed[name], atol=1e-6, rtol=0, msg=name)
 
 
 @pytest.mark.slow
