@@ -134,6 +134,14 @@ class Params(Section):
         """Names of every policy in the order they are made: 0, those of `sft`, those of the iterations."""
         return ["0", *self.sft, *sorted(self.iterations, key=int)]
 
+    def reference_policy(self, s: str) -> str:
+        """The policy that log π_ref of iteration `s` comes from."""
+        previous = self.iterations[s].previous
+        if self.reference.model == "initial":
+            while previous in self.iterations:
+                previous = self.iterations[previous].previous
+        return previous
+
     def memory_window(self, s: str) -> list[str]:
         """Iterations whose candidates may enter the lists of iteration `s`, oldest first.
 
@@ -232,8 +240,8 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 
 def check_names(params: Params, name: str = "params.yaml") -> None:
-    """Refuse unknown engines, rewards, objectives, recipes, sources and benchmarks, and recipes that
-    ask for more responses than there are: all before a model is loaded."""
+    """Refuse unknown engines, rewards, objectives, recipes, sources and benchmarks, a launch file that is
+    missing, and recipes that ask for more responses than there are: all before a model is loaded."""
     from larpo.benchmarks import BENCHMARKS, build_benchmark
     from larpo.engines import ENGINES
     from larpo.lists import RECIPES, check_sources, responses_needed
@@ -275,6 +283,8 @@ def check_names(params: Params, name: str = "params.yaml") -> None:
         # Its settings, and where its data are: found out before anything is generated.
         build_benchmark(params, b, name)
     check_sources(params.lists, name)
+    if params.train.launch is not None and not Path(params.train.launch).is_file():
+        raise UserError(f"{name}: train.launch: {params.train.launch}: not found; expected an Accelerate configuration")
     needed, k = responses_needed(params.lists), params.sample.responses
     if needed > k:
         raise UserError(

@@ -151,7 +151,8 @@ class ListsParams(Section):
 
 class ReferenceParams(Section):
     model: Literal["previous", "initial"] = Field(
-        "previous", description="reference of the objective: π_β of Algorithm 1, or policy 0"
+        "previous",
+        description="reference of the objective: π_β of Algorithm 1, or the first iteration's",
     )
     lists_per_batch: int = Field(8, ge=1)
     mismatched: bool = Field(False, description="also score, per list, the next prompt's best response; kto needs it")
@@ -179,6 +180,9 @@ class TrainParams(OptimizerParams):
     lists_per_step: int = Field(16, ge=1, description="lists per optimizer step, over all devices")
     lists_per_device_batch: int = Field(
         8, ge=1, description="lists in memory at once; never changes the result, but kto's z is a mean over them"
+    )
+    launch: str | None = Field(
+        None, description="an Accelerate configuration (configs/fsdp-8x80gb.yaml): train in its processes; null: in one"
     )
 
 

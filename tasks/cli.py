@@ -60,6 +60,29 @@ def score(
     print(json.dumps(found, indent=1, ensure_ascii=False))
 
 
+@app.command()
+def plan(
+    params: Path = typer.Option(Path("params.yaml"), help="the parameters to plan for"),
+    overlay: list[Path] = typer.Option([], "--with", help="sections laid over them (configs/params-8x80gb.yaml)"),
+    gpus: int = typer.Option(1, min=1, help="GPUs at hand"),
+    gpu_memory: float = typer.Option(80, min=1, help="GiB of each"),
+    assume: list[str] = typer.Option([], help="NAME=VALUE, an assumption to replace; repeat for more"),
+    formulas: bool = typer.Option(True, help="show where every number comes from"),
+    as_json: bool = typer.Option(False, "--json", help="print JSON"),
+) -> None:
+    """What a run will need: memory, tokens, GPU hours, judges; exit code 1 where something does not fit."""
+    from larpo.plan import Assumptions, build_plan, load_with, render_plan, to_json
+
+    try:
+        assumptions = Assumptions(gpus=gpus, gpu_memory_gib=gpu_memory).override(assume)
+        found = build_plan(load_with(params, overlay), assumptions, str(params))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    print(json.dumps(to_json(found), indent=1, ensure_ascii=False) if as_json else render_plan(found, formulas), end="")
+    raise typer.Exit(1 if found.failed else 0)
+
+
 def options(benchmark: str, arguments: list[str]) -> dict[str, Any]:
     """`--key value` pairs as the benchmark's own options; whole numbers and flags by what the benchmark expects."""
     if benchmark not in BENCHMARKS:

@@ -22,7 +22,7 @@ from tasks.training_data import mismatched_responses, read_lists, response_lists
 def main(iteration: str) -> None:
     """Write data/reference/ITERATION.parquet."""
     params = load_params()
-    which = params.iterations[iteration].previous if params.reference.model == "previous" else "0"
+    which = params.reference_policy(iteration)
     policy = f"data/policy/{which}"
     lists_path, candidates_path = f"data/lists/{iteration}.parquet", f"data/candidates/{iteration}.parquet"
     out = f"data/reference/{iteration}.parquet"
