@@ -86,7 +86,7 @@ def test_the_command():
     """`larpo plan` on the project's own parameters: text, JSON, exit codes 0, 1 (does not fit) and 2 (bad input)."""
 
     def plan(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "tasks.cli", "plan", *arguments]
+        command = [sys.executable, "-m", "flows.cli", "plan", *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     done = plan("--json")

@@ -19,6 +19,7 @@ import tasks.lists
 import tasks.policy
 import tasks.reference
 import tasks.report
+import tasks.reward
 import tasks.sample
 import tasks.score
 from larpo import tables
@@ -100,6 +101,7 @@ def test_gold_responses_are_sampled_along_and_scored(workspace):
     assert (notes["gold"], notes["prompts_without_gold"]) == (3, {"without_solution": 1})
     assert notes["tokens"] == sum(map(len, before["token_ids"]))
 
+    tasks.reward.main()
     tasks.score.main("1")
     scores = tables.read("rewards", "data/score/1.parquet").merge(frame, on="response_id")
     assert scores.loc[scores["origin"] == "gold", "correct"].tolist() == [True, True, False]
@@ -202,6 +204,7 @@ def test_the_whole_loop_with_gold_against_related(tmp_path, tiny_policy, monkeyp
     )
     monkeypatch.chdir(project.folder)
     tasks.policy.main()
+    tasks.reward.main()
     for node in ("prompts", "sample", "score", "candidates", "lists", "reference", "train"):
         importlib.import_module(f"tasks.{node}").main("1")
     tasks.items.main("held_out")

@@ -30,8 +30,10 @@ mixed_precision: "no"
 
 
 UP_TO_TRAIN = """
-import tasks.policy, tasks.prompts, tasks.sample, tasks.score, tasks.candidates, tasks.lists, tasks.reference
+import tasks.candidates, tasks.lists, tasks.policy, tasks.prompts, tasks.reference, tasks.reward, tasks.sample
+import tasks.score
 tasks.policy.main()
+tasks.reward.main()
 for name in ("prompts", "sample", "score", "candidates", "lists", "reference"):
     getattr(tasks, name).main("1")
 """

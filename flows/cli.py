@@ -83,6 +83,38 @@ def plan(
     raise typer.Exit(1 if found.failed else 0)
 
 
+@app.command()
+def study(
+    name: str = typer.Argument(help="a file in studies/, without .yaml; `list` names them"),
+    scale: str = typer.Option("cpu", help="cpu: small enough for two cores; paper: the paper's models and data"),
+    seeds: int = typer.Option(None, help="seeds 0..n-1; default: the study's own number"),
+    jobs: int = typer.Option(None, help="runs side by side; default: one per core at scale cpu, else one"),
+) -> None:
+    """A table or figure of the paper: runs what is missing of it, writes its page, prints the verdicts."""
+    from flows import project_folder
+
+    try:
+        folder = project_folder() / "studies"
+        if name == "list":
+            from larpo.studies.spec import load_study, names
+
+            for found in names(folder):
+                print(f"{found:10} {load_study(folder, found).title}")
+            return
+        from flows.study import StudyFailed, run
+
+        verdicts = run(name, scale, seeds, jobs)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except StudyFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    for finding, verdict in verdicts.items():
+        print(f"{finding}: {verdict}")
+    print(f"report/studies/{name}-{scale}.html")
+
+
 def options(benchmark: str, arguments: list[str]) -> dict[str, Any]:
     """`--key value` pairs as the benchmark's own options; whole numbers and flags by what the benchmark expects."""
     if benchmark not in BENCHMARKS:
