@@ -60,10 +60,7 @@ def fetch_initial_policy(params: PolicyParams, folder: Path) -> dict[str, Any]:
 
 
 def _write_scratch(params: PolicyParams, folder: Path) -> dict[str, Any]:
-    try:
-        model, tokenizer = scratch_policy(params.architecture)
-    except ValueError as error:
-        raise UserError(f"params.yaml: policy.architecture: {line(error)}") from None
+    model, tokenizer = scratch_policy(params.architecture)
     model.to(dtype_of(params.dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {"model": params.model, "parameters": model.num_parameters(), "origin": "random weights"}

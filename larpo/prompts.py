@@ -19,6 +19,7 @@ from larpo.errors import UserError
 from larpo.hashing import digest, seed_of, unit_interval
 from larpo.params import nearest
 from larpo.sections import SourceParams
+from larpo.sums import sums
 
 Prompt = tuple[str, list[dict[str, str]], str | None, str | None]
 """(source, messages, reference answer or None, a whole reference response or None)"""
@@ -73,6 +74,13 @@ def reasoning_gym_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
                     )
                 asked = item["metadata"][field] if field else item["question"]
                 yield f"reasoning_gym/{task.name}", _messages(params, asked), item["answer"], item["answer"]
+
+
+@source("sums")
+def sum_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
+    """Sums with right answers and worked examples that are often careless (larpo.sums)."""
+    for text, answer, worked in sums(params.sums.digits, params.sums.careless, seed):
+        yield "sums", _messages(params, text), answer, worked
 
 
 @source("dataset")

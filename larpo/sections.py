@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 IterationName = Annotated[str, BeforeValidator(str), Field(pattern=r"^(0|[1-9][0-9]*)$")]
 # The first letter tells a fine-tuned policy from an iteration's, and no name holds the "-" of POLICY-BENCHMARK.
@@ -33,6 +33,14 @@ class ScratchParams(Section):
     heads: int = Field(4, ge=1, description="attention heads; divides hidden_size into even parts")
     max_length: int = Field(256, ge=16, description="tokens of prompt and response together")
     seed: int = Field(0, ge=0, description="of the weights; the run's own seed leaves them alone")
+
+    @model_validator(mode="after")
+    def heads_are_even(self) -> ScratchParams:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(
+                f"hidden_size: expected a multiple of twice the heads, {2 * self.heads}, found {self.hidden_size}"
+            )
+        return self
 
 
 class PolicyParams(Section):
@@ -65,11 +73,19 @@ class TaskParams(Section):
     )
 
 
+class SumsParams(Section):
+    """larpo.sums: problems like `47+38=` whose worked examples often forget the carry."""
+
+    digits: int = Field(2, ge=1, le=3, description="of both numbers")
+    careless: float = Field(0.6, ge=0, le=1, description="share of worked examples that forget the carry")
+
+
 class SourceParams(Section):
     """Where prompts come from, and which of them are never trained on."""
 
     source: str = Field("reasoning_gym", description="a name in larpo.prompts.SOURCES")
     tasks: list[TaskParams] = Field([], description="reasoning_gym: generators, mixed in equal parts")
+    sums: SumsParams = Field(SumsParams(), description="sums: the problems of the studies at scale `cpu`")
     dataset: str | None = Field(None, description="dataset: a hub id, or a .jsonl/.parquet file of your own")
     split: str = "train"
     prompt_field: str = Field("prompt", description="dataset: column with the prompt text or chat messages")

@@ -1,0 +1,105 @@
+"""Node `sft`: a model from random weights learns, is never shown what is held out, and survives a kill."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from larpo import tables
+from larpo.params import load_params
+from larpo.prompts import draw, is_held_out
+from tests.conftest import Project
+
+SFT = """policy:
+  model: scratch
+  architecture: {characters: "0123456789+- ", hidden_size: 32, layers: 2, heads: 2, max_length: 32}
+sft:
+  base:
+    previous: "0"
+    data:
+      source: reasoning_gym
+      tasks: [{name: chain_sum, question_field: expression, config: {min_terms: 2, max_terms: 2, max_digits: 1}}]
+      held_out: 0.3
+    examples: 40
+    epochs: 30
+    learning_rate: 1.0e-2
+    examples_per_step: 20
+    examples_per_device_batch: 10
+    save_steps: 5
+"""
+
+
+@pytest.fixture
+def sft_project(project: Project) -> Project:
+    path = project.folder / "params.yaml"
+    path.write_text(re.sub(r"policy: .*\n", SFT, path.read_text().replace("sft: {}\n", ""), count=1))
+    project.set('"1": {previous: "0"', '"1": {previous: base')
+    project.run("git", "commit", "-qam", "sft")
+    project.node("policy")
+    return project
+
+
+def test_sft_learns_and_an_iteration_starts_from_it(sft_project):
+    project = sft_project
+    done = project.dvc("repro", "sample@1")
+    assert done.stdout.index("'sft@base'") < done.stdout.index("'sample@1'")
+    loss = pd.read_csv(project.folder / "data/sft/base/plots/metrics/loss.tsv", sep="\t")["loss"]
+    assert loss.tail(5).mean() < 0.6 * loss.head(3).mean()
+    notes = json.loads((project.folder / "data/sft/base.manifest.json").read_text())
+    assert notes["rows"] == {"in": 40, "out": 40, "dropped": {"too_long": 0, "unknown_tokens": 0}}
+    assert notes["notes"]["steps"] == len(loss) == 60
+    # Its responses end where the references end: with the end token.
+    responses = tables.read("responses", project.folder / "data/sample/1.parquet")
+    assert (responses["finish_reason"] == "stop").mean() > 0.9
+    assert tables.read("candidates", project.folder / "data/candidates/base.parquet").empty
+    params = load_params(project.folder / "params.yaml")
+    seen = draw(params.sft["base"].data, 40, 0, held_out=False)["messages"]
+    assert not any(is_held_out(params.prompts, messages) for messages in seen)
+
+
+def test_killed_and_resumed_it_has_the_same_weights(sft_project):
+    folder, weights = sft_project.folder, "data/policy/base/model.safetensors"
+    sft_project.node("sft", "base")
+    whole = (folder / weights).read_bytes()
+    shutil.rmtree(folder / "data/policy/base")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tasks.sft", "base"], cwd=folder, env=sft_project.environment, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("scratch/sft@base/*/checkpoints/checkpoint-*/trainer_state.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / weights).exists()
+    done = sft_project.node("sft", "base")
+    assert "resuming from checkpoint-" in done.stdout
+    assert (folder / weights).read_bytes() == whole
+
+
+def test_data_without_solutions_and_examples_too_long_are_one_line(sft_project):
+    sft_project.set("    examples: 40\n", "    examples: 40\n    max_length: 8\n")
+    done = sft_project.node("sft", "base", check=False)
+    assert done.returncode == 2 and "sft.base.max_length" in done.stderr and done.stderr.count("\n") == 1
+    rows = Path(sft_project.folder / "rows.jsonl")
+    rows.write_text("".join(json.dumps({"prompt": f"{i} + 1"}) + "\n" for i in range(60)))
+    text = (sft_project.folder / "params.yaml").read_text()
+    text = re.sub(
+        r"      source: reasoning_gym\n      tasks: .*question_field.*\n",
+        "      source: dataset\n      dataset: rows.jsonl\n",
+        text,
+    )
+    (sft_project.folder / "params.yaml").write_text(
+        text.replace("    max_length: 8\n", "").replace("examples: 40", "examples: 20")
+    )
+    done = sft_project.node("sft", "base", check=False)
+    assert done.returncode == 2 and "solution_field: 20 of 20 prompts have no reference response" in done.stderr
