@@ -72,7 +72,7 @@ class Runner:
     def identity(self, run: Run) -> str:
         """Of all that a run's numbers depend on: its parameters, the graph, the code, what is measured."""
         measured = {name: [s.file, s.key] for name, s in self.sources.items()}
-        return digest("study run", run.params, measured, self.code)
+        return digest("study run", run.params, run.policy, measured, self.code)
 
     def finished(self, run: Run) -> dict[str, Any] | None:
         """What a run measured, if it was made from what lies here now."""
@@ -94,7 +94,7 @@ class Runner:
         self._repro(workspace.folder, nodes, say)
         if only_shared:
             return None
-        measured = {name: read_value(workspace.folder, source) for name, source in self.sources.items()}
+        measured = {name: read_value(workspace.folder, source, run.policy) for name, source in self.sources.items()}
         with self._alone:
             workspace.save(nodes)
             workspace.close()

@@ -88,28 +88,3 @@ def render_prompts(tokenizer: PreTrainedTokenizerBase, messages: list[list[dict[
     are the only ones: nothing is added a second time."""
     texts = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return tokenizer(texts, add_special_tokens=False)["input_ids"]
-
-
-def render_responses(
-    tokenizer: PreTrainedTokenizerBase, ends: list[int], messages: list[list[dict[str, str]]], responses: list[str]
-) -> list[list[int]]:
-    """Token ids of given responses, each as the chat template writes an assistant's turn, up to and with its end token.
-
-    So a reference response looks to the trainer as if the policy had sampled it. Raises UserError where the template
-    does not continue the prompt (it rewrites earlier turns): then no response could be told from its prompt.
-    """
-    found = []
-    for asked, response in zip(messages, responses, strict=True):
-        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        answered = [*asked, {"role": "assistant", "content": response}]
-        whole = tokenizer.apply_chat_template(answered, tokenize=False)
-        if not whole.startswith(prompt):
-            raise UserError(
-                f"chat template: {whole[:60]!r} with a response does not start with its prompt {prompt[:60]!r}; "
-                "expected a template that only appends turns"
-            )
-        ids = tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
-        end = next((i for i, token in enumerate(ids) if token in ends), None)
-        # A template may write no end, or text after it (a line break) that no policy is to learn.
-        found.append([*ids, ends[0]] if end is None else ids[: end + 1])
-    return found

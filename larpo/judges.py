@@ -20,9 +20,14 @@ from urllib.parse import urlparse
 from larpo.errors import UserError
 from larpo.hashing import digest
 
-LONGEST_PAUSE = 60.0  # seconds
+LONGEST_PAUSE, LONGEST_ASKED = 60.0, 600.0  # seconds, by ourselves and where the server asks for more
+GONE = 10  # requests without an answer, one after another and each at every attempt: the server is not there
 RETRIED = {408, 409, 429}
-FILTERED = {"content_filter", "content_policy_violation"}
+FINAL = {
+    "content_filter": re.compile("content_filter|content_policy_violation"),
+    "context_length": re.compile("context_length_exceeded|maximum context length"),
+}
+"""Refusals of one request for what it holds: an answer too, for it is the same whenever it is asked."""
 NO_REPLY = {"text": None, "finish_reason": None, "logprobs": None, "tool_calls": None, "usage": None, "model": None}
 
 
@@ -131,38 +136,41 @@ class JudgeClient:
             check_key(self.params, self.name)
         failed: list[Exception] = []
         refused: UserError | None = None
-        done = 0
+        done = in_a_row = 0
         with ThreadPoolExecutor(self.params.concurrency) as pool:
             waiting: dict[Future, str] = {}
             queue = iter(todo)
             exhausted = False
             while waiting or not exhausted:
-                while not exhausted and refused is None and len(waiting) < self.params.concurrency:
+                exhausted = exhausted or refused is not None or in_a_row >= GONE
+                while not exhausted and len(waiting) < self.params.concurrency:
                     key = next(queue, None)
                     if key is None:
                         exhausted = True
                     else:
                         waiting[pool.submit(self._ask, bodies[key])] = key
-                if refused is not None:
-                    exhausted = True
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done if waiting else ():
                     key = waiting.pop(future)
                     try:
                         self.store.add(key, bodies[key], future.result())
-                        done += 1
+                        done, in_a_row = done + 1, 0
                         if say and (done % 100 == 0 or done == len(todo)):
                             say(f"judge {self.name}: {done}/{len(todo)} replies, {len(bodies) - len(todo)} were there")
                     except UserError as error:
                         refused = error
                     except Exception as error:  # noqa: BLE001 - counted, and told below
                         failed.append(error)
+                        in_a_row += 1
         if refused is not None:
             raise refused
         if failed:
             reason = " ".join(str(failed[0]).split())[:160] or type(failed[0]).__name__
+            unsent = len(todo) - done - len(failed)
             raise UserError(
                 f"judge {self.name}: {len(failed)} of {len(bodies)} requests failed at each of {self.params.attempts} "
-                f"attempts ({reason}); {self.store.path} has the others, run again to send only the missing ones"
+                f"attempts ({reason})"
+                + (f", {in_a_row} one after another: the last {unsent} were not sent" if unsent else "")
+                + f"; {self.store.path} has the answers that came, run again to send only the missing ones"
             )
         return [self.store.replies[self.key(r)] for r in requests]
 
@@ -179,9 +187,10 @@ class JudgeClient:
             try:
                 return _reply(self._client.chat.completions.create(**body).model_dump(mode="json"))
             except self._openai.APIStatusError as error:
-                if error.code in FILTERED:
-                    # An answer too: it says the same whenever it is asked.
-                    return {**NO_REPLY, "finish_reason": "content_filter", "model": self.params.model}
+                told = f"{error.code} {error.message}"
+                for reason, words in FINAL.items() if error.status_code == 400 else ():
+                    if words.search(told):
+                        return {**NO_REPLY, "finish_reason": reason, "model": self.params.model}
                 if error.status_code < 500 and error.status_code not in RETRIED:
                     raise UserError(
                         f"params.yaml: judges.{self.name}: {self._client.base_url} refuses {self.params.model!r}: "
@@ -189,19 +198,21 @@ class JudgeClient:
                     ) from None
                 if attempt == self.params.attempts:
                     raise
-                self._rest(attempt, error.response.headers.get("retry-after"))
-            except (self._openai.APIError, ValueError, KeyError, AttributeError, TypeError):
+                # Rates are counted over a minute: the pauses must outlast it.
+                scale = 4 if error.status_code == 429 else 1
+                self._rest(attempt, error.response.headers.get("retry-after"), scale)
+            except (self._openai.APIError, ValueError, LookupError, AttributeError, TypeError):
                 # No connection, no answer in time, or an answer that is no chat completion.
                 if attempt == self.params.attempts:
                     raise
                 self._rest(attempt, None)
         raise AssertionError("unreachable: attempts ≥ 1")
 
-    def _rest(self, attempt: int, asked: str | None) -> None:
-        seconds = self.pause * 2 ** (attempt - 1) * (1 + random.random() / 4)
+    def _rest(self, attempt: int, asked: str | None, scale: int = 1) -> None:
+        seconds = min(self.pause * scale * 2 ** (attempt - 1) * (1 + random.random() / 4), LONGEST_PAUSE)
         if asked is not None and re.fullmatch(r"\d+(\.\d+)?", asked):
-            seconds = max(seconds, float(asked))
-        time.sleep(min(seconds, LONGEST_PAUSE))
+            seconds = max(seconds, min(float(asked), LONGEST_ASKED))
+        time.sleep(seconds)
 
 
 def _reply(answer: dict[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,17 @@ class Params(Section):
                     f"iterations.{s}.temperatures: {len(it.temperatures)} temperatures cannot share "
                     f"sample.responses={self.sample.responses} equally"
                 )
+            if self.lists.negatives == "related" and self.prompts.draw == "fresh" and self.memory_window(s) != [s]:
+                raise ValueError(
+                    "lists.negatives: related compares the prompts of one iteration; set lists.memory=current or "
+                    f"prompts.draw=same, found memory {self.lists.memory!r}"
+                )
+        if self.lists.positive == "gold" and not self.sample.gold:
+            raise ValueError(
+                "lists.positive: gold needs the prompts' solutions among the responses; set sample.gold=true"
+            )
+        if self.sample.gold and self.prompts.source == "dataset" and self.prompts.solution_field is None:
+            raise ValueError("sample.gold: the prompts have no solutions; set prompts.solution_field")
         names = self.policies()
         for i, p in enumerate(self.evaluate.policies):
             if p in self.evaluate.policies[:i]:
@@ -123,6 +134,14 @@ class Params(Section):
         """Names of every policy in the order they are made: 0, those of `sft`, those of the iterations."""
         return ["0", *self.sft, *sorted(self.iterations, key=int)]
 
+    def reference_policy(self, s: str) -> str:
+        """The policy that log π_ref of iteration `s` comes from."""
+        previous = self.iterations[s].previous
+        if self.reference.model == "initial":
+            while previous in self.iterations:
+                previous = self.iterations[previous].previous
+        return previous
+
     def memory_window(self, s: str) -> list[str]:
         """Iterations whose candidates may enter the lists of iteration `s`, oldest first.
 
@@ -132,6 +151,8 @@ class Params(Section):
         chain = [s]
         while (prev := self.iterations[chain[-1]].previous) in self.iterations:
             chain.append(prev)
+        if self.lists.memory == "first":
+            return chain[-1:]
         length = {"current": 1, "previous": 2, "all": len(chain)}[self.lists.memory]
         return chain[:length][::-1]
 
@@ -219,11 +240,11 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 
 def check_names(params: Params, name: str = "params.yaml") -> None:
-    """Refuse unknown engines, rewards, objectives, recipes, sources and benchmarks, and recipes that
-    ask for more responses than there are: all before a model is loaded."""
+    """Refuse unknown engines, rewards, objectives, recipes, sources and benchmarks, a launch file that is
+    missing, and recipes that ask for more responses than there are: all before a model is loaded."""
     from larpo.benchmarks import BENCHMARKS, build_benchmark
     from larpo.engines import ENGINES
-    from larpo.lists import RECIPES, responses_needed
+    from larpo.lists import RECIPES, check_sources, responses_needed
     from larpo.objectives import build
     from larpo.prompts import SOURCES
     from larpo.rewards import REWARDS, check_reward
@@ -261,6 +282,9 @@ def check_names(params: Params, name: str = "params.yaml") -> None:
             )
         # Its settings, and where its data are: found out before anything is generated.
         build_benchmark(params, b, name)
+    check_sources(params.lists, name)
+    if params.train.launch is not None and not Path(params.train.launch).is_file():
+        raise UserError(f"{name}: train.launch: {params.train.launch}: not found; expected an Accelerate configuration")
     needed, k = responses_needed(params.lists), params.sample.responses
     if needed > k:
         raise UserError(

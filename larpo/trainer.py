@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, TrainingArguments
 
 from larpo.base_trainer import WarmTrainer
@@ -33,9 +34,12 @@ class TrainingList:
     reference_logps: list[float]
     mismatched: tuple[list[int], float] | None = None
     """A response to another prompt: its token ids, and its log π_ref behind this list's prompt."""
+    weight: float = 1.0  # 0 for a copy that only fills up a batch, see `PaddedOrder`
 
 
 class ListDataset(Dataset):
+    """The lists; index -1 is a copy without weight."""
+
     def __init__(self, lists: list[TrainingList]):
         self.lists = lists
 
@@ -43,7 +47,28 @@ class ListDataset(Dataset):
         return len(self.lists)
 
     def __getitem__(self, index: int) -> TrainingList:
-        return self.lists[index]
+        return self.lists[index] if index >= 0 else replace(self.lists[0], weight=0.0)
+
+
+class PaddedOrder(Sampler[int]):
+    """The random order of a single process, then -1 until every one of several processes has equally many lists.
+
+    Left to itself, Accelerate fills the last batches with lists of the first one, which would count twice.
+    """
+
+    def __init__(self, lists: ListDataset, seed: int, multiple: int):
+        self.order = SeedableRandomSampler(lists, data_seed=seed)
+        self.padding = -len(lists) % multiple
+
+    def __len__(self) -> int:
+        return len(self.order) + self.padding
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.order
+        yield from [-1] * self.padding
+
+    def set_epoch(self, epoch: int) -> None:
+        self.order.set_epoch(epoch)
 
 
 @dataclass
@@ -54,6 +79,7 @@ class Collated:
     rewards: Tensor  # (B, m)
     reference_logps: Tensor  # (B, m)
     mask: Tensor  # (B, m) bool
+    weight: Tensor  # (B,) 1, or 0 for padding lists
     mismatched_reference: Tensor | None = None  # (B,)
 
 
@@ -74,7 +100,8 @@ def collate(lists: list[TrainingList]) -> dict[str, Collated]:
         rewards[row, :size] = torch.tensor(entry.rewards)
         reference[row, :size] = torch.tensor(entry.reference_logps)
         mask[row, :size] = True
-    return {"batch": Collated(packed, rewards, reference, mask, mismatched)}
+    weight = torch.tensor([entry.weight for entry in lists])
+    return {"batch": Collated(packed, rewards, reference, mask, weight, mismatched)}
 
 
 def list_batch(model: PreTrainedModel, batch: Collated) -> ListBatch:
@@ -121,9 +148,15 @@ class ListTrainer(WarmTrainer):
         self.model_accepts_loss_kwargs = True
         self._sums: dict[str, float] = {}
 
+    def _get_train_sampler(self, train_dataset: ListDataset | None = None) -> Sampler | None:
+        processes = self.accelerator.num_processes
+        if processes == 1:
+            return super()._get_train_sampler(train_dataset)
+        return PaddedOrder(self.train_dataset, self.args.data_seed, self.args.per_device_train_batch_size * processes)
+
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.tensor(sum(b["batch"].packed.shape[0] for b in batches), device=device)
+        count = torch.tensor(sum(int(b["batch"].weight.sum()) for b in batches), device=device)
         if self.accelerator.num_processes > 1:
             count = self.accelerator.gather(count).sum()
         return batches, count
@@ -133,35 +166,40 @@ class ListTrainer(WarmTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         batch = list_batch(model, inputs["batch"])
-        losses = self.objective(batch)
+        weight = inputs["batch"].weight.to(batch.policy_logps.device)
+        losses = self.objective(batch) * weight
         if not torch.isfinite(losses).all():
             raise UserError(
                 f"train: the loss is {losses.detach().sum().item()} at optimizer step {self.state.global_step + 1}; "
                 "lower train.learning_rate or train.max_grad_norm, or use train.autocast=none"
             )
-        self._record(batch, losses)
+        self._record(batch, losses, weight)
         # Data-parallel training averages gradients over processes; the sum over all lists is wanted.
         loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
     @torch.no_grad()
-    def _record(self, batch: ListBatch, losses: Tensor) -> None:
+    def _record(self, batch: ListBatch, losses: Tensor, weight: Tensor) -> None:
         """Sums for the log: share of strictly ordered pairs that the implicit reward ranks as the reward
         does, and the implicit reward's margin between a list's best and worst."""
         gain = (batch.policy_logps - batch.reference_logps).float()
         strict = batch.rewards[:, :, None] > batch.rewards[:, None, :]
-        strict &= batch.mask[:, :, None] & batch.mask[:, None, :]
+        strict &= batch.mask[:, :, None] & batch.mask[:, None, :] & (weight > 0)[:, None, None]
         right = (gain[:, :, None] > gain[:, None, :]) & strict
         last = batch.mask.sum(1) - 1
         margin = gain[:, 0] - gain.gather(1, last[:, None])[:, 0]
         for key, value in {
-            "losses": losses.sum(), "lists": len(losses), "right": right.sum(), "pairs": strict.sum(),
-            "margin": margin.sum(),
+            "losses": losses.sum(), "lists": weight.sum(), "right": right.sum(), "pairs": strict.sum(),
+            "margin": (margin * weight).sum(),
         }.items():  # fmt: skip
             self._sums[key] = self._sums.get(key, 0.0) + float(value)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self._sums.get("lists"):
+        if "loss" in logs and self._sums:
+            if self.accelerator.num_processes > 1:
+                mine = torch.tensor(list(self._sums.values()), dtype=torch.float64, device=self.args.device)
+                total = self.accelerator.reduce(mine, "sum").tolist()
+                self._sums = dict(zip(self._sums, total, strict=True))
             lists, pairs = self._sums["lists"], max(self._sums["pairs"], 1.0)
             logs["loss"] = self._sums["losses"] / lists
             logs["reward_accuracy"] = self._sums["right"] / pairs

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from larpo import tables
 from larpo.benchmarks import build_benchmark
+from larpo.errors import UserError
 from tasks.node import Node, command, load_params, write_json
 
 
@@ -24,7 +25,10 @@ def main(policy: str, benchmark: str) -> None:
     ) as node:  # fmt: skip
         items = tables.read("items", source)
         outputs = tables.read("outputs", outputs_path)
-        scored = bench.score(items, outputs)
+        try:
+            scored = bench.score(items, outputs)
+        except UserError as error:
+            raise UserError(str(error).replace("benchmarks.NAME", f"params.yaml: benchmarks.{benchmark}")) from None
         frame = outputs.join(scored).merge(
             items[["prompt_id", "messages", "answer"]], on="prompt_id", how="left", validate="many_to_one"
         )

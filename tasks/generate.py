@@ -9,6 +9,7 @@ from __future__ import annotations
 import pandas as pd
 
 from larpo import tables
+from larpo.benchmarks import build_benchmark
 from larpo.engines import Sampling
 from larpo.hashing import seed_of
 from larpo.judges import check_key
@@ -21,9 +22,9 @@ REVISE = "Check your answer for mistakes. Then give your revised answer to the s
 def main(policy: str, benchmark: str) -> None:
     """Write data/generate/POLICY-BENCHMARK.parquet."""
     params = load_params()
-    wanted, judge = params.benchmarks[benchmark].generate, params.benchmarks[benchmark].judge
-    if judge is not None:
-        check_key(params.judges[judge], judge)  # hours of generation must not end at a missing key
+    wanted, bench = params.benchmarks[benchmark].generate, build_benchmark(params, benchmark)
+    if getattr(bench, "judge", None) is not None:
+        check_key(bench.judge, bench.judge_name)  # hours of generation must not end at a missing key
     checkpoint, source = f"data/policy/{policy}", f"data/items/{benchmark}.parquet"
     out = f"data/generate/{policy}-{benchmark}.parquet"
     # The same seed for every policy: checkpoints meet the same items and the same random draws.

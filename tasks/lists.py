@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from larpo import tables
 from larpo.errors import UserError
 from larpo.hashing import seed_of
 from larpo.lists import build_lists
+from larpo.negatives import Related
+from larpo.retrieval import Encoder
+from larpo.sections import EncoderParams
 from tasks.node import Node, command, load_params
 
 
 def main(iteration: str) -> None:
     """Write data/lists/ITERATION.parquet."""
     params = load_params()
-    source = f"data/candidates/{iteration}.parquet"
+    source, prompts = f"data/candidates/{iteration}.parquet", f"data/prompts/{iteration}.parquet"
     out = f"data/lists/{iteration}.parquet"
-    seed = seed_of(params.seed, "lists", iteration)
+    window = params.memory_window(iteration)
+    # One fixed preference set is one draw of lists, the same in every iteration that passes over it.
+    seed = seed_of(params.seed, "lists", window[0] if params.lists.memory == "first" else iteration)
     with Node(
-        "lists", iteration, params, uses=["seed", "lists"], inputs=[source], outputs=[out],
+        "lists", iteration, params, uses=["seed", "lists"], inputs=[prompts, source], outputs=[out],
         manifest=f"data/lists/{iteration}.manifest.json", seed=seed,
     ) as node:  # fmt: skip
-        window = [int(s) for s in params.memory_window(iteration)]
         candidates = tables.read("candidates", source)
-        inside = candidates[candidates["iteration"].isin(window)]
-        built = build_lists(inside, params.lists, seed)
+        inside = candidates[candidates["iteration"].isin([int(s) for s in window])]
+        similar = None
+        if params.lists.negatives == "related":
+            similar = related(tables.read("prompts", prompts), params.lists.related_model)
+        built = build_lists(inside, params.lists, seed, similar)
         if built.lists.empty:
             raise UserError(
                 f"{source}: no prompt makes a list ({built.dropped_prompts or built.dropped_responses}); the reward "
@@ -31,14 +40,24 @@ def main(iteration: str) -> None:
         tables.write(built.lists, "lists", node.out(out))
         outside = len(candidates) - len(inside)
         dropped = {**built.dropped_responses, **({"outside_memory": outside} if outside else {})}
-        unused = len(inside) - sum(built.dropped_responses.values()) - len(built.lists)
+        # A response to another prompt may stand in several lists: in + reused = out + dropped.
+        used = built.lists["response_id"].nunique()
+        unused = len(inside) - sum(built.dropped_responses.values()) - used
         node.rows(read=len(candidates), written=len(built.lists), dropped={**dropped, "not_chosen": unused})
         node.note(
             lists=int(built.lists["prompt_id"].nunique()),
             prompts=int(inside["prompt_id"].nunique()),
             prompts_without_list=built.dropped_prompts,
-            window=window,
+            reused=len(built.lists) - used,
+            window=[int(s) for s in window],
         )
+
+
+def related(prompts: pd.DataFrame, model: str) -> Related:
+    """Similarity of the prompts by the meaning of their last messages."""
+    texts = [messages[-1]["content"] for messages in prompts["messages"]]
+    vectors = Encoder(EncoderParams(model=model), "lists.related_model").queries(texts)
+    return Related(prompts["prompt_id"].tolist(), texts, vectors)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,8 @@ class Node:
         self.outputs = [Path(p) for p in outputs]
         self.manifest_path = Path(manifest)
         self.settings = {dotted: _lookup(params.model_dump(mode="json"), dotted) for dotted in uses}
+        # Of several processes (tasks/launch.py) the first one clears, writes and publishes.
+        self.leads = os.environ.get("RANK", "0") == "0"
         self._rows: dict[str, Any] = {}
         self._notes: dict[str, Any] = {}
 
@@ -107,7 +109,7 @@ class Node:
         self.identity = digest(self.stage, self.input_hashes, self.settings)
         home = SCRATCH / self.stage
         self.scratch = home / self.identity
-        if home.exists():
+        if home.exists() and self.leads:
             # Scratch of other inputs can never be used again; keeping it would only fill the disk.
             for old in home.iterdir():
                 if old != self.scratch:
@@ -123,7 +125,7 @@ class Node:
             raise ValueError(f"{path} is not an output of {self.stage}")
         place = self.scratch / "publish" / path
         place.parent.mkdir(parents=True, exist_ok=True)
-        if place.is_dir():
+        if place.is_dir() and self.leads:
             shutil.rmtree(place)
         return place
 
@@ -136,7 +138,7 @@ class Node:
         self._notes.update(facts)
 
     def __exit__(self, kind, error, trace) -> None:
-        if kind is not None:
+        if kind is not None or not self.leads:
             return
         missing = [p for p in self.outputs if not (self.scratch / "publish" / p).exists()]
         if missing:

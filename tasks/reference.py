@@ -1,4 +1,4 @@
-"""Node `reference@s`: log π_ref of every response in the lists, computed once.
+"""Node `reference@s`: log π_ref of every response in the lists behind its list's prompt, computed once.
 
 No reference model sits in memory while training, and another objective or learning rate reuses this. With
 `reference.mismatched` each list's prompt is also scored with the best response of the next list.
@@ -22,7 +22,7 @@ from tasks.training_data import mismatched_responses, read_lists, response_lists
 def main(iteration: str) -> None:
     """Write data/reference/ITERATION.parquet."""
     params = load_params()
-    which = params.iterations[iteration].previous if params.reference.model == "previous" else "0"
+    which = params.reference_policy(iteration)
     policy = f"data/policy/{which}"
     lists_path, candidates_path = f"data/lists/{iteration}.parquet", f"data/candidates/{iteration}.parquet"
     out = f"data/reference/{iteration}.parquet"
@@ -59,8 +59,8 @@ def main(iteration: str) -> None:
             part = pd.DataFrame(rows, columns=["reference_logp", "n_tokens", "mismatched_logp"])
             write_part(part, paths[start])
         values = pd.concat([pd.read_parquet(paths[s]) for s in starts], ignore_index=True)
-        result = values.assign(response_id=frame["response_id"])
-        tables.write(result, "reference", node.out(out))
+        result = values.assign(prompt_id=frame["prompt_id"], response_id=frame["response_id"])
+        tables.write(result[tables.SCHEMAS["reference"].names], "reference", node.out(out))
         node.note(reference_policy=which, dtype=params.policy.dtype)
         node.rows(read=len(frame), written=len(result))
 

@@ -27,9 +27,11 @@ from larpo.report.data import (
     retrieval_curve,
     spread,
 )
+from larpo.report.hardness import measure
 from tasks.node import Node, command, load_params, write_json
 
 PAGE, SCORES = "report/index.html", "report/scores.json"
+HARDNESS = "report/hardness.json"
 SCORES_CSV, RECALL_CSV, TRAINING_CSV = "report/scores.csv", "report/recall.csv", "report/training.csv"
 MANIFEST = "report/report.manifest.json"
 TABLE_NODES = ("prompts", "sample", "score", "candidates", "lists", "reference")
@@ -37,7 +39,7 @@ TABLE_NODES = ("prompts", "sample", "score", "candidates", "lists", "reference")
 
 def inputs(params: Params) -> list[str]:
     """Files and folders that the report reads."""
-    kinds = ("prompts", "score", "candidates", "lists")
+    kinds = ("prompts", "score", "candidates", "lists", "reference")
     return [
         *[f"data/{kind}/{s}.parquet" for s in params.iterations for kind in kinds],
         *[f"data/train/{s}" for s in params.iterations],
@@ -109,8 +111,14 @@ def examples(
     """`count` lists with their texts, chosen by a hash of the prompt."""
     order = sorted(lists["prompt_id"].unique(), key=lambda p: digest("example", seed, p))[:count]
     chosen = lists[lists["prompt_id"].isin(order)]
-    facts = candidates[["response_id", "text", "temperature", "iteration", "correct", "finish_reason"]]
+    facts = candidates[
+        ["response_id", "text", "temperature", "iteration", "correct", "finish_reason", "origin", "prompt_id"]
+    ].rename(columns={"prompt_id": "answers"})
     joined = chosen.merge(facts, on="response_id", how="left", validate="many_to_one")
+    other = joined["answers"] != joined["prompt_id"]
+    # Whether it was right is known for the prompt that it answers only.
+    joined["correct"] = joined["correct"].astype(object).mask(other, None)
+    joined["origin"] = joined["origin"].mask(other, "another prompt")
     missing = joined["text"].isna().to_numpy()
     if missing.any():
         raise UserError(
@@ -129,7 +137,8 @@ def examples(
                 responses=[
                     ExampleResponse(
                         rank=int(r.rank), text=r.text, reward=float(r.reward), role=r.role,
-                        temperature=float(r.temperature), iteration=int(r.iteration),
+                        temperature=None if pd.isna(r.temperature) else float(r.temperature),
+                        iteration=int(r.iteration), source=r.origin,
                         correct=None if pd.isna(r.correct) else bool(r.correct),
                         truncated=r.finish_reason == "length",
                     )
@@ -147,7 +156,11 @@ def iteration(params: Params, s: str, prompts: dict[str, pd.DataFrame], data_has
     scores = tables.read("rewards", f"data/score/{s}.parquet")
     # The memory: a list may hold a prompt of an earlier iteration.
     known = pd.concat([prompts[p] for p in params.iterations if int(p) <= int(s)], ignore_index=True)
+    reference = tables.read("reference", f"data/reference/{s}.parquet")
     own = candidates[candidates["iteration"] == int(s)]
+    gold, own = own[own["origin"] == "gold"], own[own["origin"] != "gold"]
+    # What the policy wrote, and nothing else.
+    scores = scores[~scores["response_id"].isin(gold["response_id"])]
     notes = (manifest(f"data/train/{s}.manifest.json") or {}).get("notes") or {}
     return Iteration(
         name=s,
@@ -164,6 +177,8 @@ def iteration(params: Params, s: str, prompts: dict[str, pd.DataFrame], data_has
         step0_expected=notes.get("step0_expected"),
         training=training_curves(f"data/train/{s}"),
         examples=examples(lists, candidates, known, params.report.examples, params.seed),
+        hardness=measure(lists, candidates, reference, params.lists.negatives),
+        gold=(len(gold), int((gold["correct"].astype(float) == 0).sum())),
     )
 
 
@@ -229,6 +244,15 @@ def write_csv(rows: list[dict[str, Any]], header: list[str], path: Path) -> None
         writer.writerows(rows)
 
 
+def hardness_entry(it: Iteration) -> dict[str, Any]:
+    """Source of negatives → temperature (`all`: over all of them) → measures; and the gold solutions."""
+    entry: dict[str, Any] = {"gold": it.gold[0], "gold_wrong": it.gold[1], "negatives": {}}
+    for h in it.hardness:
+        key = "all" if h.temperature is None else f"{h.temperature:g}"
+        entry["negatives"].setdefault(h.source, {})[key] = h.flat()
+    return entry
+
+
 def training_rows(iterations: list[Iteration]) -> list[dict[str, Any]]:
     """One row per optimizer step of the whole run; `step` counts on from one iteration to the next."""
     rows, before = [], 0
@@ -247,7 +271,7 @@ def main() -> None:
     params = load_params()
     with Node(
         "report", "", params, uses=list(Params.model_fields), inputs=inputs(params),
-        outputs=[PAGE, SCORES, SCORES_CSV, RECALL_CSV, TRAINING_CSV], manifest=MANIFEST,
+        outputs=[PAGE, SCORES, HARDNESS, SCORES_CSV, RECALL_CSV, TRAINING_CSV], manifest=MANIFEST,
     ) as node:  # fmt: skip
         prompts = {s: tables.read("prompts", f"data/prompts/{s}.parquet") for s in params.iterations}
         benchmarks = read_scores(params, prompts)
@@ -273,6 +297,7 @@ def main() -> None:
         for name, p, values in flat:
             scores[name][p.policy] = values
         write_json(node.out(SCORES), scores)
+        write_json(node.out(HARDNESS), {it.name: hardness_entry(it) for it in data.iterations})
         # `dvc plots` cannot choose rows: its files hold the first benchmark of params.yaml, scores.json has all.
         flat = [row for row in flat if row[0] == benchmarks[0].name]
         header = ["policy", "benchmark", *flat[0][2]]

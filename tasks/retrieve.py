@@ -25,15 +25,14 @@ def main(name: str) -> None:
     ) as node:  # fmt: skip
         queries = read_queries(wanted.queries)
         parts = sorted(Path(vectors).glob("passages-*.npy"))
-        ids = [json.loads(p.with_name(p.stem.replace("passages", "ids") + ".json").read_text()) for p in parts]
+        sizes = [len(np.load(p, mmap_mode="r")) for p in parts]
         top = max(wanted.ns)
-        similar, places = search(np.load(f"{vectors}/queries.npy"), parts, ids, top, wanted)
-        flat = np.concatenate([np.asarray(part, dtype=object) for part in ids])
+        similar, places = search(np.load(f"{vectors}/queries.npy"), parts, sizes, top, wanted)
         found = pd.DataFrame(
             {
                 "query_id": np.repeat(queries["query_id"].to_numpy(), top),
                 "rank": np.tile(np.arange(top), len(queries)),
-                "passage_id": flat[places.ravel()],
+                "passage_id": ids_at(places.ravel(), parts, sizes),
                 "similarity": similar.ravel().astype(float),
             }
         )
@@ -41,9 +40,22 @@ def main(name: str) -> None:
         texts = {p.id: p.text for p in read_passages(wanted.corpus) if p.id in needed}
         found = judge_hits(found, queries, texts)
         tables.write(found, "retrievals", node.out(f"{stem}.parquet"))
-        metrics = {"retriever": wanted.model, "passages": len(flat), **recall_at(found, wanted.ns)}
+        metrics = {"retriever": wanted.model, "passages": sum(sizes), **recall_at(found, wanted.ns)}
         write_json(node.out(f"{stem}.json"), metrics)
         node.rows(read=len(queries), written=len(found))
+
+
+def ids_at(places: np.ndarray, parts: list[Path], sizes: list[int]) -> np.ndarray:
+    """Ids of the passages at (n,) positions in the corpus; one shard's ids in memory at a time."""
+    found = np.empty(len(places), dtype=object)
+    start = 0
+    for part, size in zip(parts, sizes, strict=True):
+        here = np.flatnonzero((places >= start) & (places < start + size))
+        if len(here):
+            ids = json.loads(part.with_name(part.stem.replace("passages", "ids") + ".json").read_text("utf-8"))
+            found[here] = [ids[i] for i in places[here] - start]
+        start += size
+    return found
 
 
 if __name__ == "__main__":

@@ -1,14 +1,20 @@
 """Node `sample@s`: k responses per prompt from the behaviour policy at the iteration's temperatures.
 
-Algorithm 1, line 2: y_1..y_k ~ π_β(·|x), with π_β the policy this iteration starts from.
+Algorithm 1, line 2: y_1..y_k ~ π_β(·|x), with π_β the policy this iteration starts from. With `sample.gold` each
+prompt's own solution follows them, in the same policy's tokens.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
+from transformers import PreTrainedTokenizerBase
 
 from larpo import tables
+from larpo.checkpoints import end_tokens
 from larpo.engines import Sampling
+from larpo.errors import UserError
+from larpo.gold import gold_token_ids, turn_end
 from larpo.hashing import digest, seed_of
 from tasks.generator import Generator
 from tasks.node import Node, command, load_params
@@ -35,19 +41,64 @@ def main(iteration: str) -> None:
             sampling = Sampling(n, temperature, params.sample.max_new_tokens, params.sample.top_p)
             part = generator.run(prompts, sampling, f"{order}-t{temperature:g}")
             parts.append(part.assign(temperature=temperature, index=part["index"] + order * n))
-        frame = pd.concat(parts, ignore_index=True).assign(iteration=int(iteration))
+        sampled = pd.concat(parts, ignore_index=True).assign(origin="policy")
+        dropped: dict[str, int] = {}
+        if params.sample.gold:
+            end = turn_end(generator.tokenizer, end_tokens(policy, generator.tokenizer))
+            gold, dropped = gold_rows(prompts, sampled, generator.tokenizer, end)
+            if gold.empty:
+                raise UserError(
+                    f"{prompts_path}: sample.gold: no usable solution ({dropped}); set prompts.solution_field"
+                )
+            gold["index"] = params.sample.responses
+            frame = pd.concat([sampled, gold], ignore_index=True)
+        else:
+            frame = sampled
+        frame = frame.assign(iteration=int(iteration))
         frame["response_id"] = [
             digest("response", prompt, iteration, temperature, index, list(map(int, ids)))
             for prompt, temperature, index, ids in zip(
-                frame["prompt_id"], frame["temperature"], frame["index"], frame["token_ids"], strict=True
+                frame["prompt_id"],
+                frame["temperature"].astype(object).fillna("gold"),
+                frame["index"],
+                frame["token_ids"],
+                strict=True,
             )
         ]
         order = {p: i for i, p in enumerate(prompts["prompt_id"])}
         frame = frame.assign(o=frame["prompt_id"].map(order)).sort_values(["o", "index"], kind="stable")
         tables.write(frame[tables.SCHEMAS["responses"].names], "responses", node.out(out))
-        tokens = int(frame["token_ids"].map(len).sum())
-        node.note(tokens=tokens, truncated=int((frame["finish_reason"] == "length").sum()))
+        tokens = int(sampled["token_ids"].map(len).sum())
+        node.note(tokens=tokens, truncated=int((sampled["finish_reason"] == "length").sum()))
+        if params.sample.gold:
+            node.note(gold=len(frame) - len(sampled), prompts_without_gold=dropped)
         node.rows(read=len(prompts), written=len(frame))
+
+
+def gold_rows(
+    prompts: pd.DataFrame, sampled: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, end: int
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """One row per prompt that has a solution, behind the prompt's tokens as sampled, and why others have none."""
+    has = prompts["solution"].fillna("").str.strip() != ""
+    rows = prompts.loc[has, ["prompt_id", "solution"]].reset_index(drop=True)
+    ids = gold_token_ids(tokenizer, rows["solution"].tolist(), end) if len(rows) else []
+    known = np.array([i is not None for i in ids], dtype=bool)
+    rows, ids = rows[known], [i for i in ids if i is not None]
+    first = sampled.drop_duplicates("prompt_id").set_index("prompt_id")["prompt_token_ids"]
+    rows = pd.DataFrame(
+        {
+            "prompt_id": rows["prompt_id"].tolist(),
+            "temperature": np.nan,
+            "seed": np.nan,
+            "text": [tokenizer.decode(i, skip_special_tokens=True) for i in ids],
+            "prompt_token_ids": [first[p] for p in rows["prompt_id"]],
+            "token_ids": ids,
+            "finish_reason": "stop",
+            "origin": "gold",
+        }
+    )
+    dropped = {"without_solution": int((~has).sum()), "unknown_tokens": int((~known).sum())}
+    return rows, {reason: count for reason, count in dropped.items() if count}
 
 
 if __name__ == "__main__":

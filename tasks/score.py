@@ -31,8 +31,11 @@ def main(iteration: str) -> None:
         found, facts = score_in_parts(node, params.score, responses, prompts, PART, (sample_path, prompts_path))
         frame = found.assign(response_id=responses["response_id"], reward_name=params.score.reward)
         tables.write(frame[tables.SCHEMAS["rewards"].names], "rewards", node.out(out))
+        gold = (responses["origin"] == "gold").to_numpy()
         cut = int((responses["finish_reason"] == "length").sum())
-        node.note(reward=facts, mean_reward=float(frame["reward"].mean()), truncated=cut)
+        node.note(reward=facts, mean_reward=float(frame["reward"][~gold].mean()), truncated=cut)
+        if gold.any():
+            node.note(gold=int(gold.sum()), gold_wrong=int((frame["correct"][gold].astype(float) == 0).sum()))
         node.rows(read=len(responses), written=len(frame))
 
 

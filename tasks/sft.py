@@ -11,8 +11,9 @@ from transformers import set_seed
 
 from larpo import tables
 from larpo.base_trainer import StopOnLimits
-from larpo.checkpoints import end_tokens, load_model, load_tokenizer, render_prompts, render_responses
+from larpo.checkpoints import end_tokens, load_model, load_tokenizer, render_prompts
 from larpo.errors import UserError
+from larpo.gold import gold_token_ids, turn_end
 from larpo.hashing import seed_of
 from larpo.prompts import draw
 from larpo.sft import Example, SFTTrainer
@@ -40,13 +41,16 @@ def main(name: str) -> None:
                 "reference response; expected a column that holds one for each"
             )
         tokenizer = load_tokenizer(policy)
-        asked = frame["messages"].tolist()
-        responses = render_responses(tokenizer, end_tokens(policy, tokenizer), asked, frame["solution"].tolist())
-        prompts = render_prompts(tokenizer, asked)
-        examples = [Example(p, r) for p, r in zip(prompts, responses, strict=True)]
+        end = turn_end(tokenizer, end_tokens(policy, tokenizer))
+        responses = gold_token_ids(tokenizer, frame["solution"].tolist(), end)
+        prompts = render_prompts(tokenizer, frame["messages"].tolist())
+        examples = [Example(p, r) for p, r in zip(prompts, responses, strict=True) if r is not None]
         kept = [e for e in examples if len(e) <= this.max_length]
         if not kept:
-            raise UserError(f"params.yaml: sft.{name}.max_length: no example has at most {this.max_length} tokens")
+            raise UserError(
+                f"params.yaml: sft.{name}.max_length: none of {len(frame)} examples has at most "
+                f"{this.max_length} tokens that the tokenizer knows; raise it, or take other data"
+            )
         set_seed(seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -57,7 +61,8 @@ def main(name: str) -> None:
         run(node, trainer, out, curves)
         tables.write(pd.DataFrame(columns=tables.SCHEMAS["candidates"].names), "candidates", node.out(memory))
         node.note(steps=trainer.state.global_step, response_tokens=sum(len(e.response_ids) for e in kept))
-        node.rows(read=len(examples), written=len(kept), dropped={"too_long": len(examples) - len(kept)})
+        dropped = {"unknown_tokens": len(frame) - len(examples), "too_long": len(examples) - len(kept)}
+        node.rows(read=len(frame), written=len(kept), dropped=dropped)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from larpo.trainer import (
     check_step0,
     first_batch_loss,
 )
+from tasks.launch import launched
 from tasks.node import Node, command, load_params
 from tasks.training import check_commit, run, training_arguments
 from tasks.training_data import mismatched_responses, read_lists, response_lists
@@ -31,7 +32,7 @@ def read_training_lists(lists_path: str, candidates_path: str, reference_path: s
     """Lists with rewards and reference log-probabilities; refuses missing and mismatched reference rows."""
     frame = read_lists(lists_path, candidates_path)
     reference = tables.read("reference", reference_path)
-    joined = frame.merge(reference, on="response_id", how="left", validate="many_to_one")
+    joined = frame.merge(reference, on=["prompt_id", "response_id"], how="left", validate="many_to_one")
     missing = joined["reference_logp"].isna().to_numpy()
     if missing.any():
         raise UserError(
@@ -64,6 +65,8 @@ def read_training_lists(lists_path: str, candidates_path: str, reference_path: s
 def main(iteration: str) -> None:
     """Write data/policy/ITERATION and the training curves in data/train/ITERATION."""
     params = load_params()
+    if launched(params.train.launch, "tasks.train", iteration):
+        return
     check_commit()
     previous = params.iterations[iteration].previous
     policy = f"data/policy/{previous}"
@@ -85,16 +88,18 @@ def main(iteration: str) -> None:
         # The paper trains without dropout's noise in the log-ratios; step 0 is exact only so.
         model.eval()
         step0 = node.scratch / "step0.json"
-        if not step0.exists():
+        if node.leads and not step0.exists():
             first = lists[: params.train.lists_per_device_batch]
             loss, expected = first_batch_loss(model.to(args.device), first, objective)
-            if params.reference.model == "previous" or previous == "0":
+            if params.reference_policy(iteration) == previous:
                 check_step0(loss, expected, params.policy.dtype)
             step0.write_text(json.dumps({"step0_loss": loss, "step0_expected": expected}))
         trainer = ListTrainer(
             model, args, lists, objective, processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)]
         )
         run(node, trainer, out, curves)
+        if not node.leads:
+            return
         node.note(**json.loads(step0.read_text()), steps=trainer.state.global_step, lists=len(lists))
         node.rows(read=len(lists), written=len(lists))
 

@@ -29,6 +29,8 @@ class LiveMetrics(TrainerCallback):
         self.folder, self.name = folder, name
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
         self.live = Live(str(self.folder), save_dvc_exp=False, dvcyaml=None, monitor_system=False)
         for logs in state.log_history:
@@ -36,6 +38,8 @@ class LiveMetrics(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}
+        if not state.is_world_process_zero:
+            return
         self._write(logs, state.global_step)
         if "loss" in logs:
             ordered = f", pairs in order {logs['reward_accuracy']:.2f}" if "reward_accuracy" in logs else ""
@@ -53,7 +57,8 @@ class LiveMetrics(TrainerCallback):
             self.live.make_summary()
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.live.make_summary()
+        if state.is_world_process_zero:
+            self.live.make_summary()
 
 
 def training_arguments(
@@ -99,6 +104,9 @@ def training_arguments(
         "remove_unused_columns": False,
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        # Without it several processes on a machine that has no GPU would not know of each other.
+        "use_cpu": processes > 1 and not torch.accelerator.is_available(),
+        "ddp_find_unused_parameters": False,
         "report_to": [],
         "seed": seed,
         "data_seed": seed,
@@ -120,7 +128,7 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
             json.loads((path / "trainer_state.json").read_text())
             complete = path
         except (OSError, json.JSONDecodeError):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # another process may be removing it too
     return complete
 
 
@@ -136,11 +144,13 @@ def run(node: Node, trainer: Trainer, weights: str, curves: str) -> None:
     trainer.add_callback(LiveMetrics(node.scratch / "live", node.stage))
     trainer.remove_callback(PrinterCallback)  # LiveMetrics says the same on one line
     last = last_complete_checkpoint(Path(trainer.args.output_dir))
-    if last:
+    if last and node.leads:
         say(f"{node.stage}: resuming from {last.name}")
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     folder = node.out(weights)
-    trainer.save_model(str(folder))
+    trainer.save_model(str(folder))  # gathers the shards of all processes
+    if not node.leads:
+        return
     # A pickle of the settings, which the manifest already holds as text.
     (folder / "training_args.bin").unlink(missing_ok=True)
     shutil.copytree(node.scratch / "live", node.out(curves))

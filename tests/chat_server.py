@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Fault = dict[str, Any]
-"""{"status": 429, "retry_after": 0.1} | {"sleep": s} | {"drop": True} | {"garbage": True}"""
+"""{"status": 429, "retry_after": 0.1, "message": …, "code": …} | {"sleep": s} | {"drop": True} | {"body": "<html>"}"""
 
 
 class ChatServer:
@@ -60,11 +60,11 @@ class ChatServer:
                     self.close_connection = True
                     self.connection.close()
                     return
-                if fault.get("garbage"):
-                    self.send(200, b"<html>not JSON")
+                if "body" in fault:
+                    self.send(200, fault["body"].encode())
                     return
                 if "status" in fault:
-                    error = {"error": {"message": fault.get("message", "no"), "type": "t"}}
+                    error = {"error": {"message": fault.get("message", "no"), "type": "t", "code": fault.get("code")}}
                     after = {"retry-after": str(fault["retry_after"])} if "retry_after" in fault else {}
                     self.send(fault["status"], json.dumps(error).encode(), after)
                     return

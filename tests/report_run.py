@@ -127,6 +127,7 @@ def build(settings: dict, seed: int = 0, steps: int = 6, manifests: bool = True)
                 "prompt_token_ids": [1, 2],
                 "token_ids": list(range(3 + i % 5)),
                 "finish_reason": "length" if i % 11 == 10 else "stop",
+                "origin": "policy",
                 "reward": float(right[i]),
                 "correct": bool(right[i]),
                 "reward_name": "final_number",
@@ -144,8 +145,7 @@ def build(settings: dict, seed: int = 0, steps: int = 6, manifests: bool = True)
         ends = ends.assign(rank=ends.groupby("prompt_id").cumcount())
         ends["role"] = np.where(ends["rank"] == 0, "positive", "negative")
         tables.write(ends[tables.SCHEMAS["lists"].names], "lists", f"data/lists/{s}.parquet")
-        ids = ends["response_id"].tolist()
-        reference = pd.DataFrame({"response_id": ids, "reference_logp": -9.5, "n_tokens": 4, "mismatched_logp": None})
+        reference = ends[["prompt_id", "response_id"]].assign(reference_logp=-9.5, n_tokens=4, mismatched_logp=None)
         tables.write(reference, "reference", f"data/reference/{s}.parquet")
         Path(f"data/policy/{s}").mkdir(parents=True)
         Path(f"data/policy/{s}/config.json").write_text(json.dumps({"policy": s}))
@@ -173,7 +173,13 @@ def build(settings: dict, seed: int = 0, steps: int = 6, manifests: bool = True)
                 [t["candidates"]],
                 (24, len(memory)),
             )
-            manifest(f"lists@{s}", f"data/lists/{s}.manifest.json", [t["candidates"]], [t["lists"]], (24, len(ends)))
+            manifest(
+                f"lists@{s}",
+                f"data/lists/{s}.manifest.json",
+                [t["prompts"], t["candidates"]],
+                [t["lists"]],
+                (24, len(ends)),
+            )
             manifest(
                 f"reference@{s}",
                 f"data/reference/{s}.manifest.json",

@@ -81,7 +81,7 @@ def modules(path: Path) -> set[str]:
 
 
 # What decides only whether a node refuses its input: how a folder of weights is opened, whether a reward needs answers,
-# whether a judge has its key.
+# whether a judge has its key; and what only starts the same command in several processes.
 NOT_TRACKED = {
     ("reference", "larpo.checkpoints"),
     ("train", "larpo.checkpoints"),
@@ -90,6 +90,8 @@ NOT_TRACKED = {
     ("score", "larpo.reward_checkpoints"),
     ("best_of_n", "larpo.checkpoints"),
     ("best_of_n", "larpo.reward_checkpoints"),
+    ("train", "tasks.launch"),
     ("prompts", "larpo.rewards"),
     ("generate", "larpo.judges"),
+    ("generate", "larpo.benchmarks"),
 }

@@ -8,11 +8,17 @@ A module whose outputs can also come from elsewhere has a function `score_file` 
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import inspect
 import json
+import socket
+import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from urllib.parse import urlparse
+from urllib.request import getproxies
 
 import pandas as pd
 from pydantic import ValidationError
@@ -24,6 +30,9 @@ S = TypeVar("S", bound=Section)
 
 
 class Benchmark(Protocol):
+    """One whose `score` asks a model also has `judge` (its `JudgeParams`, None where the options need none) and
+    `judge_name`: the key is checked before anything is generated."""
+
     def items(self) -> pd.DataFrame:
         """The items: a `prompts` table with a column `meta`, JSON text or null for what `score` needs beside
         the answer."""
@@ -95,14 +104,17 @@ def score_file(benchmark: str, path: str | Path, **options: Any) -> dict[str, An
 
 
 def read_rows(path: str | Path, what: str) -> list[dict[str, Any]]:
-    """Rows of a .json list or of a .jsonl file, each an object; names the line that is not."""
+    """Rows of a .json list or of a .jsonl file, gzipped or not, each an object; names the line that is not."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: not found; expected {what}")
     try:
-        text = path.read_text("utf-8")
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = content.decode("utf-8-sig")  # a mark at the start, as some editors write it, is no part of the text
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not readable ({error})") from None
     if text.lstrip().startswith("["):
         try:
             rows = json.loads(text)
@@ -127,17 +139,17 @@ def read_rows(path: str | Path, what: str) -> list[dict[str, Any]]:
 
 
 def load_rows(data: str, split: str, what: str, config: str | None = None) -> list[dict[str, Any]]:
-    """Rows of `benchmarks.NAME.data`: a local .json(l)(.gz) file, else a hub dataset's split."""
+    """Rows of `benchmarks.NAME.data`: a local .json(l)(.gz) or .parquet file, else a hub dataset's split."""
     path = Path(data)
-    if path.suffix in {".json", ".jsonl"}:
+    if path.suffix in {".json", ".jsonl", ".gz"}:
         return read_rows(path, what)
     import datasets
 
     where: dict[str, Any]
-    if path.suffix in {".gz", ".parquet"}:
+    if path.suffix == ".parquet":
         if not path.is_file():
             raise UserError(f"benchmarks.NAME.data: file {data} not found; expected {what}")
-        where = {"path": "parquet" if path.suffix == ".parquet" else "json", "data_files": data, "split": "train"}
+        where = {"path": "parquet", "data_files": data, "split": "train"}
     else:
         where = {"path": data, "split": split} | ({"name": config} if config else {})
     try:
@@ -147,11 +159,51 @@ def load_rows(data: str, split: str, what: str, config: str | None = None) -> li
         raise UserError(f"benchmarks.NAME.data: cannot load {data!r} ({reason[:200]}); expected {what}") from None
 
 
-def check_source(data: str | None, default: str) -> str:
-    """The data source, refused when it is a local path that does not exist; `default` is the hub's name."""
+def hub_file(repository: str, name: str, key: str) -> str:
+    """Path of one file of a hub dataset, from its cache where it is there; `key` is the parameter that could name a
+    local copy instead."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        with suppress(LocalEntryNotFoundError):
+            return hf_hub_download(repository, name, repo_type="dataset", local_files_only=True)
+        if not getproxies():
+            # Without a network this fails at once, where the hub's client would try for half a minute.
+            socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
+        return hf_hub_download(repository, name, repo_type="dataset")
+    except Exception as error:  # noqa: BLE001 - the hub's errors have no common base
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{key}: cannot fetch {name} of the hub dataset {repository} ({reason[:120]}); name a local copy"
+        ) from None
+
+
+def check_ns(ns: list[int] | None, entry: BenchmarkParams) -> list[int] | None:
+    """The N of Pass@N, refused where an item has fewer samples."""
+    if ns and max(ns) > entry.generate.samples:
+        raise UserError(
+            f"benchmarks.NAME.options.ns: {max(ns)} asked for, generate.samples is {entry.generate.samples}; "
+            "expected at most that"
+        )
+    return ns
+
+
+def response_text(row: dict[str, Any], where: str) -> str:
+    """A row's `response`; null, which is what a failed request leaves, is an empty one."""
+    found = row.get("response", 0)
+    if not (found is None or isinstance(found, str)):
+        what = "nothing" if "response" not in row else repr(found)
+        raise UserError(f"{where}: expected text under 'response', found {what}")
+    return found or ""
+
+
+def check_source(data: str | None, default: str, key: str = "data") -> str:
+    """The data source that `benchmarks.NAME.KEY` names, refused when it is a local path that does not exist; `default`
+    is the hub's name."""
     if data is None:
         return default
     local = data.startswith((".", "/")) or Path(data).suffix in {".json", ".jsonl", ".gz", ".parquet"}
     if (local or data.count("/") != 1) and not Path(data).exists():
-        raise UserError(f"benchmarks.NAME.data: {data!r} not found; expected a file, a folder or a hub dataset")
+        raise UserError(f"benchmarks.NAME.{key}: {data!r} not found; expected a file, a folder or a hub dataset")
     return data

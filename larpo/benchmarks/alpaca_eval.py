@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from larpo.benchmarks import check_source, load_rows, parse_options, read_rows
-from larpo.benchmarks.alpaca_eval_scores import check_annotations, read_annotations, win_rates
+from larpo.benchmarks import check_source, hub_file, load_rows, parse_options, read_rows
+from larpo.benchmarks.alpaca_eval_scores import HUB, check_annotations, find_positions, read_annotations, win_rates
 from larpo.benchmarks.gsm8k import choose
 from larpo.benchmarks.verifiable import shares
 from larpo.errors import UserError
@@ -22,12 +22,11 @@ from larpo.judges import JudgeClient, store_folder
 from larpo.params import BenchmarkParams, Params, Section, nearest
 from larpo.statistics import Z95
 
-HUB = "tatsu-lab/alpaca_eval"
-
 
 class Options(Section):
-    reference: str
-    """Baseline outputs with instruction and output, such as AlpacaEval's gpt4_1106_preview/model_outputs.json."""
+    reference: str | None = None
+    """Baseline outputs with instruction and output, such as AlpacaEval's gpt4_1106_preview/model_outputs.json; null:
+    those from the hub."""
     annotator: str = "weighted_alpaca_eval_gpt4_turbo"
     """A configuration that the package ships: prompt, order of outputs, parser. The model is the judge's."""
     df_gamed: str | None = None
@@ -38,24 +37,25 @@ class Options(Section):
 
 class AlpacaEval:
     def __init__(self, params: Params, entry: BenchmarkParams):
-        if "reference" not in entry.options:
-            raise UserError(
-                "benchmarks.NAME.options.reference: missing; expected the baseline's outputs, such as AlpacaEval's "
-                "results/gpt4_1106_preview/model_outputs.json"
-            )
         self.entry, self.options = entry, parse_options(Options, entry.options)
         self.source = check_source(entry.data, HUB)
         if entry.judge is None:
             raise UserError("benchmarks.NAME.judge: missing; expected a name in the section `judges`")
-        self.judge = params.judges.get(entry.judge)
+        self.judge, self.judge_name = params.judges.get(entry.judge), entry.judge
         for key in ("reference", "df_gamed", "instruction_difficulty"):
             path = getattr(self.options, key)
             if path is not None and not Path(path).is_file():
                 raise UserError(f"benchmarks.NAME.options.{key}: file {path} not found")
         annotator_config(self.options.annotator)
+        if entry.generate.samples or entry.generate.refinements:
+            raise UserError(
+                "benchmarks.NAME.generate: AlpacaEval judges one greedy output; set samples, refinements to 0"
+            )
 
     def _instructions(self) -> list[str]:
-        rows = load_rows(self.source, "eval", "rows with instruction", "alpaca_eval")
+        # The hub's data set is a script, which `datasets` no longer runs; its files are read as they are.
+        source = hub_file(HUB, "alpaca_eval.json", "benchmarks.NAME.data") if self.source == HUB else self.source
+        rows = load_rows(source, "eval", "rows with instruction")
         for i, row in enumerate(rows):
             if not isinstance(row.get("instruction"), str):
                 raise UserError(f"{self.source}, row {i}: expected text under 'instruction'")
@@ -63,15 +63,17 @@ class AlpacaEval:
 
     def items(self) -> pd.DataFrame:
         """One conversation per instruction; `answer` is the baseline's output, `meta` the instruction's index."""
-        reference = {}
-        for i, row in enumerate(read_rows(self.options.reference, "rows with instruction and output")):
+        reference, where = {}, self.options.reference
+        if where is None:
+            where = hub_file(HUB, "alpaca_eval_gpt4_baseline.json", "benchmarks.NAME.options.reference")
+        for i, row in enumerate(read_rows(where, "rows with instruction and output")):
             if not isinstance(row.get("instruction"), str) or not isinstance(row.get("output"), str):
-                raise UserError(f"{self.options.reference}, row {i}: expected text under 'instruction' and 'output'")
+                raise UserError(f"{where}, row {i}: expected text under 'instruction' and 'output'")
             reference.setdefault(row["instruction"], row["output"])
         rows, seen = [], set()
         for index, text in enumerate(self._instructions()):
             if text not in reference:
-                raise UserError(f"{self.options.reference}: no output for instruction {index} ({text[:60]!r})")
+                raise UserError(f"{where}: no output for instruction {index} ({text[:60]!r})")
             if text not in seen:
                 seen.add(text)
                 asked = [{"role": "user", "content": text}]
@@ -86,10 +88,6 @@ class AlpacaEval:
         An output whose judgement the parser cannot read has no preference: `parsed` is null and its score 0; it is left
         out of the win rates, as the package does, and counted.
         """
-        if (outputs["sample"] >= 0).any() or (outputs["turn"] > 0).any():
-            raise UserError(
-                "benchmarks.NAME.generate: AlpacaEval judges one greedy output; set samples, refinements to 0"
-            )
         joined = outputs[["prompt_id", "text"]].merge(items, on="prompt_id", how="left", validate="many_to_one")
         pairs = pd.DataFrame(
             {
@@ -101,6 +99,12 @@ class AlpacaEval:
         judge = JudgeClient(self.judge, store_folder(), self.entry.judge)
         annotated = judge_pairs(pairs, judge, self.options.annotator, self.options.seed)
         preference = annotated["preference"]
+        if len(annotated) and preference.isna().all():
+            raise UserError(
+                f"benchmarks.NAME.options.annotator: {self.options.annotator} can read none of {len(annotated)} "
+                f"replies of judge {self.entry.judge} (the first: {annotated['judgement'][0][:120]}); does its server "
+                "send what the annotator asks for, such as logprobs?"
+            )
         return pd.DataFrame(
             {
                 "parsed": [None if pd.isna(p) else f"{p:.6f}" for p in preference],
@@ -123,7 +127,9 @@ class AlpacaEval:
                 "preference": preferences,
             }
         )
-        rates = win_rates(frame, self.options.df_gamed, self.options.instruction_difficulty, self._instructions())
+        # The items know their indices: no instructions are fetched again, and no network is needed.
+        positions = [json.loads(m)["index"] for m in joined["meta"]]
+        rates = win_rates(frame, self.options.df_gamed, self.options.instruction_difficulty, positions)
         return {
             "items": len(frame),
             "scores": as_scores(rates),
@@ -141,7 +147,7 @@ def as_scores(rates: dict[str, Any]) -> dict[str, dict[str, float]]:
         ("win_rate", "win_rate", "standard_error"),
     ):
         if value in rates:
-            mean, half = rates[value] / 100, Z95 * rates[error] / 100
+            mean, half = rates[value] / 100, 1.0 if rates[error] is None else Z95 * rates[error] / 100
             out[name] = {"value": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half)}
     return out
 
@@ -238,7 +244,8 @@ def score_file(
     baseline
         Outputs (instruction, output) that stand in for output_1; only needed where rows lack it.
     data
-        The instructions in AlpacaEval's order, needed for length control where rows are missing or moved.
+        Instructions of a benchmark of your own, in the order of its difficulties. AlpacaEval's are known, wherever
+        their rows stand and however many there are.
     df_gamed, instruction_difficulty
         See `win_rates`.
     """
@@ -250,10 +257,11 @@ def score_file(
         annotations = check_annotations(rows, path)
     else:
         annotations = read_annotations(path)
-    instructions = None
+    positions = None
     if data is not None:
-        instructions = [row["instruction"] for row in read_rows(data, "rows with instruction")]
-    rates = win_rates(annotations, df_gamed, instruction_difficulty, instructions)
+        instructions = [row.get("instruction") for row in read_rows(data, "rows with instruction")]
+        positions = find_positions(annotations, set(range(len(instructions))), instructions)
+    rates = win_rates(annotations, df_gamed, instruction_difficulty, positions)
     return {
         "benchmark": "alpaca_eval",
         "items": len(annotations),

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pandas as pd
 from pydantic import Field
 
-from larpo.benchmarks import check_source, load_rows, parse_options, read_rows
+from larpo.benchmarks import check_ns, check_source, load_rows, parse_options, read_rows, response_text
 from larpo.benchmarks.verifiable import aggregate, interval
 from larpo.errors import UserError
 from larpo.hashing import digest, unit_interval
 from larpo.params import BenchmarkParams, Params, Section
 
+T = TypeVar("T")
 HUB = "openai/gsm8k"
 INSTRUCTION = (
     "Solve the problem step by step. Then write the final answer on a line of its own as #### followed by the number."
@@ -37,7 +38,7 @@ class Options(Section):
     shots: int = Field(0, ge=0, description="worked examples put before the question, as turns of the conversation")
     examples: str | None = Field(None, description="file that the examples are taken from; null: the hub's train split")
     system: str | None = None
-    ns: list[int] | None = Field(None, description="N of Pass@N; null: powers of two and the number of samples")
+    ns: list[Annotated[int, Field(ge=1)]] | None = Field(None, description="N of Pass@N; null: 1, 2, 4, … and all")
 
 
 def extract(text: str, name: str) -> str | None:
@@ -48,6 +49,12 @@ def extract(text: str, name: str) -> str | None:
         return None
     match = found[which]
     return (match if isinstance(match, str) else next(filter(None, match))).strip()
+
+
+def answer_in(text: str, name: str) -> str | None:
+    """The same as it is compared, so that "1,000." and "1000" have one vote; None also where nothing is left of it."""
+    found = extract(text, name)
+    return None if found is None else normalised(found) or None
 
 
 def normalised(text: str) -> str:
@@ -79,7 +86,8 @@ class GSM8K:
     def __init__(self, params: Params, entry: BenchmarkParams):
         self.entry, self.options = entry, parse_options(Options, entry.options)
         self.source = check_source(entry.data, HUB)
-        self.example_source = check_source(self.options.examples, HUB)
+        self.example_source = check_source(self.options.examples, HUB, "options.examples")
+        check_ns(self.options.ns, entry)
 
     def items(self) -> pd.DataFrame:
         """One conversation per problem; `answer` is the bare gold number."""
@@ -88,7 +96,7 @@ class GSM8K:
         before = [{"role": "system", "content": self.options.system}] if self.options.system else []
         if self.options.shots:
             examples = problems(load_rows(self.example_source, "train", what, "main"), self.example_source)
-            for asked, answer in examples[: self.options.shots]:
+            for asked, answer in first_examples(examples, self.options.shots):
                 # The calculator annotations <<2+3=5>> are training aids, no part of a solution.
                 worked = re.sub(r"<<[^>]*>>", "", answer)
                 before += [question(asked), {"role": "assistant", "content": worked}]
@@ -106,7 +114,7 @@ class GSM8K:
         name = self.options.filter
         return pd.DataFrame(
             {
-                "parsed": [extract(t, name) for t in outputs["text"]],
+                "parsed": [answer_in(t, name) for t in outputs["text"]],
                 "score": [float(correct(t, a, name)) for t, a in zip(outputs["text"], answers, strict=True)],
             },
             index=outputs.index,
@@ -115,9 +123,13 @@ class GSM8K:
     def aggregate(self, items: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, Any]:
         """Accuracy, Pass@N and strategies under `options.filter`; greedy accuracy under both filters."""
         greedy = evaluations[(evaluations["sample"] < 0) & (evaluations["turn"] == 0)]
-        return {"scores": both_filters(greedy["text"].tolist(), greedy["answer"].tolist())} | aggregate(
-            evaluations, self.options.ns
-        )
+        found = {"scores": both_filters(greedy["text"].tolist(), greedy["answer"].tolist())}
+        return found | {"template": self.template()} | aggregate(evaluations, self.options.ns)
+
+    def template(self) -> dict[str, Any]:
+        """How a problem is put, which moves scores as much as a model may."""
+        asked = question("{question}")["content"]
+        return {"system": self.options.system, "shots": self.options.shots, "user": asked}
 
 
 def both_filters(texts: list[str], answers: list[str]) -> dict[str, dict[str, float]]:
@@ -126,6 +138,12 @@ def both_filters(texts: list[str], answers: list[str]) -> dict[str, dict[str, fl
         name: interval([correct(t, a, name) for t, a in zip(texts, answers, strict=True)])
         for name in ("flexible", "strict")
     }
+
+
+def first_examples(examples: list[T], shots: int) -> list[T]:
+    if len(examples) < shots:
+        raise UserError(f"benchmarks.NAME.options.shots: {shots} asked for, the examples are {len(examples)}")
+    return examples[:shots]
 
 
 def choose(items: pd.DataFrame, count: int | None) -> pd.DataFrame:
@@ -147,13 +165,12 @@ def score_file(path: str | Path) -> dict[str, Any]:
     """
     rows = read_rows(path, "GSM8K rows with question, answer and response")
     for i, row in enumerate(rows):
-        for key in ("answer", "response"):
-            if not isinstance(row.get(key), str):
-                raise UserError(f"{path}, row {i}: expected text under {key!r}, found {row.get(key)!r}")
-    texts = [row["response"] for row in rows]
+        if not isinstance(row.get("answer"), str):
+            raise UserError(f"{path}, row {i}: expected text under 'answer', found {row.get('answer')!r}")
+    texts = [response_text(row, f"{path}, row {i}") for i, row in enumerate(rows)]
     return {
         "benchmark": "gsm8k",
         "items": len(rows),
         "scores": both_filters(texts, [row["answer"] for row in rows]),
-        "unparsed": {name: sum(extract(t, name) is None for t in texts) / len(texts) for name in FILTERS},
+        "unparsed": {name: sum(answer_in(t, name) is None for t in texts) / len(texts) for name in FILTERS},
     }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from larpo.benchmarks import parse_options
+from larpo.benchmarks import check_ns, parse_options
 from larpo.benchmarks.verifiable import aggregate
 from larpo.errors import UserError
 from larpo.hashing import seed_of
@@ -18,7 +18,7 @@ from larpo.rewards import REWARDS, build_reward, is_verifiable, penalised, verif
 
 
 class Options(Section):
-    ns: list[int] | None = Field(None, description="N of Pass@N; null: powers of two and the number of samples")
+    ns: list[Annotated[int, Field(ge=1)]] | None = Field(None, description="N of Pass@N; null: 1, 2, 4, … and all")
     rule: str | None = Field(None, description="the rule that says right or wrong; null: that of score.reward")
 
 
@@ -33,6 +33,7 @@ class HeldOut:
             raise UserError(
                 "benchmarks.NAME: prompts.held_out: 0 leaves no prompts for it; expected a share, such as 0.3"
             )
+        check_ns(self.options.ns, entry)
         named = self.options.rule
         if named is not None and named not in REWARDS:
             raise UserError(f"benchmarks.NAME.options.rule: {named!r} does not exist{nearest(named, list(REWARDS))}")

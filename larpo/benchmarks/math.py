@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 from pydantic import Field
 
-from larpo.benchmarks import check_source, load_rows, parse_options, read_rows
-from larpo.benchmarks.gsm8k import choose
+from larpo.benchmarks import check_ns, check_source, load_rows, parse_options, read_rows, response_text
+from larpo.benchmarks.gsm8k import choose, first_examples
 from larpo.benchmarks.verifiable import aggregate, interval
 from larpo.errors import UserError
 from larpo.hashing import digest
@@ -23,7 +23,7 @@ class Options(Section):
     shots: int = Field(0, ge=0, description="worked examples put before the problem, as turns of the conversation")
     examples: str | None = Field(None, description="file with problem and solution that the examples are taken from")
     system: str | None = None
-    ns: list[int] | None = Field(None, description="N of Pass@N; null: powers of two and the number of samples")
+    ns: list[Annotated[int, Field(ge=1)]] | None = Field(None, description="N of Pass@N; null: 1, 2, 4, … and all")
 
 
 def last_boxed(text: str) -> str | None:
@@ -77,14 +77,18 @@ class Math:
         if self.options.shots and not self.options.examples:
             raise UserError("benchmarks.NAME.options.examples: shots need a file of worked examples; name one")
         if self.options.examples:
-            check_source(self.options.examples, HUB)
+            check_source(self.options.examples, HUB, "options.examples")
+        check_ns(self.options.ns, entry)
 
     def items(self) -> pd.DataFrame:
         """One conversation per problem; `answer` is the gold expression in LaTeX."""
         what = "MATH rows with problem and answer"
         before = [{"role": "system", "content": self.options.system}] if self.options.system else []
         if self.options.shots:
-            for row in load_rows(self.options.examples, "train", what)[: self.options.shots]:
+            examples = first_examples(load_rows(self.options.examples, "train", what), self.options.shots)
+            for i, row in enumerate(examples):
+                if not isinstance(row.get("problem"), str) or not isinstance(row.get("solution"), str):
+                    raise UserError(f"{self.options.examples}, row {i}: expected text under `problem` and `solution`")
                 before += [question(row["problem"]), {"role": "assistant", "content": row["solution"]}]
         rows = []
         for i, row in enumerate(load_rows(self.source, self.entry.split, what)):
@@ -105,19 +109,18 @@ class Math:
     def aggregate(self, items: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, Any]:
         found = aggregate(evaluations, self.options.ns)
         greedy = found["greedy"]
-        return {
-            "scores": {"boxed": {"value": greedy["accuracy"], "low": greedy["low"], "high": greedy["high"]}}
-        } | found
+        template = {
+            "system": self.options.system, "shots": self.options.shots, "user": question("{problem}")["content"],
+        }  # fmt: skip
+        boxed = {"value": greedy["accuracy"], "low": greedy["low"], "high": greedy["high"]}
+        return {"scores": {"boxed": boxed}, "template": template} | found
 
 
 def score_file(path: str | Path) -> dict[str, Any]:
     """Score MATH outputs: JSON Lines with `problem`, `answer` (or `solution`) and `response`."""
     rows = read_rows(path, "MATH rows with problem, answer and response")
-    for i, row in enumerate(rows):
-        if not isinstance(row.get("response"), str):
-            raise UserError(f"{path}, row {i}: expected text under 'response', found {row.get('response')!r}")
     golds = [gold_answer(row, str(path), i) for i, row in enumerate(rows)]
-    parsed = [last_boxed(row["response"]) for row in rows]
+    parsed = [last_boxed(response_text(row, f"{path}, row {i}")) for i, row in enumerate(rows)]
     values = [equivalent(p, g) for p, g in zip(parsed, golds, strict=True)]
     return {
         "benchmark": "math",

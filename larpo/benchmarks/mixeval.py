@@ -7,13 +7,14 @@ halves of a release are equally large).
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from larpo.benchmarks import check_source, parse_options, read_rows
+from larpo.benchmarks import check_source, parse_options, read_rows, response_text
 from larpo.benchmarks.gsm8k import choose
 from larpo.benchmarks.mixeval_parsers import (
     ask_judge,
@@ -24,11 +25,13 @@ from larpo.benchmarks.mixeval_parsers import (
 )
 from larpo.benchmarks.verifiable import interval, shares
 from larpo.errors import UserError
-from larpo.hashing import digest, seed_of
+from larpo.hashing import digest
 from larpo.judges import JudgeClient, store_folder
 from larpo.params import BenchmarkParams, JudgeParams, Params, Section
 
 HUB = "MixEval/MixEval"
+PARSER = "gpt-3.5-turbo-0125"
+"""Upstream's model parser."""
 KINDS = ("free-form", "multiple-choice")
 SHORTLY = "Answer the question shortly."
 STEP_BY_STEP = "Answer the question. \nLet's think step by step."
@@ -41,7 +44,8 @@ class Options(Section):
     parser: Literal["rule", "model"] = "rule"
     unparsed: Literal["wrong", "random"] = "wrong"
     """A response that no parser can read counts as wrong; `random` is upstream's choice, for comparison."""
-    seed: int = 0
+    seed: int = 42
+    """Of those draws; with upstream's 42, its rule parser's draws for the same responses in the same order."""
 
 
 def prompt(item: dict[str, Any]) -> str:
@@ -112,7 +116,11 @@ def _hub_items(data: str, hard: bool) -> dict[tuple[str, str], dict[str, Any]]:
             reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
             raise UserError(f"benchmarks.NAME.data: cannot load {data!r}, {config}, {split} ({reason[:200]})") from None
         for i, row in enumerate(rows):
-            found[kind, str(row.get("id", i))] = check_item(dict(row), f"{data}, {split}, row {i}")
+            item = dict(row)
+            if kind == "multiple-choice" and isinstance(item.get("target"), list):
+                # One column for both types may hold the index as text.
+                item["target"] = [int(t) if isinstance(t, str) and t.isdigit() else t for t in item["target"]]
+            found[kind, str(item.get("id", i))] = check_item(item, f"{data}, {split}, row {i}")
     return found
 
 
@@ -147,30 +155,37 @@ def evaluate(
         frame = pd.DataFrame(rows, columns=["parsed", "score", "judgement"])
     frame["parsed"] = frame["parsed"].astype(object).where(frame["parsed"].notna(), None)
     if options.unparsed == "random":
+        rng = random.Random(options.seed)
         for i, item in enumerate(items):
             if frame["parsed"][i] is None:
-                frame.loc[i, "score"] = drawn_score(item, options)
+                frame.loc[i, "score"] = drawn_score(item, options.parser, rng)
     return frame
 
 
-def drawn_score(item: dict[str, Any], options: Options) -> float:
+def drawn_score(item: dict[str, Any], parser: str, rng: random.Random) -> float:
     """Upstream's stand-in for a response it cannot read: a random option, or (model parser) a random score."""
-    draw = np.random.default_rng(seed_of("mixeval", options.seed, item["problem_type"], item["prompt"]))
     if item["problem_type"] == "multiple-choice":
-        return float(draw.integers(len(item["options"])) == item["target"][0])
-    return 0.0 if options.parser == "rule" else round(float(draw.random()), 1)
+        return float(rng.choice(letters(item["options"])) == letters(item["options"])[item["target"][0]])
+    return 0.0 if parser == "rule" else round(rng.random(), 1)
 
 
 def summary(kinds: list[str], sources: list[str], scores: np.ndarray) -> dict[str, Any]:
-    """Overall, per problem type and per source benchmark, each with its 95 % interval."""
+    """Overall, per problem type and per source benchmark, each with its 95 % interval.
+
+    A source with both types (AGIEval) is told apart by them; upstream prints its multiple-choice half alone, under the
+    plain name.
+    """
     frame = pd.DataFrame({"kind": kinds, "source": sources, "score": scores})
+    both = frame.groupby("source")["kind"].transform("nunique") > 1
+    frame["source"] = frame["source"].where(~both, frame["source"] + " " + frame["kind"])
     halves = frame.groupby("kind")["score"]
     return {
         "scores": {"overall": interval(frame["score"])}
         | {kind.replace("-", "_"): interval(rows) for kind, rows in halves},
         "sources": {name: interval(rows) | {"items": len(rows)} for name, rows in frame.groupby("source")["score"]},
-        # What upstream prints: the mean of both halves, each rounded to three decimals.
-        "upstream_overall": float(halves.mean().round(3).mean()),
+        # What upstream prints: the mean of both halves, each rounded to three decimals as Python rounds (pandas does it
+        # otherwise where a fourth decimal is a 5).
+        "upstream_overall": sum(round(sum(rows) / len(rows), 3) for _, rows in halves) / len(halves),
     }
 
 
@@ -180,9 +195,10 @@ class MixEval:
     def __init__(self, params: Params, entry: BenchmarkParams):
         self.entry, self.options = entry, parse_options(Options, entry.options)
         self.source = check_source(entry.data, HUB)
-        if self.options.parser == "model" and entry.judge is None:
-            raise UserError("benchmarks.NAME.judge: missing; parser: model needs a name in the section `judges`")
-        self.judge = params.judges.get(entry.judge) if entry.judge else None
+        # The rules ask nobody, whatever judge is named; a model parser without one is upstream's.
+        self.judge, self.judge_name = None, entry.judge or PARSER
+        if self.options.parser == "model":
+            self.judge = params.judges[entry.judge] if entry.judge else JudgeParams(model=PARSER)
 
     def items(self) -> pd.DataFrame:
         """One conversation per item; `answer` is its first target, or the letter of the right option."""
@@ -199,7 +215,7 @@ class MixEval:
 
     def score(self, items: pd.DataFrame, outputs: pd.DataFrame) -> pd.DataFrame:
         known = {p: json.loads(m) for p, m in zip(items["prompt_id"], items["meta"], strict=True)}
-        judge = JudgeClient(self.judge, store_folder(), self.entry.judge) if self.options.parser == "model" else None
+        judge = JudgeClient(self.judge, store_folder(), self.judge_name) if self.judge else None
         found = evaluate([known[p] for p in outputs["prompt_id"]], outputs["text"].tolist(), self.options, judge)
         return found.set_axis(outputs.index)
 
@@ -224,8 +240,8 @@ def score_file(
     hard: bool = False,
     parser: str = "rule",
     unparsed: str = "wrong",
-    seed: int = 0,
-    judge_model: str = "gpt-3.5-turbo-0125",
+    seed: int = 42,
+    judge_model: str = PARSER,
     judge_url: str | None = None,
 ) -> dict[str, Any]:
     """Score MixEval responses: JSON Lines with `id` and `response`, or a folder with a file per problem type.
@@ -242,23 +258,20 @@ def score_file(
     """
     options = parse_options(Options, {"parser": parser, "unparsed": unparsed, "seed": seed})
     path = Path(path)
-    files = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".json")) if path.is_dir() else [path]
-    if not files:
-        raise UserError(f"{path}: no .jsonl file; expected free-form.jsonl and multiple-choice.jsonl")
+    files = response_files(path) if path.is_dir() else [path]
     release = read_items(data, hard) if data is not None else {}
     items, responses, seen = [], [], set()
     for file in files:
         for i, row in enumerate(read_rows(file, "rows with id and response")):
             where = f"{file}, row {i}"
-            if not isinstance(row.get("response"), str):
-                raise UserError(f"{where}: expected text under 'response', found {row.get('response')!r}")
+            response = response_text(row, where)
             item = _item_of(row, file, release, where)
             key = (item["problem_type"], str(row.get("id", f"{file}:{i}")))
             if key in seen:
                 raise UserError(f"{where}: {key[0]} item {key[1]} appears twice; expected each once")
             seen.add(key)
             items.append(item)
-            responses.append(row["response"])
+            responses.append(response)
     judge = None
     if options.parser == "model":
         judge = JudgeClient(JudgeParams(model=judge_model, base_url=judge_url), store_folder(), judge_model)
@@ -273,14 +286,37 @@ def score_file(
     )
 
 
+def response_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold responses, free-form first: not upstream's judgements and states beside them."""
+    found = [
+        (KINDS.index(kind), p)
+        for p in sorted(folder.iterdir())
+        if ".json" in p.suffixes or ".jsonl" in p.suffixes
+        if not p.name.startswith(("judge_results", "status"))
+        if (kind := _kind_of(p))
+    ]
+    if not found:
+        raise UserError(f"{folder}: no responses; expected free-form.jsonl and multiple-choice.jsonl")
+    return [p for _, p in sorted(found)]
+
+
+def _kind_of(file: Path) -> str | None:
+    """The problem type that a file's name says."""
+    name = file.name.lower().replace("-", "").replace("_", "")
+    if "multiplechoice" in name or "multichoice" in name:
+        return "multiple-choice"
+    return "free-form" if "freeform" in name else None
+
+
 def _item_of(row: dict[str, Any], file: Path, release: dict, where: str) -> dict[str, Any]:
     """The item that a row answers: the release's where it is known, else what the row itself carries."""
     kind = row.get("problem_type")
     if kind is None:
-        name = file.name.lower().replace("-", "").replace("_", "")
-        if row.get("options") is not None or "multiplechoice" in name or "multichoice" in name:
+        if row.get("options") is not None:
             kind = "multiple-choice"
-        elif "freeform" in name or "target" in row:
+        elif (named := _kind_of(file)) is not None:
+            kind = named
+        elif "target" in row:
             kind = "free-form"
         else:
             raise UserError(
@@ -291,6 +327,11 @@ def _item_of(row: dict[str, Any], file: Path, release: dict, where: str) -> dict
         item = release.get((kind, str(row.get("id"))))
         if item is None:
             raise UserError(f"{where}: no {kind} item {row.get('id')!r} in the folder that data names")
+        if row.get("prompt") not in (None, item["prompt"]):
+            raise UserError(
+                f"{where}: prompt {row['prompt'][:60]!r} is not that of {kind} item {row.get('id')} in the folder that "
+                "data names; is it another release, or the other of mixeval and mixeval_hard?"
+            )
         return item
     if "target" not in row:
         raise UserError(f"{where}: no target; name the release's folder by data (--data), or add the item to the row")

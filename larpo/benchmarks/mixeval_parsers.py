@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from larpo.judges import JudgeClient
+from larpo.judges import FINAL, JudgeClient
 
 # Around a letter, in upstream's order; {} is the letter.
 _MARKS = (
@@ -217,7 +217,8 @@ def ask_judge(items: list[dict[str, Any]], responses: list[str], judge: JudgeCli
         again = {"seed": attempt} if attempt else {}
         for i, reply in zip(todo, judge.complete([bodies[i] | again for i in todo], _say), strict=True):
             found[i] = {"value": readers[i](reply["text"]), "reply": reply}
-        todo = [i for i in todo if found[i]["value"] is None]
+        # What the server refuses for its content or length, it refuses again.
+        todo = [i for i in todo if found[i]["value"] is None and found[i]["reply"]["finish_reason"] not in FINAL]
         if not todo:
             break
     return found

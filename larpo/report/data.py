@@ -145,10 +145,11 @@ class ExampleResponse:
     text: str
     reward: float
     role: str
-    temperature: float
+    temperature: float | None  # None for a gold solution
     iteration: int
     correct: bool | None
     truncated: bool
+    source: str = "policy"  # `gold`, or `another prompt`'s response
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,8 @@ class Iteration:
     step0_expected: float | None
     training: dict[str, list[tuple[int, float]]]  # metric → (optimizer step, value)
     examples: list[Example]
+    hardness: list[Any] = field(default_factory=list)  # larpo.report.hardness.Hardness, per source of negatives
+    gold: tuple[int, int] = (0, 0)  # gold solutions of this iteration's prompts, and those that the reward calls wrong
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,13 @@ def interval(estimate: Estimate | None) -> str:
     return f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
+def span(estimate: Estimate, form: str = ".2f") -> str:
+    """`[−1.20, 3.40]`, empty without an interval."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"[{number(estimate.low, form)}, {number(estimate.high, form)}]"
+
+
 def number(value: float | None, form: str = ".3g") -> str:
     return NONE if value is None else f"{value:{form}}".replace("-", "−")
 
@@ -111,7 +118,7 @@ def render(data: ReportData) -> str:
         loader=PackageLoader("larpo.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    env.filters.update(percent=percent, interval=interval, number=number, duration=charts.duration)
+    env.filters.update(percent=percent, interval=interval, number=number, span=span, duration=charts.duration)
     return env.get_template("page.html.j2").render(
         data=data,
         colours=colours,

@@ -88,9 +88,9 @@ def combine(verdicts: list[Verdict]) -> Verdict:
     return "holds" if verdicts and set(verdicts) == {"holds"} else "undecided"
 
 
-def read_value(folder: Path, source: Source) -> float:
+def read_value(folder: Path, source: Source, policy: str | None = None) -> float:
     """One measure of one finished run. Raises UserError where the file or the key is not there."""
-    path = folder / source.file
+    path = folder / source.file.replace("{policy}", policy or "")
     try:
         found: Any = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:

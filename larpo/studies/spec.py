@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from larpo.errors import UserError
 from larpo.params import Params, check_names, nearest, parse_params
-from larpo.sections import Section
+from larpo.sections import PolicyName, Section
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 Finding = Annotated[str, Field(pattern=r"^F[1-9]$")]
@@ -25,12 +26,15 @@ Settings = Annotated[
 class Scale(Section):
     base: str = Field(description="file in studies/ with complete parameters")
     set: Settings = {}
+    policy: PolicyName | None = Field(None, description="what a cell measures where it does not say itself")
 
 
 class Cell(Section):
     """One row of the table, or one point of the figure."""
 
     label: str
+    policy: PolicyName | None = Field(None, description="the policy that is measured: `{policy}` in a measure's file")
+    policies: dict[ScaleName, PolicyName] = Field({}, description="in place of `policy`, where the scales differ")
     set: Settings = {}
     cpu: Settings = {}
     paper: Settings = {}
@@ -40,7 +44,7 @@ class Cell(Section):
 class Source(Section):
     """Where a number stands in a run's outputs."""
 
-    file: str = Field(description="a file of the run, such as data/evaluate/3-held_out.json")
+    file: str = Field(description="a file of the run, such as data/evaluate/{policy}-held_out.json")
     key: str = Field(description="path in it, parts divided by `/`, such as pass/8/value")
     percent: bool = Field(True, description="a share, shown as percent")
     label: str | None = Field(None, description="in place of the measure's, where the scales measure different things")
@@ -130,6 +134,7 @@ class Run:
     scale: ScaleName
     cell: str
     seed: int
+    policy: str | None
     params: dict[str, Any]  # as params.yaml holds them
     checked: Params
 
@@ -141,7 +146,7 @@ class Run:
 
 def names(folder: Path) -> list[str]:
     """Studies that `folder` (studies/) holds: files with a `name`; the others are bases."""
-    return sorted(p.stem for p in folder.glob("*.yaml") if "name" in (yaml.safe_load(p.read_text("utf-8")) or {}))
+    return sorted(p.stem for p in folder.glob("*.yaml") if re.search(r"^name:", p.read_text("utf-8"), re.M))
 
 
 def load_study(folder: Path, name: str) -> Study:
@@ -171,7 +176,8 @@ def load_study(folder: Path, name: str) -> Study:
 def expand(study: Study, folder: Path, scale: ScaleName, seeds: int | None = None) -> list[Run]:
     """Every cell with every seed 0..n-1, cells outermost, so that runs that share nodes follow each other.
 
-    A run's parameters are the scale's base file, then the scale's settings, the cell's, and the cell's for that scale.
+    A run's parameters are the scale's base file with the measured policy as the only one evaluated, then the scale's
+    settings, the cell's, and the cell's for that scale.
     All of them are checked before anything runs.
     """
     if scale not in study.scales:
@@ -185,6 +191,9 @@ def expand(study: Study, folder: Path, scale: ScaleName, seeds: int | None = Non
     for name, cell in study.cells.items():
         where = f"studies/{study.name}.yaml: cells.{name} at scale {scale}"
         raw = copy.deepcopy(base)
+        policy = cell.policies.get(scale) or cell.policy or chosen.policy
+        if policy:
+            put(raw, "evaluate.policies", [policy], where)
         for settings in (chosen.set, cell.set, getattr(cell, scale)):
             for key, value in settings.items():
                 put(raw, key, copy.deepcopy(value), where)
@@ -193,7 +202,7 @@ def expand(study: Study, folder: Path, scale: ScaleName, seeds: int | None = Non
             checked = parse_params(params, where)
             if seed == 0:
                 check_names(checked, where)
-            runs.append(Run(study.name, scale, name, seed, params, checked))
+            runs.append(Run(study.name, scale, name, seed, policy, params, checked))
     return runs
 
 

@@ -1,22 +1,18 @@
-"""AlpacaEval: win rates against the package's own, judging through a real server, resume."""
+"""AlpacaEval's win rates: by hand, against the package's own, on files as they are published."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from larpo.benchmarks import build_benchmark, score_file
-from larpo.benchmarks.alpaca_eval import judge_pairs
+from larpo.benchmarks.alpaca_eval import as_scores
 from larpo.benchmarks.alpaca_eval_scores import win_rates
 from larpo.errors import UserError
-from larpo.judges import JudgeClient
-from larpo.params import JudgeParams
-from tests.chat_server import ChatServer
 from tests.conftest import ROOT
 from tests.larpo.test_held_out import params
 
@@ -49,6 +45,9 @@ def test_win_rate_by_hand():
     assert "df_gamed.csv" in found["length_control"]
     assert "length_controlled_winrate" not in found
     json.dumps(found)
+    alone = win_rates(annotations([2.0]))
+    assert (alone["win_rate"], alone["standard_error"]) == (100.0, None), "JSON knows no NaN"
+    assert as_scores(alone)["win_rate"] == {"value": 1.0, "low": 0.0, "high": 1.0}
 
 
 def published(tmp_path, rows: pd.DataFrame, name: str = "annotations.json"):
@@ -113,22 +112,70 @@ def test_length_control_is_the_packages_own(tmp_path, real):
 
 
 @needs_data
-def test_moved_and_missing_rows_keep_their_difficulty(tmp_path, real):
+def test_moved_missing_and_changed_rows_keep_their_difficulty(tmp_path, real):
+    """Instructions are known by their text: in any order the same figures to the last bit; of 700 rows the 700
+    difficulties; and where every other stands at its place, one whose text was changed stands at its own."""
     whole = score_file("alpaca_eval", published(tmp_path, real), **LENGTH)
     moved = published(tmp_path, real.sample(frac=1, random_state=3), "moved.json")
-    found = score_file("alpaca_eval", moved, data=str(DATA / "instructions.jsonl"), **LENGTH)
-    assert found["win_rate"] == pytest.approx(whole["win_rate"])
-    # The folds of its cross-validation follow the order of the rows.
-    assert found["length_controlled_winrate"] == pytest.approx(whole["length_controlled_winrate"], abs=0.2)
-    part = published(tmp_path, real.iloc[:700], "part.json")
-    with pytest.raises(UserError, match=r"700 rows, but 805 instructions.*name the instructions' file by data"):
-        score_file("alpaca_eval", part, **LENGTH)
-    some = score_file("alpaca_eval", part, data=str(DATA / "instructions.jsonl"), **LENGTH)
+    assert score_file("alpaca_eval", moved, **LENGTH) == whole
+    assert score_file("alpaca_eval", moved, data=str(DATA / "instructions.jsonl"), **LENGTH) == whole
+    only = {"df_gamed": LENGTH["df_gamed"]}
+    assert score_file("alpaca_eval", moved, **only) == whole, "its own column of difficulties is the same"
+    changed = real.assign(instruction=real["instruction"].where(real.index != 5, "changed"))
+    assert score_file("alpaca_eval", published(tmp_path, changed, "changed.json"), **LENGTH) == whole
+    unnamed = published(tmp_path, real.drop(columns="instruction"), "unnamed.json")
+    assert score_file("alpaca_eval", unnamed, **LENGTH) == whole
+    part = real.sample(n=700, random_state=1)
+    some = score_file("alpaca_eval", published(tmp_path, part, "part.json"), **LENGTH)
+    in_order = score_file("alpaca_eval", published(tmp_path, part.sort_index(), "in_order.json"), **LENGTH)
     assert some["n_total"] == 700
+    assert some == in_order
+    assert some["length_controlled_winrate"] == pytest.approx(whole["length_controlled_winrate"], abs=3)
     null = real.assign(preference=real["preference"].where(real.index % 50 != 0))
     found = score_file("alpaca_eval", published(tmp_path, null, "null.json"), **LENGTH)
     assert (found["n_missing"], found["n_total"]) == (17, 788)
     assert found["length_controlled_winrate"] == pytest.approx(whole["length_controlled_winrate"], abs=1)
+    # The gamed baselines' rows in any order.
+    gamed = pd.read_csv(LENGTH["df_gamed"])
+    order = gamed.sort_values(["index", "model"]).index
+    gamed.loc[order].to_csv(tmp_path / "gamed.csv", index=False)
+    found = score_file("alpaca_eval", moved, df_gamed=str(tmp_path / "gamed.csv"))
+    assert found["length_controlled_winrate"] == pytest.approx(whole["length_controlled_winrate"], abs=1e-9)
+    for rows, words in (
+        (real.drop(columns="instruction").iloc[:700], r"700 rows without AlpacaEval's instructions.*by data"),
+        (pd.concat([real, real.iloc[:1]]), r"row 805: the instruction of row 0 again"),
+        (changed.iloc[::-1], r"row 799: instruction 'changed' is not among AlpacaEval's"),
+    ):
+        with pytest.raises(UserError, match=words):
+            score_file("alpaca_eval", published(tmp_path, rows, "bad.json"), **LENGTH)
+
+
+@needs_data
+def test_rows_as_published(tmp_path, real):
+    """All columns of a published file, NaN as Python writes it, a failed generation, and shares instead of 1 to 2."""
+    rows = real.assign(
+        generator_1="gpt4_1106_preview", generator_2="m", dataset="koala", annotator="weighted_alpaca_eval_gpt4_turbo",
+        raw_completion=[{"logprobs": None}] * len(real), time_per_example=0.5,
+    ).to_dict("records")  # fmt: skip
+    rows[3] |= {"preference": float("nan")}
+    rows[4] |= {"preference": None, "output_2": None, "raw_completion": None}
+    path = tmp_path / "published.json"
+    path.write_text(json.dumps(rows, indent=4))
+    assert "NaN" in path.read_text()
+    found = score_file("alpaca_eval", path, **LENGTH)
+    assert (found["n_total"], found["n_missing"], found["items"]) == (803, 2, 805)
+    kept = [r["preference"] for i, r in enumerate(rows) if i not in (3, 4)]
+    assert found["win_rate"] == pytest.approx(100 * (np.mean(kept) - 1), abs=1e-9)
+    assert 0 < found["length_controlled_winrate"] < 100
+    shares = [r | {"preference": None if r["preference"] is None else r["preference"] - 1} for r in rows]
+    path.write_text(json.dumps(shares))
+    again = score_file("alpaca_eval", path, **LENGTH)
+    assert again["win_rate"] == pytest.approx(found["win_rate"], abs=1e-9)
+    assert again["length_controlled_winrate"] == pytest.approx(found["length_controlled_winrate"], abs=1e-6)
+    # The baseline against itself: a draw, as the package has it.
+    itself = real.assign(generator_1="b", generator_2="b", output_2=real["output_1"], preference=1.5)
+    found = score_file("alpaca_eval", published(tmp_path, itself), **LENGTH)
+    assert (found["win_rate"], found["length_controlled_winrate"], found["n_draws"]) == (50.0, 50.0, 805)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +185,12 @@ def test_moved_and_missing_rows_keep_their_difficulty(tmp_path, real):
         ([{"output_1": "a", "output_2": "b"}], ["row 0", "preference"]),
         ([{"output_1": "a", "preference": 1}], ["row 0", "output_2"]),
         ([{"output_1": "a", "output_2": "b", "preference": None}], ["no row has a preference"]),
+        ([{"output_1": "a", "output_2": None, "preference": 1}], ["row 0", "output_2"]),
+        ([{"output_1": "a", "output_2": "b", "preference": p} for p in (1.5, 0.4)], ["row 1", "0.4", "one scale"]),
+        (
+            [{"output_1": "a", "output_2": "b", "preference": 1, "generator_2": g} for g in "xy"],
+            ["outputs of 2 models (x, y"],
+        ),
     ],
 )  # fmt: skip
 def test_bad_annotations(tmp_path, rows, words):
@@ -153,140 +206,25 @@ def test_bad_annotations(tmp_path, rows, words):
         score_file("alpaca_eval", path, df_gamed=str(tmp_path / "absent.csv"))
 
 
-def outputs_in(body: dict) -> tuple[str, str]:
-    """The two outputs as the judge's prompt shows them, m's first."""
-    return tuple(re.findall(r'"output": """(.*?)"""', body["messages"][-1]["content"], re.DOTALL))
-
-
-def prefers_longer(body: dict) -> dict:
-    """A judge with logprobs: P(m) is a logistic function of the difference of lengths."""
-    m, other = outputs_in(body)
-    p = 1 / (1 + math.exp(-(len(m) - len(other)) / 5))
-    top = [
-        {"token": "m", "logprob": math.log(p), "bytes": None},
-        {"token": "M", "logprob": math.log(1 - p), "bytes": None},
-    ]
-    content = [{"token": "m", "logprob": math.log(p), "bytes": None, "top_logprobs": top}]
-    return {"message": {"role": "assistant", "content": "m"}, "logprobs": {"content": content}}
-
-
-PAIRS = pd.DataFrame(
-    {
-        "instruction": [f"Say {i}." for i in range(12)],
-        "output_1": "base",
-        "output_2": ["b" * (i + 1) for i in range(12)],
-    }
-)
-
-
-def judge(server: ChatServer, folder) -> JudgeClient:
-    return JudgeClient(JudgeParams(model="judge", base_url=server.url, attempts=2), folder, "test", pause=0.01)
-
-
-def test_preference_follows_the_outputs_whichever_stands_first(tmp_path):
-    """P(the model's is better) = σ((len_2 − 4)/5) in both orders; some pairs are shown the other way round."""
-    with ChatServer(prefers_longer) as server:
-        found = judge_pairs(PAIRS, judge(server, tmp_path), "weighted_alpaca_eval_gpt4_turbo")
-        first = [outputs_in(b)[0] == "base" for b in server.bodies]
-        body = server.bodies[0]
-    expected = [1 + 1 / (1 + math.exp(-((i + 1) - 4) / 5)) for i in range(12)]
-    assert found["preference"].tolist() == pytest.approx(expected, abs=1e-9)
-    assert 0 < sum(first) < 12
-    assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 5)
-    assert [m["role"] for m in body["messages"]] == ["system", "user"]
-    assert all(json.loads(j)["model"] == "judge" for j in found["judgement"])
-    with ChatServer(lambda body: 1 / 0) as dead:
-        again = judge_pairs(PAIRS, judge(dead, tmp_path), "weighted_alpaca_eval_gpt4_turbo")
-        assert dead.bodies == []
-    pd.testing.assert_frame_equal(again, found)
-
-
-def test_an_unreadable_judgement_loses_no_other(tmp_path):
-    def sometimes(body: dict) -> dict:
-        if "bbbb" in body["messages"][-1]["content"] and "bbbbb" not in body["messages"][-1]["content"]:
-            return {"message": {"role": "assistant", "content": "Neither"}, "logprobs": None}
-        return prefers_longer(body)
-
-    with ChatServer(sometimes) as server:
-        found = judge_pairs(PAIRS, judge(server, tmp_path), "weighted_alpaca_eval_gpt4_turbo")
-    assert found["preference"].isna().tolist() == [i == 3 for i in range(12)]
-    assert "Neither" in found["judgement"][3]
-
-
-def test_a_ranking_judge(tmp_path):
-    def ranks(body: dict) -> str:
-        text = body["messages"][-1]["content"]
-        first, second = re.findall(r'"answer": """(.*?)"""', text, re.DOTALL)
-        better = len(first) > len(second)
-        return str([{"model": "model_1", "rank": 1 if better else 2}, {"model": "model_2", "rank": 2 if better else 1}])
-
-    pairs = PAIRS[PAIRS["output_2"].str.len() != 4]
-    with ChatServer(ranks) as server:
-        found = judge_pairs(pairs, judge(server, tmp_path), "alpaca_eval_llama3_70b_fn")
-    assert found["preference"].tolist() == [1, 1, 1, *[2] * 8]
-
-
-def test_a_judge_that_calls_a_function(tmp_path):
-    def calls(body: dict) -> dict:
-        first, second = re.findall(r'"output": """(.*?)"""', body["messages"][-1]["content"], re.DOTALL)
-        order = ["m", "M"] if len(first) > len(second) else ["M", "m"]
-        ranks = {"ordered_models": [{"model": name, "rank": i} for i, name in enumerate(order, 1)]}
-        function = {"name": body["tool_choice"]["function"]["name"], "arguments": json.dumps(ranks)}
-        call = {"id": "c", "type": "function", "function": function}
-        return {"message": {"role": "assistant", "content": None, "tool_calls": [call]}}
-
-    pairs = PAIRS[PAIRS["output_2"].str.len() != 4]
-    with ChatServer(calls) as server:
-        found = judge_pairs(pairs, judge(server, tmp_path), "alpaca_eval_gpt4_turbo_fn")
-        assert server.bodies[0]["tools"][0]["function"]["name"] == "make_partial_leaderboard"
-    assert found["preference"].tolist() == [1, 1, 1, *[2] * 8]
-
-
-def test_the_benchmark_from_items_to_scores(tmp_path, monkeypatch):
-    """Four instructions; the model's answers are longer by 5 characters: each wins with σ(1) = 73.1 %."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LARPO_JUDGEMENTS", str(tmp_path / "judgements"))
-    rows = [{"instruction": f"Do {i}", "output": "base"} for i in range(4)]
-    (tmp_path / "reference.json").write_text(json.dumps(rows))
-    (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps({"instruction": r["instruction"]}) for r in rows))
-    with ChatServer(prefers_longer) as server:
-        entry = {
-            "benchmark": "alpaca_eval", "generate": {"max_new_tokens": 9}, "data": str(tmp_path / "asked.jsonl"),
-            "judge": "j", "options": {"reference": str(tmp_path / "reference.json")},
-        }  # fmt: skip
-        some = params(benchmarks={"ae": entry}, judges={"j": {"model": "judge", "base_url": server.url}})
-        bench = build_benchmark(some, "ae")
-        items = bench.items()
-        assert items["messages"][2] == [{"role": "user", "content": "Do 2"}]
-        outputs = pd.DataFrame(
-            {"prompt_id": items["prompt_id"][::-1].tolist(), "temperature": 0.0, "sample": -1, "turn": 0,
-             "text": "b" * 9, "n_tokens": 9, "finish_reason": "stop"}
-        )  # fmt: skip
-        frame = outputs.join(bench.score(items, outputs)).merge(items[["prompt_id", "messages", "answer"]])
-        found = bench.aggregate(items, frame)
-    assert frame["score"].tolist() == pytest.approx([1 / (1 + math.exp(-1))] * 4, abs=1e-6)
-    assert found["scores"]["win_rate"]["value"] == pytest.approx(1 / (1 + math.exp(-1)), abs=1e-6)
-    assert (found["items"], found["mean_characters"], found["baseline_mean_characters"]) == (4, 9.0, 4.0)
-    assert (tmp_path / "judgements").is_dir()
-    with pytest.raises(UserError, match="samples"):
-        bench.score(items, outputs.assign(sample=0))
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"options": {}}, ["benchmarks.ae.options.reference", "missing"]),
-        ({"options": {"reference": "absent.json"}}, ["benchmarks.ae.options.reference", "absent.json", "not found"]),
-        ({"judge": None}, ["benchmarks.ae.judge", "missing"]),
-        ({"annotator": "weighted_alpaca_eval_gpt4_turb"}, ["annotator", "'weighted_alpaca_eval_gpt4_turbo'"]),
-    ],
-)  # fmt: skip
-def test_refusals_before_anything_is_generated(tmp_path, change, words):
-    (tmp_path / "r.json").write_text('[{"instruction": "a", "output": "b"}]')
-    options = {"reference": str(tmp_path / "r.json")} | {k: v for k, v in change.items() if k == "annotator"}
-    entry = {"benchmark": "alpaca_eval", "generate": {"max_new_tokens": 9}, "judge": "j", "options": options}
-    entry |= {k: v for k, v in change.items() if k != "annotator"}
-    with pytest.raises(UserError) as caught:
-        build_benchmark(params(benchmarks={"ae": entry}, judges={"j": {"model": "x"}}), "ae")
-    for word in words:
-        assert word in str(caught.value)
+@needs_data
+def test_recomputing_needs_no_instructions_and_no_network(tmp_path, real):
+    """The benchmark with its data on the hub, which is out of reach here: items and evaluations suffice."""
+    entry = {
+        "benchmark": "alpaca_eval", "generate": {"max_new_tokens": 9}, "judge": "j", "options": LENGTH,
+    }  # fmt: skip
+    bench = build_benchmark(params(benchmarks={"ae": entry}, judges={"j": {"model": "x"}}), "ae")
+    with pytest.raises(UserError, match=r"benchmarks\.NAME\.\S+: cannot fetch \S+\.json of .*name a local copy"):
+        bench.items()
+    chosen = real.sample(n=300, random_state=2)
+    frame = pd.DataFrame(
+        {
+            "prompt_id": [f"p{i}" for i in chosen.index],
+            "messages": [[{"role": "user", "content": t}] for t in chosen["instruction"]],
+            "answer": chosen["output_1"], "text": chosen["output_2"], "n_tokens": 1, "finish_reason": "stop",
+            "parsed": [f"{p:.6f}" for p in chosen["preference"]],
+        }
+    )  # fmt: skip
+    items = pd.DataFrame({"prompt_id": frame["prompt_id"], "meta": [json.dumps({"index": i}) for i in chosen.index]})
+    found = bench.aggregate(items, frame)
+    direct = score_file("alpaca_eval", published(tmp_path, chosen), **LENGTH)
+    assert found["scores"]["lc_win_rate"]["value"] == pytest.approx(direct["scores"]["lc_win_rate"]["value"], abs=1e-5)

@@ -86,6 +86,13 @@ def test_gsm8k_scores_both_filters_from_the_same_outputs():
     frame = outputs.join(scored).merge(items, on="prompt_id").assign(sample=-1, turn=0, temperature=0.0, n_tokens=3)
     metrics = strict.aggregate(items, frame)
     assert {k: v["value"] for k, v in metrics["scores"].items()} == {"flexible": 1.0, "strict": 0.5}
+    assert (metrics["template"]["shots"], metrics["template"]["system"]) == (0, None)
+    assert metrics["template"]["user"].startswith("{question}\n\nSolve the problem step by step.")
+    # One answer has one vote, however it is written; what is no number has none.
+    outputs["text"] = ["it is $1,000.", "so 1000"]
+    assert bench("gsm8k", data="x/y").score(items, outputs)["parsed"].tolist() == ["1000", "1000"]
+    outputs["text"] = ["well...", "none"]
+    assert bench("gsm8k", data="x/y").score(items, outputs)["parsed"].isna().tolist() == [False, True]
 
 
 def test_choosing_items_depends_on_the_items_alone(tmp_path):
@@ -95,6 +102,9 @@ def test_choosing_items_depends_on_the_items_alone(tmp_path):
     a, b = (bench("gsm8k", data=str(tmp_path / n), items=7).items() for n in ("a.jsonl", "b.jsonl"))
     assert len(a) == 7 and set(a["prompt_id"]) == set(b["prompt_id"])
     assert a["prompt_id"].tolist() == b["prompt_id"].tolist()[::-1]
+    shots = bench("gsm8k", data=str(tmp_path / "a.jsonl"), options={"shots": 41, "examples": str(tmp_path / "b.jsonl")})
+    with pytest.raises(UserError, match="shots: 41 asked for, the examples are 40"):
+        shots.items()
     with pytest.raises(UserError, match="41 asked for, the source has 40"):
         bench("gsm8k", data=str(tmp_path / "a.jsonl"), items=41).items()
 
@@ -105,6 +115,9 @@ def test_choosing_items_depends_on_the_items_alone(tmp_path):
         ({"data": "./absent.jsonl"}, ["benchmarks.b.data", "absent.jsonl", "not found"]),
         ({"options": {"shotz": 2}}, ["benchmarks.b.options.shotz", "did you mean 'shots'"]),
         ({"options": {"filter": "loose"}}, ["benchmarks.b.options.filter", "'loose'"]),
+        ({"options": {"examples": "./absent.jsonl"}}, ["benchmarks.b.options.examples", "absent.jsonl"]),
+        ({"options": {"ns": [1, 8]}}, ["benchmarks.b.options.ns", "8 asked for", "generate.samples is 0"]),
+        ({"options": {"ns": [0]}}, ["benchmarks.b.options.ns.0", "greater than or equal to 1"]),
         ({"judge": "gpt"}, ["benchmarks.b.judge", "judges"]),
     ],
 )  # fmt: skip
@@ -165,6 +178,11 @@ def test_score_file(tmp_path):
     assert found["scores"]["flexible"] == pytest.approx({"value": 2 / 3, "low": 0.2077, "high": 0.9385}, abs=1e-4)
     assert found["scores"]["strict"]["value"] == pytest.approx(1 / 3)
     assert found["unparsed"] == {"strict": pytest.approx(2 / 3), "flexible": pytest.approx(1 / 3)}
+    # Gzipped, with a byte-order mark, the unanswered response as null: the same.
+    rows[2]["response"] = None
+    packed = tmp_path / "outputs.jsonl.gz"
+    packed.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode("utf-8-sig")))
+    assert score_file("gsm8k", packed) == found
     path.write_text('{"question": "a", "answer": "4"}')
     with pytest.raises(UserError, match="row 0: expected text under 'response'"):
         score_file("gsm8k", path)

@@ -55,8 +55,30 @@ def test_requests_run_side_by_side_up_to_the_limit(tmp_path):
 
 @pytest.mark.parametrize(
     "fault",
-    [{"status": 429, "retry_after": 0.05}, {"status": 500}, {"drop": True}, {"garbage": True}, {"sleep": 1.5}],
-    ids=["rate limit", "server error", "dropped", "no JSON", "timeout"],
+    [
+        {"status": 429, "retry_after": 0.05},
+        {"status": 500},
+        {"drop": True},
+        {"sleep": 1.5},
+        {"body": "<html>"},
+        {"body": "null"},
+        {"body": "[]"},
+        {"body": "{}"},
+        {"body": '{"choices": []}'},
+        {"body": '{"choices": [{}]}'},
+    ],
+    ids=[
+        "rate limit",
+        "server error",
+        "dropped",
+        "timeout",
+        "no JSON",
+        "null",
+        "list",
+        "empty",
+        "no choice",
+        "no text",
+    ],
 )
 def test_passing_faults_are_repeated(tmp_path, fault):
     with ChatServer(echo, faults=[fault, fault]) as server:
@@ -66,6 +88,26 @@ def test_passing_faults_are_repeated(tmp_path, fault):
         assert len(server.bodies) == 3
         if "retry_after" in fault:
             assert time.monotonic() - start >= 0.1, "it waits as long as it is told to"
+
+
+def test_pauses_grow_outlast_a_minute_of_rate_limits_and_obey_the_server(tmp_path, monkeypatch):
+    """Six tries with pauses from 1 s: 1 + 2 + 4 + 8 + 16 = 31 s, up to a quarter more; four times that where the rate
+    is limited (the last one 60 s: 4 + 8 + 16 + 32 + 60 = 120); as long as the server asks, but ten minutes at most."""
+    slept: list[float] = []
+    monkeypatch.setattr("larpo.judges.time.sleep", slept.append)
+    with ChatServer(echo) as server:
+        judge = JudgeClient(JudgeParams(model="m", base_url=server.url), tmp_path, "test")
+    for scale, least, most in ((1, 31, 39), (4, 120, 140)):
+        slept.clear()
+        for attempt in range(1, 6):
+            judge._rest(attempt, None, scale)
+        assert slept == sorted(slept)
+        assert least <= sum(slept) <= most
+    slept.clear()
+    for asked in ("90", "9000", "soon"):
+        judge._rest(1, asked)
+    assert slept[:2] == [90, 600]
+    assert 1 <= slept[2] <= 1.25
 
 
 def test_what_came_is_kept_when_others_fail_for_good(tmp_path):
@@ -85,6 +127,34 @@ def test_a_refusal_is_final_and_names_the_judge(tmp_path):
         with pytest.raises(UserError, match=r"judges\.test: .*refuses 'm/judge': 404 .*no such model"):
             client(server, tmp_path, concurrency=1).complete(asks("a", "b"))
         assert len(server.bodies) == 1, "nothing more is sent"
+
+
+def test_a_server_that_is_gone_is_left_early(tmp_path):
+    """60 requests, four at a time: after ten without an answer (and those in flight) no more are sent."""
+    with ChatServer(echo, faults=[{"status": 503}] * 1000) as server:
+        judge = client(server, tmp_path, concurrency=4, attempts=2)
+        with pytest.raises(UserError, match=r"of 60 requests failed .* one after another: the last \d+ were not sent"):
+            judge.complete(asks(*map(str, range(60))))
+        assert 20 <= len(server.bodies) <= 2 * 14
+    gone = JudgeClient(JudgeParams(model="m", base_url=server.url, attempts=1), tmp_path, "gone", pause=0.01)
+    with pytest.raises(UserError, match=r"judge gone: .*Connection error"):
+        gone.complete(asks("a"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ({"status": 400, "code": "content_filter"}, "content_filter"),
+        ({"status": 400, "message": "This model's maximum context length is 8192 tokens"}, "context_length"),
+    ],
+)
+def test_a_request_refused_for_what_it_holds_is_answered_so(tmp_path, fault, reason):
+    """It would be refused again: it has no text, the others have theirs, and nothing is asked a second time."""
+    with ChatServer(echo, faults=[fault]) as server:
+        for _ in range(2):
+            found = client(server, tmp_path, concurrency=1).complete(asks("a", "b"))
+            assert [(r["text"], r["finish_reason"]) for r in found] == [(None, reason), ("re: b", "stop")]
+        assert len(server.bodies) == 2
 
 
 def test_a_key_is_needed_away_from_this_machine(tmp_path, monkeypatch):

@@ -20,8 +20,8 @@ def candidates(rows: list[tuple]) -> pd.DataFrame:
     for i, (prompt, reward, *changes) in enumerate(rows):
         row = {
             "prompt_id": prompt, "response_id": f"r{i}", "iteration": 1, "temperature": 1.0, "seed": 0, "text": "",
-            "prompt_token_ids": [1], "token_ids": [i + 2], "finish_reason": "stop", "reward": float(reward),
-            "correct": reward > 0, "reward_name": "final_number",
+            "prompt_token_ids": [1], "token_ids": [i + 2], "finish_reason": "stop", "origin": "policy",
+            "reward": float(reward), "correct": reward > 0, "reward_name": "final_number",
         }  # fmt: skip
         full.append(row | (changes[0] if changes else {}))
     frame = pd.DataFrame(full)
@@ -89,7 +89,7 @@ def test_random_correct_incorrect_needs_a_verifiable_reward():
     built = build(frame, recipe="random_correct_incorrect")
     assert built.lists.empty
     assert built.dropped_responses == {"not_verifiable": 2}
-    assert built.dropped_prompts == {"too_few_candidates": 1}
+    assert built.dropped_prompts == {"too_few_positives": 1}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,9 @@ def test_responses_needed_is_exact(params, needed):
     assert not build(rows, **params).lists.empty
     built = build(rows[1:], **params)
     assert built.lists.empty
-    assert built.dropped_prompts == {"too_few_candidates": 1}
+    # Its one response is correct, so what a draw of one each lacks is the other.
+    reason = "too_few_negatives" if params["recipe"] == "random_correct_incorrect" else "too_few_candidates"
+    assert built.dropped_prompts == {reason: 1}
 
 
 def test_truncated_drop_and_keep():

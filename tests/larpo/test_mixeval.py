@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from larpo.benchmarks import build_benchmark, score_file
-from larpo.benchmarks.mixeval import prompt, read_items
+from larpo.benchmarks.mixeval import prompt, read_items, summary
 from larpo.benchmarks.mixeval_parsers import (
     ask_judge,
     chosen_option,
@@ -125,6 +126,9 @@ def test_model_parser_gives_up_without_inventing_a_score(tmp_path):
     with ChatServer(lambda body: "I would rather not say") as server:
         found = ask_judge([CHOICE], ["?"], judge(server, tmp_path), attempts=3)
         assert (found[0]["value"], len(server.bodies)) == (None, 3)
+    with ChatServer(lambda body: "", faults=[{"status": 400, "code": "content_filter"}]) as server:
+        found = ask_judge([CHOICE], ["!"], judge(server, tmp_path))
+        assert (found[0]["value"], len(server.bodies)) == (None, 1), "what the filter refuses is not asked again"
 
 
 def release(folder, free: dict, choice: dict):
@@ -164,14 +168,69 @@ def test_totals_by_hand(tmp_path):
     assert again == found
 
 
+def test_a_source_in_both_halves_is_told_apart():
+    kinds = ["free-form", "free-form", "multiple-choice", "multiple-choice"]
+    found = summary(kinds, ["AGIEval", "DROP", "AGIEval", "SIQA"], np.array([1.0, 1.0, 0.0, 1.0]))
+    assert {name: (s["value"], s["items"]) for name, s in found["sources"].items()} == {
+        "AGIEval free-form": (1.0, 1), "AGIEval multiple-choice": (0.0, 1), "DROP": (1.0, 1), "SIQA": (1.0, 1),
+    }  # fmt: skip
+
+
+def test_upstream_overall_is_rounded_as_upstream_rounds():
+    """Halves of 2,000 end in a 5 for odd counts, which Python rounds by the binary fraction and NumPy to even: wherever
+    the two differ, and at some others, it is Python's."""
+    kinds = ["free-form"] * 2000 + ["multiple-choice"] * 2000
+    differ = [n for n in range(1, 2000, 2) if round(n / 2000, 3) != np.round(n / 2000, 3)]
+    assert differ
+    for right in [*differ[:12], 1, 101, 999]:
+        scores = np.repeat([1.0, 0.0, 1.0, 0.0], [right, 2000 - right, 1000, 1000])
+        found = summary(kinds, ["x"] * 4000, scores)["upstream_overall"]
+        assert found == (round(right / 2000, 3) + 0.5) / 2, right
+
+
 def test_random_is_there_for_comparison_and_seeded(tmp_path):
     rows = [CHOICE | {"id": i, "response": "dunno", "prompt": f"p{i}"} for i in range(300)]
     path = write(tmp_path / "multiple-choice.jsonl", rows)
     assert score_file("mixeval", path)["scores"]["overall"]["value"] == 0.0
-    random = [score_file("mixeval", path, unparsed="random", seed=s)["scores"]["overall"]["value"] for s in (0, 0, 1)]
-    assert random[0] == random[1] != random[2]
-    assert random[0] == pytest.approx(1 / 3, abs=0.1)
+    drawn = [score_file("mixeval", path, unparsed="random", seed=s)["scores"]["overall"]["value"] for s in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0] == pytest.approx(1 / 3, abs=0.1)
     assert score_file("mixeval", path, unparsed="random")["unparsed"] == 1.0, "it is reported all the same"
+
+
+def test_random_draws_are_upstreams(tmp_path):
+    """Upstream seeds Python's generator with 42 and draws among an item's letters, in the order of the responses: C,
+    A, A of three options for the three unread ones here; the second is right. The one that is read draws nothing."""
+    rows = [CHOICE | {"id": i, "response": r, "target": [t]} for i, (r, t) in enumerate([("?", 0), ("B", 2), ("?", 0)])]
+    rows.append(CHOICE | {"id": 9, "response": None, "target": [2]})
+    found = score_file("mixeval", write(tmp_path / "multiple-choice.jsonl", rows), unparsed="random")
+    random.seed(42)
+    assert [random.choice("ABC") for _ in range(3)] == ["C", "A", "A"]
+    assert found["scores"]["overall"]["value"] == 0.25
+    assert found["unparsed"] == 0.75
+
+
+def test_responses_as_upstream_keeps_them(tmp_path):
+    """A model's folder: responses that carry their whole items, beside upstream's judgements, states and scores."""
+    whole = {"formated_input": "asked", "options": None}
+    free = [FREE | whole | {"id": str(i), "response": r} for i, r in enumerate(["Austen", "nobody"])]
+    choice = [CHOICE | {"formated_input": "asked", "id": "0", "response": "B. blue"}]
+    write(tmp_path / "m_close_freeform_hard.jsonl", free)
+    write(tmp_path / "m_close_multichoice_hard.jsonl", choice)
+    write(tmp_path / "judge_results_ff_rule.jsonl", [row | {"eval_result": True} for row in free])
+    (tmp_path / "status_close_freeform_hard.json").write_text('{"args": {}}')
+    (tmp_path / "score.json").write_text('{"overall score (final score)": 1}')
+    found = score_file("mixeval_hard", tmp_path)
+    assert (found["items"], found["upstream_overall"]) == (3, 0.75)
+    assert found["scores"]["overall"]["value"] == pytest.approx(2 / 3)
+    # Rows of another release than the folder that `data` names are told, not scored against its items.
+    other = release(tmp_path / "other", {"0": FREE | {"prompt": "Who else?"}, "1": FREE}, {"0": CHOICE})
+    with pytest.raises(UserError, match=r"row 0: prompt 'Who wrote it\?' is not that of free-form item 0 .* release"):
+        score_file("mixeval_hard", tmp_path, data=str(other))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match=r"empty: no responses; expected free-form\.jsonl"):
+        score_file("mixeval_hard", empty)
 
 
 @pytest.mark.parametrize(
@@ -220,8 +279,10 @@ def test_the_benchmark_from_items_to_scores(tmp_path, monkeypatch):
     found = model.aggregate(items, outputs.join(judged))
     assert found["scores"]["overall"]["value"] == 0.75
     assert found["items"] == 2
-    with pytest.raises(UserError, match=r"benchmarks\.m\.judge: missing"):
-        build_benchmark(params(benchmarks={"m": entry | {"options": {"parser": "model"}}}), "m")
+    # Without a judge the model parser is upstream's; the rules ask none, even where one is named.
+    default = build_benchmark(params(benchmarks={"m": entry | {"options": {"parser": "model"}}}), "m")
+    assert (default.judge.model, default.judge.base_url) == ("gpt-3.5-turbo-0125", None)
+    assert build_benchmark(params(benchmarks={"m": entry | {"judge": "j"}}, **raw), "m").judge is None
 
 
 @needs_data

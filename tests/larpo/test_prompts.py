@@ -124,3 +124,19 @@ def test_a_metadata_field_may_be_the_question():
     wrong = SUMS.model_copy(update={"tasks": [TaskParams(**config | {"question_field": "expresion"})]})
     with pytest.raises(UserError, match="did you mean 'expression'"):
         draw(wrong, 1, 0, held_out=False)
+
+
+def test_the_answer_may_stand_inside_a_worked_solution(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"q": "How many?", "a": "2 + 3 = 5\\n#### 1,005 "}\n')
+    params = PromptsParams(
+        source="dataset", dataset=str(path), prompt_field="q", answer_field="a", solution_field="a",
+        answer_pattern="#### (.*)", per_iteration=1, held_out=0,
+    )  # fmt: skip
+    row = draw(params, 1, 0, held_out=False).iloc[0]
+    assert row["answer"] == "1,005" and row["solution"] == "2 + 3 = 5\n#### 1,005 "
+    with pytest.raises(UserError, match="does not match prompts"):
+        draw(params.model_copy(update={"answer_pattern": "@@(.*)"}), 1, 0, held_out=False)
+    for pattern, words in (("####", "a group"), ("(", "regular expression")):
+        with pytest.raises(ValueError, match=words):
+            PromptsParams(per_iteration=1, answer_pattern=pattern)

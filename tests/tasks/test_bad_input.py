@@ -21,7 +21,7 @@ import tasks.score
 import tasks.train
 from larpo import tables
 from larpo.errors import UserError
-from tests.conftest import TINY_PARAMS
+from tests.conftest import ROOT, TINY_PARAMS
 
 MESSAGES = [{"role": "user", "content": "1 + 1 ="}]
 
@@ -40,7 +40,7 @@ def responses_frame(n: int = 3) -> pd.DataFrame:
         {
             "prompt_id": [f"p{i}" for i in range(n)], "response_id": [f"r{i}" for i in range(n)], "iteration": 1,
             "temperature": 1.0, "seed": 1, "text": "2", "prompt_token_ids": [[5, 6]] * n, "token_ids": [[7, 1]] * n,
-            "finish_reason": "stop",
+            "finish_reason": "stop", "origin": "policy",
         }
     )  # fmt: skip
 
@@ -155,13 +155,16 @@ def training_tables(reference: pd.DataFrame) -> None:
 @pytest.mark.parametrize(
     ("reference", "words"),
     [
-        ({"response_id": ["r0"], "reference_logp": [-1.0], "n_tokens": [2]}, ["no row for response r1"]),
         (
-            {"response_id": ["r0", "r1"], "reference_logp": [-1.0, -2.0], "n_tokens": [2, 3]},
+            {"prompt_id": "p0", "response_id": ["r0"], "reference_logp": [-1.0], "n_tokens": [2]},
+            ["no row for response r1"],
+        ),
+        (
+            {"prompt_id": "p0", "response_id": ["r0", "r1"], "reference_logp": [-1.0, -2.0], "n_tokens": [2, 3]},
             ["r1", "another length"],
         ),
         (
-            {"response_id": ["r0", "r1"], "reference_logp": [-1.0, -900.0], "n_tokens": [2, 2]},
+            {"prompt_id": "p0", "response_id": ["r0", "r1"], "reference_logp": [-1.0, -900.0], "n_tokens": [2, 2]},
             ["before the first step", "other weights"],
         ),
     ],
@@ -197,7 +200,8 @@ def test_a_benchmark_whose_judge_has_no_key_generates_nothing(workspace, monkeyp
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     path = workspace / "params.yaml"
     text = path.read_text().replace("judges: {}", "judges: {j: {model: m}}")
-    path.write_text(text.replace("  held_out: {items", "  held_out: {judge: j, items"))
+    asks = f"benchmark: mixeval, data: {ROOT / 'data/samples/questions'}, options: {{parser: model}}, judge: j"
+    path.write_text(text.replace("  held_out: {items", f"  held_out: {{{asks}, items"))
     refuse(
         lambda: tasks.generate.main("0", "held_out"), "judges.j.api_key_env", "OPENAI_API_KEY is not set",
         output="data/generate/0-held_out.parquet",

@@ -13,6 +13,7 @@ import tasks.evaluate
 import tasks.generate
 import tasks.items
 from larpo import tables
+from larpo.errors import UserError
 from tests.chat_server import ChatServer
 from tests.conftest import ROOT, TINY_PARAMS
 
@@ -88,3 +89,21 @@ def test_a_judged_benchmark_pays_once(workspace):
     assert metrics["scores"]["free_form"]["value"] == 0.5
     assert evaluations["judgement"].map(json.loads).map(lambda r: r["model"]).eq("judge").all()
     assert len(list((workspace / "kept").glob("judge-*.jsonl"))) == 1
+
+
+def test_a_missing_key_is_told_before_anything_is_generated(workspace, monkeypatch):
+    """With the model parser, named or upstream's by default; the rules need no key."""
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    judges = "{j: {model: judge, base_url: 'https://judge.invalid/v1', api_key_env: SOME_KEY}}"
+    entry = f"  q: {{benchmark: mixeval, data: {ROOT / 'data/samples/questions'}, generate: {{max_new_tokens: 2}}, "
+    asks = "options: {parser: model}}"
+    for options, variable in (("judge: j, " + asks, "SOME_KEY"), (asks, "OPENAI_API_KEY")):
+        describe(entry + options, judges)
+        tasks.items.main("q")
+        with pytest.raises(UserError, match=rf"judges\.\S+\.api_key_env: the environment variable {variable}") as told:
+            tasks.generate.main("0", "q")
+        assert "\n" not in str(told.value)
+        assert not Path("data/generate").exists() and not list(Path("scratch").glob("generate*"))
+    describe(entry + "judge: j}", judges)
+    assert len(run("q")[1]) == 28

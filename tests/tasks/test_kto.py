@@ -15,6 +15,7 @@ import tasks.lists
 import tasks.policy
 import tasks.prompts
 import tasks.reference
+import tasks.reward
 import tasks.sample
 import tasks.score
 import tasks.train
@@ -42,6 +43,7 @@ def kto_project(project: Project, monkeypatch) -> Project:
 
 def test_kto_trains(kto_project):
     tasks.policy.main()
+    tasks.reward.main()
     for node in (tasks.prompts, tasks.sample, tasks.score, tasks.candidates, tasks.lists, tasks.reference):
         node.main("1")
     frame = read_lists("data/lists/1.parquet", "data/candidates/1.parquet")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,40 @@ def test_the_sample_from_passages_to_recall(workspace, capsys):
     assert capsys.readouterr().out.count("resuming, shard") == 2
     tasks.retrieve.main("s")
     assert {p: p.read_bytes() for p in first} == first
+
+
+def test_ids_are_found_shard_by_shard(tmp_path):
+    parts = [tmp_path / f"passages-{i:06d}.npy" for i in range(3)]
+    for i, names in enumerate((["a", "b"], ["c"], ["d", "e"])):
+        (tmp_path / f"ids-{i:06d}.json").write_text(json.dumps(names))
+    places = np.array([4, 0, 2, 1, 3, 0])
+    assert tasks.retrieve.ids_at(places, parts, [2, 1, 2]).tolist() == list("eacbda")
+
+
+NQ = ROOT.parent / "shared/data/nq"
+
+
+@pytest.mark.skipif(not NQ.is_dir(), reason="NQ's passages are not beside the checkout")
+def test_natural_questions_over_2600_passages(workspace):
+    """In three shards, only the first 24 tokens of each passage to save time, 500 questions: far above chance (1 of
+    2,600), rising with N, by answer at least as often as by the gold passage that holds it."""
+    with gzip.open(NQ / "queries.jsonl.gz", "rt", encoding="utf-8") as lines:
+        Path("queries.jsonl").write_text("".join(islice(lines, 500)), "utf-8")
+    text = Path("params.yaml").read_text().replace("corpus: passages.jsonl", f"corpus: {NQ / 'corpus.jsonl.gz'}")
+    text = text.replace("shard_size: 20", "shard_size: 1000, max_length: 24").replace(
+        "[1, 2, 5, 10]", "[1, 5, 20, 100]"
+    )
+    Path("params.yaml").write_text(text)
+    tasks.embed.main("s")
+    assert len(list(Path("data/embed/s").glob("passages-*.npy"))) == 3
+    tasks.retrieve.main("s")
+    metrics = json.loads(Path("data/evaluate/retrieval-s.json").read_text())
+    assert (metrics["passages"], metrics["queries"]) == (2600, 500)
+    by = {kind: [metrics[kind][n]["value"] for n in ("1", "5", "20", "100")] for kind in ("answer", "gold")}
+    for values in by.values():
+        assert values == sorted(values)
+        assert values[0] > 0.6 and values[-1] > 0.9
+    assert all(a >= g for a, g in zip(by["answer"], by["gold"], strict=True))
 
 
 def test_bad_corpora_and_models(workspace):

@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 
 def larpo(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tasks.cli", *arguments]
+    command = [sys.executable, "-m", "flows.cli", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

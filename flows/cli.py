@@ -1,0 +1,152 @@
+"""The command `larpo`: what is done outside the graph."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from larpo.benchmarks import BENCHMARKS, score_file
+from larpo.errors import UserError
+
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None,
+    help="LARPO: alignment from ranked lists. The pipeline itself is `dvc repro`.",
+)  # fmt: skip
+
+SCORE_HELP = """Score outputs that exist already; prints the scores as JSON.
+
+\b
+BENCHMARK     OUTPUTS                                                        OPTIONS
+gsm8k         JSON Lines with question, answer, response
+math          JSON Lines with problem, answer or solution, response
+alpaca_eval   annotations as AlpacaEval publishes them (JSON list with       --baseline FILE --data FILE
+              instruction, output_1, output_2, preference from 1 to 2,       --df-gamed FILE
+              null or NaN where there is none), in any order, all or some    --instruction-difficulty FILE
+mixeval       JSON Lines with id and response, and problem_type unless the   --data FOLDER --parser rule|model
+mixeval_hard  file's name says it (free-form, close_freeform, …); or a       --unparsed wrong|random --seed N
+              folder with both. Rows may carry the item itself (target,      --judge-model NAME --judge-url URL
+              options, …); otherwise --data names the folder that has it
+
+Files may be JSON lists or JSON Lines, and gzipped; a null response is an empty one.
+--data of mixeval: the folder with free-form.json and multiple-choice.json of the release that the ids belong to.
+--data of alpaca_eval: instructions in the order of their difficulties, where they are not AlpacaEval's own 805.
+Length-controlled win rates need --df-gamed (the hub's df_gamed.csv; without it, the hub itself is asked);
+--instruction-difficulty replaces its column of that name. Exit code 2 with one line on bad input.
+"""
+
+
+@app.callback()
+def main() -> None:
+    """One command per verb."""
+
+
+@app.command(help=SCORE_HELP, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def score(
+    context: typer.Context,
+    benchmark: str = typer.Argument(help="a benchmark's name, see above"),
+    outputs: Path = typer.Argument(help="the outputs to score"),
+) -> None:
+    try:
+        found = score_file(benchmark, outputs, **options(benchmark, list(context.args)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    print(json.dumps(found, indent=1, ensure_ascii=False))
+
+
+@app.command()
+def plan(
+    params: Path = typer.Option(Path("params.yaml"), help="the parameters to plan for"),
+    overlay: list[Path] = typer.Option([], "--with", help="sections laid over them (configs/params-8x80gb.yaml)"),
+    gpus: int = typer.Option(1, min=1, help="GPUs at hand"),
+    gpu_memory: float = typer.Option(80, min=1, help="GiB of each"),
+    assume: list[str] = typer.Option([], help="NAME=VALUE, an assumption to replace; repeat for more"),
+    formulas: bool = typer.Option(True, help="show where every number comes from"),
+    as_json: bool = typer.Option(False, "--json", help="print JSON"),
+) -> None:
+    """What a run will need: memory, tokens, GPU hours, judges; exit code 1 where something does not fit."""
+    from larpo.plan import Assumptions, build_plan, load_with, render_plan, to_json
+
+    try:
+        assumptions = Assumptions(gpus=gpus, gpu_memory_gib=gpu_memory).override(assume)
+        found = build_plan(load_with(params, overlay), assumptions, str(params))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    print(json.dumps(to_json(found), indent=1, ensure_ascii=False) if as_json else render_plan(found, formulas), end="")
+    raise typer.Exit(1 if found.failed else 0)
+
+
+@app.command()
+def study(
+    name: str = typer.Argument(help="a file in studies/, without .yaml; `list` names them"),
+    scale: str = typer.Option("cpu", help="cpu: small enough for two cores; paper: the paper's models and data"),
+    seeds: int = typer.Option(None, help="seeds 0..n-1; default: the study's own number"),
+    jobs: int = typer.Option(None, help="runs side by side; default: one per core at scale cpu, else one"),
+) -> None:
+    """A table or figure of the paper: runs what is missing of it, writes its page, prints the verdicts."""
+    from flows import project_folder
+
+    try:
+        folder = project_folder() / "studies"
+        if name == "list":
+            from larpo.studies.spec import load_study, names
+
+            for found in names(folder):
+                print(f"{found:10} {load_study(folder, found).title}")
+            return
+        from flows.study import StudyFailed, run
+
+        verdicts = run(name, scale, seeds, jobs)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except StudyFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    for finding, verdict in verdicts.items():
+        print(f"{finding}: {verdict}")
+    print(f"report/studies/{name}-{scale}.html")
+
+
+def options(benchmark: str, arguments: list[str]) -> dict[str, Any]:
+    """`--key value` pairs as the benchmark's own options; whole numbers and flags by what the benchmark expects."""
+    if benchmark not in BENCHMARKS:
+        return {}  # `score_file` names it
+    module = import_module(BENCHMARKS[benchmark].partition(":")[0])
+    known = inspect.signature(module.score_file).parameters if hasattr(module, "score_file") else {}
+    found: dict[str, Any] = {}
+    while arguments:
+        name, equals, value = arguments.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise UserError(f"larpo score: {name!r} is not expected here; expected --option value")
+        key = name[2:].replace("-", "_")
+        default = known[key].default if key in known else None
+        if isinstance(default, bool) and not equals and (not arguments or arguments[0].startswith("--")):
+            found[key] = True
+            continue
+        if not equals:
+            if not arguments:
+                raise UserError(f"larpo score: {name} expects a value")
+            value = arguments.pop(0)
+        if isinstance(default, bool):
+            if value.lower() not in ("true", "false"):
+                raise UserError(f"larpo score: {name}: expected true or false, found {value!r}")
+            found[key] = value.lower() == "true"
+        elif isinstance(default, int):
+            if not value.lstrip("-").isdigit():
+                raise UserError(f"larpo score: {name}: expected a whole number, found {value!r}")
+            found[key] = int(value)
+        else:
+            found[key] = value
+    return found
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,28 @@
+"""What a run will need, computed before anything is fetched: memory, tokens, GPU hours, judges, and whether it fits.
+
+    plan = build_plan(load_params("params.yaml"), Assumptions(gpus=8))
+    print(render_plan(plan))
+    plan.failed        # lines; empty where everything fits together
+
+Nothing here loads weights or asks a network. Every number is an `Estimate`: value, unit, and the formula it came from.
+"""
+
+from larpo.plan.assumptions import Assumptions
+from larpo.plan.estimates import Estimate, Sharding
+from larpo.plan.launching import load_with
+from larpo.plan.nodes import Check, JudgeCalls, NodePlan, Plan, build_plan
+from larpo.plan.render import render_plan, to_json
+
+__all__ = [
+    "Assumptions",
+    "Check",
+    "Estimate",
+    "JudgeCalls",
+    "NodePlan",
+    "Plan",
+    "Sharding",
+    "build_plan",
+    "load_with",
+    "render_plan",
+    "to_json",
+]

@@ -1,0 +1,164 @@
+"""Architectures: what a model's sizes are, without its weights and without a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from larpo.errors import UserError
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of a transformer. `parameters` is its count; `counted()` computes it from the other fields."""
+
+    name: str
+    kind: Literal["decoder", "encoder"]
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    max_context: int
+    parameters: int
+    dtype: str = "bfloat16"
+    tied: bool = False
+    head: Literal["lm", "score", "none"] = "lm"
+    norms_per_layer: int = 2
+    softcap: bool = False
+    positions: int = 0
+    relative_positions: int = 0
+    pooler: bool = False
+    model_type: str = ""
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocab * self.hidden
+
+    @property
+    def layer_parameters(self) -> int:
+        """Of one layer: q and o, k and v, the MLP, the norms (and an encoder's biases)."""
+        q_and_o = 2 * self.hidden * self.heads * self.head_dim
+        k_and_v = 2 * self.hidden * self.kv_heads * self.head_dim
+        if self.kind == "decoder":
+            return q_and_o + k_and_v + 3 * self.hidden * self.intermediate + self.norms_per_layer * self.hidden
+        biases = 4 * self.hidden + self.intermediate + self.hidden
+        return q_and_o + k_and_v + 2 * self.hidden * self.intermediate + biases + 2 * 2 * self.hidden
+
+    def counted(self) -> int:
+        """Parameters by formula: embeddings, layers, final norm, head."""
+        total = self.embedding_parameters + self.layers * self.layer_parameters
+        if self.kind == "decoder":
+            head = {"lm": 0 if self.tied else self.embedding_parameters, "score": self.hidden, "none": 0}[self.head]
+            return total + self.hidden + head
+        total += self.positions * self.hidden + 2 * self.hidden  # learned positions, the embeddings' norm
+        if self.relative_positions:
+            total += self.relative_positions * self.hidden + 2 * self.hidden
+        return total + (self.hidden * self.hidden + self.hidden if self.pooler else 0)
+
+    def kv_bytes_per_token(self, dtype: str, shards: int = 1) -> int:
+        """2 (keys, values) · layers · kv heads on one of `shards` GPUs · head dim · bytes; a head is never split."""
+        return 2 * self.layers * -(-self.kv_heads // shards) * self.head_dim * BYTES[dtype]
+
+    def adafactor_state(self) -> int:
+        """Numbers that Adafactor keeps: a row and a column per matrix, everything for a vector."""
+        h, i, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        layer = 2 * (h + q) + 2 * (h + kv) + 3 * (h + i) + self.norms_per_layer * h
+        matrices = 1 if self.tied or self.head != "lm" else 2
+        return self.layers * layer + matrices * (self.vocab + h) + h
+
+
+@cache
+def known_models() -> dict[str, Architecture]:
+    """The paper's models by hub id."""
+    raw = yaml.safe_load((Path(__file__).parent / "models.yaml").read_text("utf-8"))["models"]
+    return {name: Architecture(name=name, **fields) for name, fields in raw.items()}
+
+
+def find_architecture(model: str) -> Architecture:
+    """Architecture of a hub id in models.yaml, of a folder with a config.json, or of a package's GGUF (`pypi:NAME`).
+
+    Raises
+    ------
+    UserError
+        None of these; the message says what to give instead.
+    """
+    if model in known_models():
+        return known_models()[model]
+    kind, _, package = model.partition(":")
+    if kind == "pypi":
+        return _read(model, *_packaged(package))
+    if (Path(model) / "config.json").is_file():
+        return _read(model, model, {})
+    raise UserError(
+        f"{model}: unknown architecture: give a folder with its config.json, or add it to larpo/plan/models.yaml; "
+        f"known are {', '.join(known_models())}"
+    )
+
+
+def _packaged(package: str) -> tuple[str, dict[str, Any]]:
+    """What transformers reads a package's configuration from: its one GGUF file, or a folder with config.json."""
+    from larpo.checkpoints import _packaged_gguf
+    from larpo.retrieval import model_source
+
+    try:
+        source, options, _ = _packaged_gguf(package)
+        return source, options
+    except UserError as error:
+        if "not installed" in str(error):
+            raise
+        return model_source(f"pypi:{package}"), {}
+
+
+@cache
+def _read_config(source: str, options: tuple) -> tuple[Any, int]:
+    """(configuration, exact number of parameters): the model is built on the meta device, where nothing has memory."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(source, **dict(options))
+    name = (getattr(config, "architectures", None) or [""])[0]
+    builder = AutoModelForCausalLM
+    if "SequenceClassification" in name:
+        builder = AutoModelForSequenceClassification
+    elif type(config) not in AutoModelForCausalLM._model_mapping or not getattr(config, "num_key_value_heads", None):
+        builder = AutoModel
+    with torch.device("meta"):
+        return config, builder.from_config(config).num_parameters()
+
+
+def _read(name: str, source: str, options: dict[str, Any]) -> Architecture:
+    try:
+        config, parameters = _read_config(source, tuple(options.items()))
+        heads, hidden = config.num_attention_heads, config.hidden_size
+        decoder = getattr(config, "num_key_value_heads", None) is not None
+        architecture = (getattr(config, "architectures", None) or [""])[0]
+        return Architecture(
+            name=name,
+            kind="decoder" if decoder else "encoder",
+            layers=config.num_hidden_layers,
+            hidden=hidden,
+            intermediate=config.intermediate_size,
+            heads=heads,
+            kv_heads=config.num_key_value_heads if decoder else heads,
+            head_dim=getattr(config, "head_dim", None) or hidden // heads,
+            vocab=config.vocab_size,
+            max_context=config.max_position_embeddings,
+            parameters=parameters,
+            dtype=str(getattr(config, "dtype", None) or "float32").removeprefix("torch."),
+            tied=bool(getattr(config, "tie_word_embeddings", False)),
+            head=("score" if "SequenceClassification" in architecture else "lm") if decoder else "none",
+            softcap=getattr(config, "final_logit_softcapping", None) is not None,
+            norms_per_layer=4 if config.model_type.startswith("gemma2") else 2,
+            model_type=config.model_type,
+        )
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"{name}: no configuration that a plan can be made from ({str(error)[:160]})") from None

@@ -1,0 +1,144 @@
+"""A plan as text and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from larpo.plan.estimates import Estimate, gib
+from larpo.plan.nodes import NodePlan, Plan
+
+COLUMNS = ("node", "model", "GPUs", "memory per GPU", "sample", "train", "judge calls", "cost", "GPU hours")
+MARK = {True: "ok  ", False: "FAIL", None: "note"}
+SHOWN_HOURS = 0.005
+
+
+def count(value: float | None) -> str:
+    """12,345,678 → 12.3 M."""
+    if value is None:
+        return "unknown"
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def hours(value: float | None) -> str:
+    return "unknown" if value is None else "< 0.01" if value < SHOWN_HOURS else f"{value:.2f}"
+
+
+def dollars(value: float | None) -> str:
+    return "unknown price" if value is None else f"${value:,.2f}"
+
+
+def _row(node: NodePlan) -> tuple[str, ...]:
+    def of(estimate: Estimate | None, show) -> str:
+        return "" if estimate is None else show(estimate.value)
+
+    return (
+        node.name,
+        (node.model or "").rpartition("/")[2],
+        str(node.gpus or ""),
+        gib(node.memory_total) if node.memory else "",
+        of(node.sample_tokens, count),
+        of(node.train_tokens, count),
+        of(node.judge.calls, count) if node.judge else "",
+        of(node.judge.cost, dollars) if node.judge else "",
+        of(node.hours, hours),
+    )
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def render_plan(plan: Plan, formulas: bool = True) -> str:
+    """The plan as plain text: models, nodes, totals, checks, and (with `formulas`) where each number comes from."""
+    a = plan.assumptions
+    lines = [f"Plan for {a.gpus} GPU(s) of {a.gpu_memory_gib:g} GiB. Estimates: nothing was run.", "", "Models"]
+    for arch in plan.architectures:
+        lines.append(
+            f"  {arch.name}: {arch.parameters:,} parameters, {arch.layers} layers, hidden {arch.hidden:,}, "
+            f"{arch.heads} heads ({arch.kv_heads} kv), vocabulary {arch.vocab:,}, {arch.max_context:,} tokens"
+        )
+    lines += ["", "Nodes", *(f"  {line}" for line in _table([COLUMNS, *map(_row, plan.nodes)]))]
+    lines += ["", "Totals"]
+    for what, label, show in (
+        ("sample_tokens", "tokens to sample", count),
+        ("train_tokens", "tokens to train on", count),
+        ("hours", "GPU hours", hours),
+    ):
+        value, unknown = plan.sum_of(what)
+        lines.append(f"  {label}: {show(value)}" + (f", and {unknown} node(s) not known" if unknown else ""))
+    lines.append(f"  hours on the clock, one node after another: {hours(plan.clock_hours)}")
+    value, unknown = plan.judge_cost
+    if any(node.judge for node in plan.nodes):
+        lines.append(
+            f"  judges: {dollars(value)} (list prices of 2024, check before you rely on them)"
+            + (f", and {unknown} node(s) with an unknown price" if unknown else "")
+        )
+    lines += ["", "Checks", *(f"  {MARK[c.ok]} {c.line}" for c in plan.checks)]
+    if formulas:
+        lines += ["", "Formulas", *_formulas(plan)]
+    return "\n".join(lines) + "\n"
+
+
+def _formulas(plan: Plan) -> list[str]:
+    """Each number of the table with its arithmetic; nodes whose arithmetic is the same share it."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for node in plan.nodes:
+        lines = [f"    {name}: {gib(e.value)} = {e.formula}" for name, e in node.memory.items()]
+        for label, e, show in (
+            ("sample", node.sample_tokens, count),
+            ("train", node.train_tokens, count),
+            ("GPU hours", node.hours, hours),
+        ):  # fmt: skip
+            if e is not None:
+                lines.append(f"    {label}: {show(e.value)} = {e.formula}")
+        if node.judge:
+            j = node.judge
+            lines.append(f"    judge {j.judge} ({j.model}): {count(j.calls.value)} calls, {j.calls.formula}")
+            lines.append(f"    prompt: {count(j.prompt.value)} tokens = {j.prompt.formula}")
+            lines.append(f"    reply: {count(j.completion.value)} tokens = {j.completion.formula}")
+            lines.append(f"    cost: {dollars(j.cost.value)} = {j.cost.formula}")
+        lines += [f"    {note}" for note in node.notes]
+        if lines:
+            head = f" ({node.sharding})" if node.sharding else ""
+            groups.setdefault((head, *lines), []).append(node.name)
+    out = []
+    for (head, *lines), names in groups.items():
+        out += [f"  {', '.join(names)}{head}", *lines]
+    a = plan.assumptions
+    out += ["", "Assumptions (--assume NAME=VALUE)"]
+    for f in dataclasses.fields(a):
+        value = getattr(a, f.name)
+        if f.name == "response_tokens" and value is None:
+            value = "half of max_new_tokens, at most 450"
+        out.append(f"  {f.name}: {value}")
+    return out
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """The plan as a tree that `json.dumps` takes; estimates keep value, unit and formula."""
+    tree = dataclasses.asdict(plan)
+    for node, entry in zip(plan.nodes, tree["nodes"], strict=True):
+        entry["memory_total"] = node.memory_total
+    hours_value, hours_unknown = plan.sum_of("hours")
+    cost, cost_unknown = plan.judge_cost
+    tree["totals"] = {
+        "gpu_hours": hours_value,
+        "gpu_hours_unknown_nodes": hours_unknown,
+        "clock_hours": plan.clock_hours,
+        "sample_tokens": plan.sum_of("sample_tokens")[0],
+        "train_tokens": plan.sum_of("train_tokens")[0],
+        "judge_usd": cost,
+        "judge_unknown_nodes": cost_unknown,
+    }
+    tree["failed"] = plan.failed
+    return tree

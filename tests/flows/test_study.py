@@ -1,0 +1,110 @@
+"""A study on the real graph and a tiny policy: what runs share, what is resumed, what the page says."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import yaml
+
+from tests.conftest import Project
+
+STUDY = """
+name: small
+title: A small study
+paper: Table 3
+about: Two objectives, one iteration.
+seeds: 2
+scales: {cpu: {base: base.yaml, policy: "1", set: {iterations: {"1": {previous: "0", temperatures: [1.0]}}}}}
+cells:
+  lambdarank: {label: LambdaRank}
+  listmle: {label: ListMLE, set: {train.objective: listmle}}
+measures:
+  score: {label: greedy, cpu: {file: "data/evaluate/{policy}-held_out.json", key: greedy/accuracy}}
+  length: {label: tokens, cpu: {file: "data/evaluate/{policy}-held_out.json", key: mean_length, percent: false}}
+claims:
+  F4: [{says: ListMLE above LambdaRank, more: [[listmle, score]], less: [[lambdarank, score]]}]
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_policy) -> Project:
+    made = Project(tmp_path_factory.mktemp("study") / "project", tiny_policy)
+    studies = made.folder / "studies"
+    studies.mkdir()
+    (studies / "base.yaml").write_text((made.folder / "params.yaml").read_text())
+    (studies / "small.yaml").write_text(STUDY)
+    made.run("git", "add", "-A")
+    made.run("git", "commit", "-q", "-m", "study")
+    return made
+
+
+def study(project: Project, *arguments: str, check: bool = True):
+    return project.run(sys.executable, "-m", "flows.cli", "study", "small", "--jobs", "2", *arguments, check=check)
+
+
+def records(project: Project) -> dict[str, dict]:
+    found = (project.folder / ".larpo/studies/small-cpu").glob("*.json")
+    return {p.stem: json.loads(p.read_text()) for p in found}
+
+
+def locked(project: Project, experiment: str) -> dict:
+    """dvc.lock of an experiment: output → hash."""
+    name = next(
+        line.split()[1]
+        for line in project.run("git", "show-ref").stdout.splitlines()
+        if line.endswith(f"/{experiment}") and "/exps/" in line
+    )
+    lock = yaml.safe_load(project.run("git", "show", f"{name}:dvc.lock").stdout)
+    return {o["path"]: o["md5"] for s in lock["stages"].values() for o in s["outs"]}
+
+
+@pytest.mark.slow
+def test_a_study_from_nothing_to_its_page(project):
+    done = study(project)
+    assert "F4" in done.stdout, done.stdout
+    kept = records(project)
+    assert sorted(kept) == ["lambdarank-s0", "lambdarank-s1", "listmle-s0", "listmle-s1"]
+    result = json.loads((project.folder / "studies/results/small-cpu.json").read_text())
+    for cell in ("lambdarank", "listmle"):
+        values = result["cells"][cell]["measures"]["length"]["values"]
+        assert values == [kept[f"{cell}-s{seed}"]["values"]["length"] for seed in (0, 1)] and min(values) > 0
+    assert (project.folder / "report/studies/small-cpu.html").read_text().count("ListMLE") >= 1
+    assert "small" in (project.folder / "docs/findings.md").read_text()
+    assert project.run("git", "status", "--porcelain", "params.yaml").stdout == "", "nobody's params.yaml is edited"
+
+    # Manifests hold times: equal hashes mean that the node ran once and was restored for the other cell.
+    one, other = (locked(project, f"small-cpu-{cell}-s0") for cell in ("lambdarank", "listmle"))
+    for shared in ("data/sample/1.manifest.json", "data/lists/1.manifest.json", "data/reference/1.manifest.json"):
+        assert one[shared] == other[shared], shared
+    assert one["data/policy/1"] != other["data/policy/1"]
+    assert one["data/sample/1.parquet"] != locked(project, "small-cpu-lambdarank-s1")["data/sample/1.parquet"]
+
+
+@pytest.mark.slow
+def test_only_what_is_missing_runs_again(project):
+    before = records(project)
+    (project.folder / ".larpo/studies/small-cpu/listmle-s1.json").unlink()
+    page = project.folder / "report/studies/small-cpu.html"
+    text = page.read_text()
+    page.unlink()
+    done = study(project)
+    assert "3 of them measured before" in done.stderr + done.stdout
+    after = records(project)
+    assert {k: v["values"] for k, v in after.items()} == {k: v["values"] for k, v in before.items()}
+    assert all(after[k] == before[k] for k in before if k != "listmle-s1")
+    assert page.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seeds", "0"], "seeds: expected 1 or more"),
+        (["--jobs", "0"], "jobs: expected 1 or more"),
+        (["--scale", "paper"], "no scale 'paper'"),
+    ],
+)
+def test_wrong_input_is_one_line_before_anything_starts(project, arguments, words):
+    done = study(project, *arguments, check=False)
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
