@@ -283,8 +283,9 @@ def check_names(params: Params, name: str = "params.yaml") -> None:
         # Its settings, and where its data are: found out before anything is generated.
         build_benchmark(params, b, name)
     check_sources(params.lists, name)
-    if params.train.launch is not None and not Path(params.train.launch).is_file():
-        raise UserError(f"{name}: train.launch: {params.train.launch}: not found; expected an Accelerate configuration")
+    for key, file in [("train", params.train.launch), *[(f"sft.{n}", p.launch) for n, p in params.sft.items()]]:
+        if file is not None and not Path(file).is_file():
+            raise UserError(f"{name}: {key}.launch: {file}: not found; expected an Accelerate configuration")
     needed, k = responses_needed(params.lists), params.sample.responses
     if needed > k:
         raise UserError(

@@ -171,6 +171,9 @@ class OptimizerParams(Section):
     autocast: Literal["none", "bfloat16"] = Field("none", description="compute dtype; master weights stay float32")
     save_steps: int = Field(50, ge=1, description="optimizer steps between checkpoints to resume from")
     gradient_checkpointing: bool = False
+    launch: str | None = Field(
+        None, description="an Accelerate configuration (configs/fsdp-8x80gb.yaml): train in its processes; null: in one"
+    )
     trainer_options: dict[str, Any] = Field({}, description="further transformers.TrainingArguments, as they are")
 
 
@@ -180,9 +183,6 @@ class TrainParams(OptimizerParams):
     lists_per_step: int = Field(16, ge=1, description="lists per optimizer step, over all devices")
     lists_per_device_batch: int = Field(
         8, ge=1, description="lists in memory at once; never changes the result, but kto's z is a mean over them"
-    )
-    launch: str | None = Field(
-        None, description="an Accelerate configuration (configs/fsdp-8x80gb.yaml): train in its processes; null: in one"
     )
 
 

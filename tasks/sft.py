@@ -17,6 +17,7 @@ from larpo.gold import gold_token_ids, turn_end
 from larpo.hashing import seed_of
 from larpo.prompts import draw
 from larpo.sft import Example, SFTTrainer
+from tasks.launch import launched
 from tasks.node import Node, command, load_params
 from tasks.training import check_commit, run, training_arguments
 
@@ -24,8 +25,10 @@ from tasks.training import check_commit, run, training_arguments
 def main(name: str) -> None:
     """Write data/policy/NAME, its training curves in data/sft/NAME and the empty data/candidates/NAME.parquet."""
     params = load_params()
-    check_commit()
     this = params.sft[name]
+    if launched(this.launch, "tasks.sft", name):
+        return
+    check_commit()
     policy, out, curves = f"data/policy/{this.previous}", f"data/policy/{name}", f"data/sft/{name}"
     memory = f"data/candidates/{name}.parquet"
     seed = seed_of(this.seed, "sft", name)
@@ -59,6 +62,8 @@ def main(name: str) -> None:
             processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)],
         )  # fmt: skip
         run(node, trainer, out, curves)
+        if not node.leads:
+            return
         tables.write(pd.DataFrame(columns=tables.SCHEMAS["candidates"].names), "candidates", node.out(memory))
         node.note(steps=trainer.state.global_step, response_tokens=sum(len(e.response_ids) for e in kept))
         dropped = {"unknown_tokens": len(frame) - len(examples), "too_long": len(examples) - len(kept)}

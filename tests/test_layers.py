@@ -91,6 +91,7 @@ NOT_TRACKED = {
     ("best_of_n", "larpo.checkpoints"),
     ("best_of_n", "larpo.reward_checkpoints"),
     ("train", "tasks.launch"),
+    ("sft", "tasks.launch"),
     ("prompts", "larpo.rewards"),
     ("generate", "larpo.judges"),
     ("generate", "larpo.benchmarks"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -104,9 +104,21 @@ def find_architecture(model: str) -> Architecture:
     )
 
 
+def scratch_architecture(section: Any) -> Architecture:
+    """The small Llama of `policy.architecture` (larpo/scratch.py): its MLP is four times as wide."""
+    from larpo.scratch import SPECIALS
+
+    arch = Architecture(
+        "scratch", "decoder", section.layers, section.hidden_size, 4 * section.hidden_size, section.heads,
+        section.heads, section.hidden_size // section.heads, len(SPECIALS) + len(set(section.characters)),
+        section.max_length, 0, dtype="float32", tied=True, model_type="llama",
+    )  # fmt: skip
+    return replace(arch, parameters=arch.counted())
+
+
 def _packaged(package: str) -> tuple[str, dict[str, Any]]:
     """What transformers reads a package's configuration from: its one GGUF file, or a folder with config.json."""
-    from larpo.checkpoints import _packaged_gguf
+    from larpo.initial_policy import _packaged_gguf
     from larpo.retrieval import model_source
 
     try:

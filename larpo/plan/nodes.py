@@ -11,7 +11,7 @@ from larpo.benchmarks import build_benchmark
 from larpo.errors import UserError
 from larpo.lists import RECIPES
 from larpo.params import Params
-from larpo.plan.architectures import Architecture, find_architecture
+from larpo.plan.architectures import Architecture, find_architecture, scratch_architecture
 from larpo.plan.assumptions import Assumptions
 from larpo.plan.estimates import (
     Estimate,
@@ -102,7 +102,8 @@ class Planner:
     def architecture(self, model: str, key: str) -> Architecture | None:
         if model not in self.architectures:
             try:
-                self.architectures[model] = find_architecture(model)
+                scratch = self.params.policy.architecture if model == "scratch" else None
+                self.architectures[model] = scratch_architecture(scratch) if scratch else find_architecture(model)
             except UserError as error:
                 self.problems.append(Check(False, f"{self.name}: {key}: {error}"))
                 return None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from larpo.errors import UserError
-from larpo.params import Params, Section, TrainParams, parse_params
+from larpo.params import Params, Section, parse_params
 from larpo.plan import Assumptions, Estimate, build_plan, render_plan, to_json
 
 
@@ -149,25 +149,14 @@ def test_reward_models():
     assert any("reward.model: someone/reward: unknown architecture" in line for line in plan.failed)
 
 
-class Examples(Section):
-    dataset: str = "meta-math/MetaMathQA"
-
-
-class Tuning(TrainParams):
-    data: Examples = Examples()
-    examples: int | None = None
-    examples_per_device_batch: int = 2
-    max_length: int = 1024
-
-
-class WithTuning(Params):
-    sft: dict[str, Tuning]
-
-
 def test_fine_tuning():
     """MetaMathQA's 395,000 examples, given as an assumption, 3 epochs of 400 tokens: 474,000,000. Unknown, it says how
     to give it, and the total says that a node is missing. Two examples of 1,024 tokens at once predict up to 2,048."""
-    params = WithTuning.model_validate(paper(**{"sft.metamath": {"learning_rate": 1e-5, "epochs": 3}}))
+    tuned = {
+        "previous": "0", "learning_rate": 1e-5, "epochs": 3, "examples_per_device_batch": 2,
+        "data": {"source": "dataset", "dataset": "meta-math/MetaMathQA"},
+    }  # fmt: skip
+    params = parse_params(paper(**{"sft.metamath": tuned}))
     unknown = build_plan(params)
     assert node(unknown, "sft@metamath").train_tokens.value is None
     assert "--assume items.meta-math/MetaMathQA=N" in node(unknown, "sft@metamath").hours.formula
@@ -248,3 +237,16 @@ def test_assumptions_are_checked():
     ):
         with pytest.raises(UserError, match=words):
             Assumptions().override([pair])
+
+
+def test_a_model_from_nothing():
+    """`scratch` is counted from its section, and as the model that it describes."""
+    from larpo.scratch import scratch_policy
+
+    plan = plan_of(**{"policy.model": "scratch", "policy.architecture": {"hidden_size": 64, "heads": 2}})
+    model, _ = scratch_policy(
+        parse_params(
+            paper(**{"policy.model": "scratch", "policy.architecture": {"hidden_size": 64, "heads": 2}})
+        ).policy.architecture
+    )
+    assert plan.architectures[0].parameters == model.num_parameters()

@@ -100,7 +100,7 @@ def test_two_processes_equal_one(prepared):
 def test_killed_launcher_leaves_nothing_and_is_resumed(prepared):
     """kill -9 of the launcher after the first checkpoint: its two processes end with it, and a second run goes on from
     the checkpoint to the weights of an undisturbed run."""
-    prepared.set("  save_steps: 1", "  save_steps: 1\n  launch: two.yaml\n  epochs: 40")
+    prepared.set("  save_steps: 1", "  save_steps: 1\n  launch: two.yaml\n  epochs: 10")
     undisturbed, _, _ = train(prepared)
     for out in ("data/policy/1", "data/train/1"):
         prepared.run("rm", "-rf", out)
