@@ -38,7 +38,7 @@ def read_pairs(params: PairsParams, key: str) -> tuple[list[Pair], dict[str, int
 
     Dropped: `equal` (both responses are the same text), `tie` (equal scores, or a label that names neither),
     `other_prompt` (the two dialogues do not share their prompt), `unfinished` (a dialogue ends with the human),
-    `empty` (a response without text).
+    `empty` (a response without text), `not_chosen` (more pairs than `examples`).
 
     Raises
     ------
@@ -57,6 +57,7 @@ def read_pairs(params: PairsParams, key: str) -> tuple[list[Pair], dict[str, int
         raise UserError(f"params.yaml: {key}.data: {params.data!r} has no pair that states a preference")
     if params.examples is not None and params.examples < len(pairs):
         order = sorted(range(len(pairs)), key=lambda i: digest("pair", i, pairs[i].chosen))
+        dropped["not_chosen"] = len(pairs) - params.examples
         pairs = [pairs[i] for i in sorted(order[: params.examples])]
     return pairs, dict(dropped)
 

@@ -169,9 +169,10 @@ def best_of_n(found: BestOfN, name: str) -> Markup | None:
             "n:Q", title="N, samples per item", scale=alt.Scale(type="log", base=2, nice=False),
             axis=alt.Axis(values=ns, format="d"),
         ),
-        color=alt.Color("group:N", title=None, sort=list(shown), scale=alt.Scale(
-            domain=list(shown), range=list(shown.values())
-        )),
+        color=alt.Color(
+            "group:N", title=None, sort=list(shown), legend=alt.Legend(symbolOpacity=1),
+            scale=alt.Scale(domain=list(shown), range=list(shown.values())),
+        ),
     )  # fmt: skip
 
     def panel(keep: str, title: str) -> alt.LayerChart:

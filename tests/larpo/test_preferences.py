@@ -109,8 +109,12 @@ def test_missing_data_names_the_key(tmp_path):
 def test_examples_and_split_are_by_hash(tmp_path):
     rows = [{"prompt": f"question {i}", "chosen": f"a{i}", "rejected": "b"} for i in range(300)]
     params = write(tmp_path / "p.jsonl", rows)
-    some, _ = read_pairs(params.model_copy(update={"examples": 100}), "k")
-    assert len(some) == 100 and some == read_pairs(params.model_copy(update={"examples": 100}), "k")[0]
+    some, left = read_pairs(params.model_copy(update={"examples": 100}), "k")
+    assert (
+        len(some) == 100
+        and left == {"not_chosen": 200}
+        and some == read_pairs(params.model_copy(update={"examples": 100}), "k")[0]
+    )
     held = sum(p.held_out(0.3) for p in read_pairs(params, "k")[0])
     assert 60 < held < 120, "about 90 of 300"
     # Case and white space do not move a prompt across; the other response neither.

@@ -148,7 +148,7 @@ def sampled(prompts: int = 5, k: int = 4) -> None:
     tables.write(pd.DataFrame(frame).assign(solution=None), "prompts", "data/prompts/1.parquet")
     rows = [(p, f"r{p}-{j}", str((p + j) % 7)) for j in range(k) for p in range(prompts)]
     out = pd.DataFrame(rows, columns=["prompt_id", "response_id", "text"]).assign(
-        prompt_id=lambda f: "p" + f["prompt_id"].astype(str), iteration=1, temperature=1.0, seed=1,
+        prompt_id=lambda f: "p" + f["prompt_id"].astype(str), origin="policy", iteration=1, temperature=1.0, seed=1,
         prompt_token_ids=[[5, 6]] * len(rows), token_ids=[[7] * (1 + i % 3) for i in range(len(rows))],
         finish_reason=["length" if i == 1 else "stop" for i in range(len(rows))],
     )  # fmt: skip
