@@ -39,6 +39,7 @@ from larpo.studies.page import write_findings, write_page
 from larpo.studies.results import read_value, summarise
 from larpo.studies.spec import ScaleName, Source
 from tasks import warm
+from tasks.node import git_state
 
 STUDIES, KEPT, RESULTS = Path("studies"), Path(".larpo/studies"), Path("studies/results")
 # Nodes that do not depend on the seed: made by the first run alone, so that parallel runs do not make them twice.
@@ -226,7 +227,8 @@ def larpo_study(
         for measure, value in record["values"].items():
             values.setdefault(run.cell, {}).setdefault(measure, []).append(value)
     seconds = sum(record["seconds"] for record in kept)
-    summary = summarise(study, scale, len(runs) // len(study.cells), values, {"run_seconds": round(seconds)})
+    facts = {"run_seconds": round(seconds), "commit": git_state()["commit"]}
+    summary = summarise(study, scale, len(runs) // len(study.cells), values, facts)
     page = write_page(study, summary, project)
     write_findings(project)
     logger.info("%s: %.0f s now, %.0f s in all runs; page: %s", name, time.monotonic() - start, seconds, page)
