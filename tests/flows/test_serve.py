@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from flows.server import port_is_free
+from larpo.studies.spec import names
 from tests.flows.conftest import ROOT, Serving
 
 
@@ -29,11 +30,14 @@ def test_a_taken_port_is_one_line(serving: Serving, plain: dict[str, str]) -> No
     assert done.stderr == expected
 
 
-def test_the_deployment_names_no_folder() -> None:
+def test_deployments_name_no_folder_and_every_study_has_one() -> None:
     text = (ROOT / "prefect.yaml").read_text("utf-8")
-    (deployment,) = yaml.safe_load(text)["deployments"]
-    assert deployment["name"] == "iterate"
-    assert (ROOT / deployment["entrypoint"].split(":")[0]).is_file()
+    iterate, *studies = yaml.safe_load(text)["deployments"]
+    assert iterate["name"] == "iterate"
+    assert [d["name"] for d in studies] == names(ROOT / "studies") == [d["parameters"]["name"] for d in studies]
+    for deployment in (iterate, *studies):
+        path, _, flow = deployment["entrypoint"].partition(":")
+        assert f"def {flow}(" in (ROOT / path).read_text("utf-8")
     assert str(ROOT) not in text
 
 
