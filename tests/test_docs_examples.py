@@ -137,7 +137,20 @@ def test_source_example(monkeypatch):
 def test_study_example(tmp_path):
     (code,) = blocks(ROOT / "docs/studies.md", "## A study's file")
     shutil.copy(ROOT / "studies/cpu.yaml", tmp_path / "cpu.yaml")
-    (tmp_path / "beta.yaml").write_text(code)
-    runs = expand(load_study(tmp_path, "beta"), tmp_path, "cpu")
-    assert len(runs) == 6
-    assert [r.params["train"]["objective_options"]["beta"] for r in runs[::3]] == [0.01, 0.1]
+    (tmp_path / "longer.yaml").write_text(code)
+    runs = expand(load_study(tmp_path, "longer"), tmp_path, "cpu")
+    assert [(r.cell, r.seed, r.checked.sample.responses) for r in runs] == [
+        (f"k{k}", seed, k) for k in (4, 8) for seed in range(3)
+    ]
+
+
+def test_benchmark_settings_are_those_that_each_benchmark_takes(tmp_path, monkeypatch):
+    """The page's own section `benchmarks`, with files where it says that files are."""
+    section = next(yaml.safe_load(b) for b in blocks(ROOT / "docs/benchmarks.md") if b.startswith("benchmarks:"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("mixeval-hard/free-form.json", "gpt4_1106_preview/model_outputs.json", "df_gamed.csv"):
+        file = Path("path/to") / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    check_names(tiny(**section))
+    assert set(section) == {"benchmarks", "judges"} and len(section["benchmarks"]) == 4
