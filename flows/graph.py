@@ -13,7 +13,9 @@ from larpo.errors import UserError
 from larpo.params import nearest
 
 # Nodes that load a model. Two of them on one machine slow each other down, or do not fit.
-HEAVY = frozenset({"policy", "reward", "sample", "score", "reference", "train", "generate", "embed", "best_of_n"})
+HEAVY = frozenset(
+    {"policy", "sft", "reward", "sample", "score", "reference", "train", "generate", "embed", "best_of_n"}
+)
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,8 @@ def nodes(params: Params) -> list[NodeRecord]:
                 out.append(record("embed", name, row, made, (made,)))
                 out.append(record("retrieve", name, row, stem, (f"{stem}.parquet", f"{stem}.json")))
         elif row in params.sft:
-            out.append(record("sft", row, row, f"data/sft/{row}", (f"data/policy/{row}", f"data/sft/{row}")))
+            made = (f"data/policy/{row}", f"data/sft/{row}", f"data/candidates/{row}.parquet")
+            out.append(record("sft", row, row, f"data/sft/{row}", made))
         else:
             out += [record(n, row, row, f"data/{n}/{row}", (f"data/{n}/{row}.parquet",)) for n in TABLE_NODES]
             made = (f"data/policy/{row}", f"data/train/{row}")

@@ -270,7 +270,7 @@ COLUMNS = ["prompts", "sample", "score", "candidates", "lists", "reference", "tr
 # Policy 0 stands where the later policies are made; what all policies share stands beside it.
 BORROWED = {
     "policy": "train", "items": "reference", "embed": "generate", "retrieve": "evaluate", "reward": "score",
-    "best_of_n": "evaluate",
+    "best_of_n": "evaluate", "sft": "train",
 }  # fmt: skip
 
 

@@ -40,7 +40,8 @@ class Judged:
 def t_interval(values: list[float]) -> Interval:
     """Mean of n values of independent seeds, ± t(0.975, n−1) · s / √n (Student 1908).
 
-    The seeds share the initial model and the held-out items, so it speaks of this model and these items.
+    The seeds share the initial model, so it speaks of this model. `held_out` draws its items by the seed; other
+    benchmarks have the same items in every seed, and it then speaks of these items.
     """
     from scipy.stats import t
 

@@ -8,11 +8,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from larpo.report import ReportData, render
-from larpo.report.charts import POINTS, _thin, duration, policy_colours
+from larpo.report.charts import POINTS, _thin, duration, graph, policy_colours
 from larpo.report.data import (
     BenchmarkScores,
     Estimate,
@@ -25,6 +26,7 @@ from larpo.report.data import (
     spread,
 )
 from larpo.report.page import _score_notes, comparison, flatten, grouped, interval
+from tests.conftest import ROOT
 from tests.report_run import SCRIPT, evaluations, params
 
 
@@ -45,6 +47,13 @@ def empty_iteration(name: str = "1") -> Iteration:
         name=name, previous="0", temperatures=[0.7], prompts=0, rewards=np.empty(0), correct=None, lengths=None,
         lists=0, list_rows=0, data_hash="0" * 32, step0_loss=None, step0_expected=None, training={}, examples=[],
     )  # fmt: skip
+
+
+def test_every_node_of_the_graph_has_a_place_in_its_picture():
+    names = set(yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]) - {"report"}
+    nodes = [NodeRecord(f"{name}@x", name, "0", (), None) for name in sorted(names)]
+    drawn = graph(nodes, {"0": "#888"})
+    assert len(names) > 10 and all(f"<title>{name}@x</title>" in drawn for name in names)
 
 
 def test_recall_curve_by_hand():
