@@ -43,7 +43,7 @@ from tasks.node import git_state
 
 STUDIES, KEPT, RESULTS = Path("studies"), Path(".larpo/studies"), Path("studies/results")
 # Nodes that do not depend on the seed: made by the first run alone, so that parallel runs do not make them twice.
-SHARED = ("policy", "sft", "reward", "items", "embed")
+SHARED = ("policy", "sft", "reward", "embed")
 
 
 class StudyFailed(Exception):

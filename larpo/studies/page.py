@@ -83,7 +83,7 @@ def write_page(study: Study, summary: dict[str, Any], project: Path) -> Path:
     )
     path = project / PAGES / f"{name}.html"
     _write(path, page)
-    _write(project / RESULTS / f"{name}.json", json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    _write(project / RESULTS / f"{name}.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return path
 
 
@@ -113,7 +113,7 @@ def write_findings(project: Path) -> Path:
         if told := study.differs.get(r["scale"]):
             lines += [told, ""]
         lines += [
-            f"{r['seeds']} seeds; mean and 95 % interval over seeds; {r['run_seconds']} s in all runs together.",
+            f"Seeds: {r['seeds']}; mean and 95 % interval over seeds; {r['run_seconds']} s in all runs together.",
             "",
         ]
         lines += _table(r)
