@@ -208,6 +208,18 @@ class ListTrainer(WarmTrainer):
         super().log(logs, *args, **kwargs)
 
 
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with every dropout set to 0: the Trainer switches to training mode in each step, and noise in the
+    log-ratios would make a policy differ from its reference where they are the same model."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout", "dropout", "hidden_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model
+
+
 def first_batch_loss(model: PreTrainedModel, lists: list[TrainingList], objective: Callable) -> tuple[float, float]:
     """(loss, expected loss) per list of the untrained policy on some lists.
 

@@ -21,6 +21,7 @@ from larpo.trainer import (
     TrainingList,
     check_step0,
     first_batch_loss,
+    without_dropout,
 )
 from tasks.launch import launched
 from tasks.node import Node, command, load_params
@@ -84,9 +85,8 @@ def main(iteration: str) -> None:
         tokenizer = load_tokenizer(policy)
         set_seed(seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        model = load_model(policy, params.policy.dtype)
-        # The paper trains without dropout's noise in the log-ratios; step 0 is exact only so.
-        model.eval()
+        # As the paper trains: without dropout's noise in the log-ratios.
+        model = without_dropout(load_model(policy, params.policy.dtype))
         step0 = node.scratch / "step0.json"
         if node.leads and not step0.exists():
             first = lists[: params.train.lists_per_device_batch]

@@ -82,7 +82,7 @@ def server(environment: dict[str, str] | None = None) -> Iterator[dict[str, str]
             yield {VARIABLE: address}
         finally:
             assert process.stdin is not None
-            process.stdin.close()  # the server ends with its owner, and every node with the server
+            process.stdin.close()  # the server ends with its owner; a node ends with its client
             process.wait(30)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from larpo.errors import UserError
 from larpo.studies.spec import Claim, Source, Study
 
-Verdict = Literal["holds", "does not hold", "undecided"]
+Verdict = Literal["holds", "does not hold", "undecided", "not measured"]
 Values = dict[str, dict[str, list[float]]]
 """cell → measure → one value per seed, in the order of the seeds"""
 
@@ -33,8 +33,9 @@ class Judged:
     """One claim: the difference per seed that it is about, and what that says."""
 
     says: str
-    difference: Interval
+    difference: Interval | None
     verdict: Verdict
+    percent: bool = True
 
 
 def t_interval(values: list[float]) -> Interval:
@@ -123,14 +124,16 @@ def summarise(study: Study, scale: str, seeds: int, values: Values, facts: dict[
     }
     findings = {}
     for finding, claims in study.claims.items():
-        known = [
-            c for c in claims if {m for _, m in [*c.more, *c.less]} | ({c.measure} if c.peak else set()) <= {*sources}
-        ]
-        judged = [judge(c, values) for c in known]
-        findings[finding] = {
-            "verdict": combine([j.verdict for j in judged]),
-            "claims": [asdict(j) for j in judged],
-        }
+        judged = []
+        for claim in claims:
+            used = {m for _, m in [*claim.more, *claim.less]} | ({claim.measure} if claim.peak else set())
+            if used <= {*sources}:
+                percent = all(sources[m].percent for m in used)
+                judged.append(asdict(judge(claim, values)) | {"percent": percent})
+            else:
+                # A finding must not hold by the claims that happen to be measured at this scale.
+                judged.append(asdict(Judged(claim.says, None, "not measured")))
+        findings[finding] = {"verdict": combine([j["verdict"] for j in judged]), "claims": judged}
     return {
         "study": study.name,
         "scale": scale,

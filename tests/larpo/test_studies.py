@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from larpo.errors import UserError
+from larpo.params import StrictLoader
 from larpo.studies.page import write_findings, write_page
 from larpo.studies.results import Interval, combine, judge, read_value, summarise, t_interval, verdict
 from larpo.studies.spec import Claim, Source, expand, load_study, names
@@ -78,6 +79,15 @@ def test_what_cannot_be_is_refused_in_one_line(folder, changes, words):
     with pytest.raises(UserError, match=words) as caught:
         expand(load_study(folder, "small"), folder, "cpu")
     assert "\n" not in str(caught.value) and "small" in str(caught.value)
+
+
+def test_a_key_that_stands_twice_is_refused_and_sections_may_be_merged(folder):
+    path = folder / "small.yaml"
+    path.write_text(path.read_text() + "about: again\n")
+    with pytest.raises(UserError, match="'about' stands twice"):
+        load_study(folder, "small")
+    merged = yaml.load("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}", Loader=StrictLoader)
+    assert merged["b"] == {"x": 1, "y": 3}
 
 
 def test_unknown_study_scale_and_number_of_seeds(folder):
@@ -169,3 +179,37 @@ def test_every_study_of_the_project_expands(name):
     for scale in study.scales:
         runs = expand(study, ROOT / "studies", scale)
         assert len(runs) == study.seeds * len(study.cells) and study.seeds >= 3
+
+
+def test_a_claim_about_what_a_scale_does_not_measure_leaves_its_finding_undecided(folder):
+    """Of two claims one holds, the other is about a measure of another scale."""
+    other = {"label": "other", "paper": {"file": "x.json", "key": "y"}}
+    claims = [*STUDY["claims"]["F4"], {"says": "other", "more": [["one", "other"]], "less": [["two", "other"]]}]
+    changed(folder, measures=STUDY["measures"] | {"other": other}, claims={"F4": claims})
+    values = {"one": {"score": [0.5, 0.6]}, "two": {"score": [0.2, 0.3]}}
+    summary = summarise(load_study(folder, "small"), "cpu", 2, values, {"run_seconds": 7})
+    assert [c["verdict"] for c in summary["findings"]["F4"]["claims"]] == ["holds", "not measured"]
+    assert summary["findings"]["F4"]["verdict"] == "undecided"
+    assert "not measured" in write_page(load_study(folder, "small"), summary, folder.parent).read_text("utf-8")
+
+
+def test_results_of_a_study_that_is_gone_are_left_out(folder):
+    study = load_study(folder, "small")
+    values = {"one": {"score": [0.5, 0.6]}, "two": {"score": [0.2, 0.3]}}
+    write_page(study, summarise(study, "cpu", 2, values, {"run_seconds": 7}), folder.parent)
+    (folder / "results/gone-cpu.json").write_text(
+        (folder / "results/small-cpu.json").read_text().replace("small", "old")
+    )
+    assert "gone" not in write_findings(folder.parent).read_text("utf-8")
+
+
+def test_a_cell_keeps_the_order_of_its_study(folder):
+    cells = {"z": STUDY["cells"]["one"], **STUDY["cells"]}
+    changed(folder, cells=cells)
+    values = {c: {"score": [0.5, 0.6]} for c in cells}
+    write_page(
+        load_study(folder, "small"),
+        summarise(load_study(folder, "small"), "cpu", 2, values, {"run_seconds": 1}),
+        folder.parent,
+    )
+    assert list(json.loads((folder / "results/small-cpu.json").read_text())["cells"]) == ["z", "one", "two"]

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 from larpo.errors import UserError
 from larpo.logps import ResponseList, pack, response_logps
 from larpo.objectives import build
-from larpo.trainer import ListTrainer, TrainingList, check_step0, collate, first_batch_loss
+from larpo.trainer import ListTrainer, TrainingList, check_step0, collate, first_batch_loss, without_dropout
 
 OBJECTIVES = ["pairwise", "contrastive", "lambdarank", "listmle"]
 
@@ -184,3 +184,21 @@ def test_collate_shapes():
     assert batch.rewards.tolist() == [[4, 3, 2, 1], [2, 1, 0, 0]]
     assert batch.mask.tolist() == [[True] * 4, [True, True, False, False]]
     assert batch.packed.shape == (2, 4)
+
+
+def test_dropout_of_a_checkpoint_is_off_while_training(tmp_path):
+    """The Trainer puts the model into training mode itself: only weights without any dropout move as they should."""
+
+    def step(dropout: float):
+        model = tiny_model()
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = dropout
+        args = TrainingArguments(
+            output_dir=str(tmp_path), max_steps=1, learning_rate=1e-2, report_to=[], save_strategy="no",
+            disable_tqdm=True, remove_unused_columns=False, use_cpu=True, seed=0, data_seed=0,
+        )  # fmt: skip
+        ListTrainer(without_dropout(model), args, some_lists(tiny_model(), [3, 2]), build("lambdarank")).train()
+        return model.state_dict()
+
+    plain, noisy = step(0.0), step(0.9)
+    assert all(torch.equal(plain[name], noisy[name]) for name in plain)
