@@ -98,7 +98,8 @@ class Assumptions:
             except ValueError:
                 raise UserError(f"larpo plan: --assume {pair!r}: expected a number, prices as IN/OUT") from None
             if isinstance(getattr(self, section), dict):
-                values[section] = values.get(section, getattr(self, section)) | {key: value}
+                entry = int(value) if section == "items" else value
+                values[section] = values.get(section, getattr(self, section)) | {key: entry}
             else:
                 values[section] = int(value) if known[section].type == "int" else value
         return dataclasses.replace(self, **values)

@@ -32,14 +32,14 @@ from larpo.plan.launching import Launch, read_launch
 from larpo.plan.plans import Check, NodePlan, Plan
 from larpo.plan.retrieving import embed, lists, retrieve
 from larpo.plan.rewarding import best_of_n, reward, score
-from larpo.plan.sizes import rows_of, unknown_size
+from larpo.plan.sizes import of_characters, rows_of, unknown_size
 
 
 class Planner:
     """Holds what the nodes share; `build_plan` is the way in."""
 
     def __init__(self, params: Params, a: Assumptions, name: str):
-        self.params, self.a, self.name = params, a, name
+        self.params, self.a, self.name = params, of_characters(params, a), name
         self.problems: list[Check] = []
         self.architectures: dict[str, Architecture] = {}
         self._counted: dict[str, int | None] = {}
@@ -255,7 +255,7 @@ class Planner:
             return NodePlan(stage, self.params.policy.model, 1, sample_tokens=unknown)
         sampled = min(g.sampled_items or items, items) * g.samples * len(g.temperatures)
         text = f"({number(items)} items · {1 + g.refinements} [greedy] + {number(sampled)} samples)"
-        prompt = self.a.item_tokens.get(b.benchmark, self.a.prompt_tokens)
+        prompt = self.a.item_tokens.get(b.benchmark, self.prompt)
         asked = items * (1 + g.refinements) + (sampled / g.samples if g.samples else 0)
         return self.generation(
             stage, asked, prompt, items * (1 + g.refinements) + sampled, g.max_new_tokens, max(g.samples, 1), text
