@@ -85,7 +85,7 @@ def plan(
 
 @app.command()
 def study(
-    name: str = typer.Argument(help="a file in studies/, without .yaml; `list` names them"),
+    name: str = typer.Argument(help="a file in studies/, without .yaml; `list` names them; `all`: dry run only"),
     scale: str = typer.Option("cpu", help="cpu: small enough for two cores; paper: the paper's models and data"),
     seeds: int = typer.Option(None, help="seeds 0..n-1; default: the study's own number"),
     jobs: int = typer.Option(None, help="runs side by side; default: one per core at scale cpu, else one"),
@@ -115,9 +115,9 @@ def study(
             return
         if dry_run:
             raise typer.Exit(_dry_run(name, scale, seeds, overlay, gpus, gpu_memory, assume, formulas, as_json))
-        if gpus or gpu_memory or assume or as_json or not formulas:
+        if name == "all" or gpus or gpu_memory or assume or as_json or not formulas:
             raise UserError(
-                "larpo study: --gpus, --gpu-memory, --assume, --no-formulas and --json say how to plan; add --dry-run"
+                "larpo study: all, --gpus, --gpu-memory, --assume, --no-formulas and --json plan only; add --dry-run"
             )
         verdicts = _run_study(name, scale, seeds, jobs, overlay)
     except UserError as error:
@@ -143,19 +143,26 @@ def _dry_run(
     name: str, scale: str, seeds: int | None, overlays: list[Path], gpus: int | None, gpu_memory: float | None,
     assume: list[str], formulas: bool, as_json: bool,
 ) -> int:  # fmt: skip
-    """Print a study's plan; 1 where something does not fit."""
+    """Print the plan of a study, or a row for each of them (`all`); 1 where something does not fit."""
     from flows import project_folder
     from larpo.plan import Assumptions
-    from larpo.plan.render_study import render_study, study_json
+    from larpo.plan.render_study import render_overview, render_study, study_json
     from larpo.plan.study import plan_study
+    from larpo.studies.spec import load_study, names
 
+    project = project_folder()
     assumptions = Assumptions(gpus=gpus or 1, gpu_memory_gib=gpu_memory or 80).override(assume)
-    found = plan_study(project_folder(), name, scale, seeds, overlays, assumptions)
-    print(
-        json.dumps(study_json(found), indent=1, ensure_ascii=False) if as_json else render_study(found, formulas),
-        end="",
-    )
-    return 1 if found.failed else 0
+    wanted = [name]
+    if name == "all":
+        folder = project / "studies"
+        wanted = [n for n in names(folder) if scale in load_study(folder, n).scales]
+    found = [plan_study(project, n, scale, seeds, overlays, assumptions) for n in wanted]
+    if as_json:
+        trees = [study_json(one) for one in found]
+        print(json.dumps(trees if name == "all" else trees[0], indent=1, ensure_ascii=False))
+    else:
+        print(render_overview(found) if name == "all" else render_study(found[0], formulas), end="")
+    return 1 if any(one.failed for one in found) else 0
 
 
 def options(benchmark: str, arguments: list[str]) -> dict[str, Any]:

@@ -64,6 +64,25 @@ def render_study(found: StudyPlan, formulas: bool = True) -> str:
     return "\n".join(lines) + "\n"
 
 
+def render_overview(studies: list[StudyPlan]) -> str:
+    """A Markdown table with a row per study, and all of them where they share what is equal across studies too."""
+    head = ("study", "runs", "nodes", "GPU hours", "clock hours", "judge calls", "judge cost", "checks failed")
+    rows = [head, ("---", *["--:"] * (len(head) - 1))]
+
+    def row(name: str, runs: int, t: Totals, failed: int) -> tuple[str, ...]:
+        more = f" + {t.unknown}?" if t.unknown else ""
+        clock = f"{t.clock_hours:,.1f}{more}"
+        return (
+            name, str(runs), f"{t.nodes:,}", f"{t.hours:,.1f}{more}", clock, f"{t.judge_calls:,.0f}",
+            dollars(t.judge_cost), str(failed),
+        )  # fmt: skip
+
+    rows += [row(s.study.name, s.runs, s.shared, len(s.failed)) for s in studies]
+    once = {key: node for s in studies for key, node in s.once.items()}
+    rows.append(row("all", sum(s.runs for s in studies), sum_up(once.values()), sum(len(s.failed) for s in studies)))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
+
+
 def study_json(found: StudyPlan) -> dict[str, Any]:
     """The plan as a tree that `json.dumps` takes; the first cell's in full."""
     return {

@@ -57,6 +57,7 @@ class StudyPlan:
     checks: tuple[tuple[Check, tuple[str, ...]], ...]  # with the cells that it is about
     apart: Totals  # every run by itself: an upper bound
     shared: Totals  # equal nodes once
+    once: dict[str, NodePlan]  # those nodes by their keys, which are the same in other studies
     assumptions: Assumptions
 
     @property
@@ -150,7 +151,7 @@ def plan_runs(
         study, scale, seeds, tuple(map(str, overlays)), tuple(cells),
         tuple((need, tuple(names)) for need, names in needed.items()),
         tuple((check, tuple(names)) for check, names in checked.items()),
-        sum_up(everything), sum_up(once.values()), a,
+        sum_up(everything), sum_up(once.values()), once, a,
     )  # fmt: skip
 
 

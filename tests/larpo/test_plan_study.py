@@ -21,7 +21,7 @@ from larpo.params import parse_params
 from larpo.plan import Assumptions, build_plan
 from larpo.plan.graph import keys, needs, read_stages, select, unroll
 from larpo.plan.needs import needs_of
-from larpo.plan.render_study import render_study, study_json
+from larpo.plan.render_study import render_overview, render_study, study_json
 from larpo.plan.rewarding import comparisons
 from larpo.plan.study import StudyPlan, plan_study, sum_up
 from larpo.studies.spec import expand, load_study, names, targets
@@ -419,7 +419,7 @@ def test_the_command(small):
         (["--dry-run", "--assume", "gpu=2"], "expected NAME=VALUE; did you mean 'gpus'?"),
         (["--dry-run", "--with", "absent.yaml"], "absent.yaml: not found"),
         (["--with", "absent.yaml"], "absent.yaml: not found"),
-        (["--gpus", "8"], "say how to plan; add --dry-run"),
+        (["--gpus", "8"], "plan only; add --dry-run"),
         (["--dry-run", "--seeds", "0"], "seeds: expected 1 or more"),
     ):
         done = study(small, *arguments)
@@ -453,6 +453,19 @@ def every() -> dict[tuple[str, str], StudyPlan]:
     finally:
         socket.socket.connect, socket.getaddrinfo = before, real
         os.chdir(here)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+def test_overview_of_all_studies(every, scale):
+    """A row per study and one for all: together they need no more than one after another, and no less than the most."""
+    found = [plan for (_, s), plan in every.items() if s == scale]
+    lines = render_overview(found).splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [*(p.study.name for p in found), "all"]
+    once = {key: n for plan in found for key, n in plan.once.items()}
+    total = sum_up(once.values())
+    assert max(p.shared.hours for p in found) <= total.hours <= sum(p.shared.hours for p in found) + 1e-9
+    assert f"| {total.nodes:,} |" in lines[-1]
 
 
 @pytest.mark.slow
