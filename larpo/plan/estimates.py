@@ -170,8 +170,12 @@ def _logit_bytes(arch: Architecture, compute: int, gradients: int = 2) -> tuple[
     return copies, kept
 
 
-def forward_memory(arch: Architecture, *, tokens: int, predicted: int, dtype: str) -> dict[str, Estimate]:
-    """Memory of a forward pass without gradients: weights, one layer's tensors, logits."""
+RELATIVE_TENSORS = 5  # of (heads, row, row): scores, both relative terms, their sum, one on its way
+
+
+def forward_memory(arch: Architecture, *, tokens: int, predicted: int, dtype: str, row: int = 0) -> dict[str, Estimate]:
+    """Memory of a forward pass without gradients: weights, one layer's tensors, logits; and, where positions are
+    relative (DeBERTa), the attention matrices, which its code makes whole, for rows of `row` tokens."""
     size = BYTES[dtype]
     each, each_formula = layer_activations(arch)
     out = {
@@ -182,6 +186,11 @@ def forward_memory(arch: Architecture, *, tokens: int, predicted: int, dtype: st
             + (f" + {tokens:,}² · ({size} + 4) B [mask]" if predicted else ""),
         ),
     }  # fmt: skip
+    if arch.relative_positions and row:
+        out["attention"] = Estimate(
+            RELATIVE_TENSORS * tokens * row * arch.heads * size, "B",
+            f"{RELATIVE_TENSORS} [scores, relative] · {tokens:,} tokens · {row:,} · {arch.heads} heads · {size} B",
+        )  # fmt: skip
     if predicted:
         copies, kept = _logit_bytes(arch, size, gradients=1)
         out["logits"] = Estimate(

@@ -136,7 +136,7 @@ def scoring(planner: Planner, stage: str, prompts: int, k: int, prompt: float, m
         formulas.append(found.formula)
         notes.append(f"{prompts:,} prompts · {counted} · {length:g} tokens read")
         memory = forward_memory(
-            arch, tokens=max(section.batch_tokens, longest), predicted=0, dtype=section.dtype
+            arch, tokens=max(section.batch_tokens, longest), predicted=0, dtype=section.dtype, row=longest
         )  # fmt: skip
     return NodePlan(
         stage, section.model, 1, "one GPU", memory=memory, hours=Estimate(hours, "GPU h", " + ".join(formulas)),
