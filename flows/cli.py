@@ -85,12 +85,24 @@ def plan(
 
 @app.command()
 def study(
-    name: str = typer.Argument(help="a file in studies/, without .yaml; `list` names them"),
+    name: str = typer.Argument(help="a file in studies/, without .yaml; `list` names them; `all`: dry run only"),
     scale: str = typer.Option("cpu", help="cpu: small enough for two cores; paper: the paper's models and data"),
     seeds: int = typer.Option(None, help="seeds 0..n-1; default: the study's own number"),
     jobs: int = typer.Option(None, help="runs side by side; default: one per core at scale cpu, else one"),
+    overlay: list[Path] = typer.Option([], "--with", help="sections laid over the base (configs/params-8x80gb.yaml)"),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="run nothing: print what the study will need, as `plan` does"
+    ),
+    gpus: int = typer.Option(None, min=1, help="dry run: GPUs at hand; default 1"),
+    gpu_memory: float = typer.Option(None, min=1, help="dry run: GiB of each; default 80"),
+    assume: list[str] = typer.Option([], help="dry run: NAME=VALUE, an assumption to replace; repeat for more"),
+    formulas: bool = typer.Option(True, help="dry run: show where every number of the first cell comes from"),
+    as_json: bool = typer.Option(False, "--json", help="dry run: print JSON"),
 ) -> None:
-    """A table or figure of the paper: runs what is missing of it, writes its page, prints the verdicts."""
+    """A table or figure of the paper: runs what is missing of it, writes its page, prints the verdicts.
+
+    With --dry-run: exit code 1 where something does not fit.
+    """
     from flows import project_folder
 
     try:
@@ -101,18 +113,56 @@ def study(
             for found in names(folder):
                 print(f"{found:10} {load_study(folder, found).title}")
             return
-        from flows.study import StudyFailed, run
-
-        verdicts = run(name, scale, seeds, jobs)
+        if dry_run:
+            raise typer.Exit(_dry_run(name, scale, seeds, overlay, gpus, gpu_memory, assume, formulas, as_json))
+        if name == "all" or gpus or gpu_memory or assume or as_json or not formulas:
+            raise UserError(
+                "larpo study: all, --gpus, --gpu-memory, --assume, --no-formulas and --json plan only; add --dry-run"
+            )
+        verdicts = _run_study(name, scale, seeds, jobs, overlay)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
-    except StudyFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
     for finding, verdict in verdicts.items():
         print(f"{finding}: {verdict}")
     print(f"report/studies/{name}-{scale}.html")
+
+
+def _run_study(name: str, scale: str, seeds: int | None, jobs: int | None, overlays: list[Path]) -> dict[str, Any]:
+    """Verdicts; exit code 1 where runs failed."""
+    from flows.study import StudyFailed, run
+
+    try:
+        return run(name, scale, seeds, jobs, [str(file) for file in overlays])
+    except StudyFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def _dry_run(
+    name: str, scale: str, seeds: int | None, overlays: list[Path], gpus: int | None, gpu_memory: float | None,
+    assume: list[str], formulas: bool, as_json: bool,
+) -> int:  # fmt: skip
+    """Print the plan of a study, or a row for each of them (`all`); 1 where something does not fit."""
+    from flows import project_folder
+    from larpo.plan import Assumptions
+    from larpo.plan.render_study import render_overview, render_study, study_json
+    from larpo.plan.study import plan_study
+    from larpo.studies.spec import load_study, names
+
+    project = project_folder()
+    assumptions = Assumptions(gpus=gpus or 1, gpu_memory_gib=gpu_memory or 80).override(assume)
+    wanted = [name]
+    if name == "all":
+        folder = project / "studies"
+        wanted = [n for n in names(folder) if scale in load_study(folder, n).scales]
+    found = [plan_study(project, n, scale, seeds, overlays, assumptions) for n in wanted]
+    if as_json:
+        trees = [study_json(one) for one in found]
+        print(json.dumps(trees if name == "all" else trees[0], indent=1, ensure_ascii=False))
+    else:
+        print(render_overview(found) if name == "all" else render_study(found[0], formulas), end="")
+    return 1 if any(one.failed for one in found) else 0
 
 
 def options(benchmark: str, arguments: list[str]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from larpo.hashing import digest, file_hash
 from larpo.studies import Run, expand, load_study
 from larpo.studies.page import write_findings, write_page
 from larpo.studies.results import read_value, summarise
-from larpo.studies.spec import ScaleName, Source
+from larpo.studies.spec import ScaleName, Source, targets
 from tasks import warm
 from tasks.node import git_state
 
@@ -61,8 +61,8 @@ class Runner:
         self.code = {
             file.relative_to(project).as_posix(): file_hash(file)
             for file in sorted(files)
-            # How studies are read and shown does not change what a run computes.
-            if "larpo/studies" not in file.as_posix()
+            # How studies are read, planned and shown does not change what a run computes.
+            if not file.relative_to(project).as_posix().startswith(("larpo/studies/", "larpo/plan/", "larpo/overlays"))
         }
         self._stopping = threading.Event()
         self._processes: set[subprocess.Popen] = set()
@@ -166,7 +166,11 @@ def jobs_of(scale: ScaleName, jobs: int | None) -> int:
     task_runner=ThreadPoolTaskRunner(max_workers=64),
 )
 def larpo_study(
-    name: str, scale: ScaleName = "cpu", seeds: int | None = None, jobs: int | None = None
+    name: str,
+    scale: ScaleName = "cpu",
+    seeds: int | None = None,
+    jobs: int | None = None,
+    overlays: list[str] | None = None,
 ) -> dict[str, Any]:
     """Run what is missing of studies/NAME.yaml and write its page.
 
@@ -178,6 +182,8 @@ def larpo_study(
         Seeds 0..n-1; default: the study's own number.
     jobs
         Runs side by side; default: one per core at scale `cpu`, else one.
+    overlays
+        Files with sections laid over the scale's base, such as configs/params-8x80gb.yaml.
 
     Returns
     -------
@@ -192,10 +198,9 @@ def larpo_study(
     """
     logger, project = get_run_logger(), project_folder()
     study = load_study(project / STUDIES, name)
-    runs = expand(study, project / STUDIES, scale, seeds)
+    runs = expand(study, project / STUDIES, scale, seeds, overlays or [])
     count = jobs_of(scale, jobs)
-    kinds = ("evaluate", *(("best_of_n",) if any(getattr(r.checked, "best_of_n", None) for r in runs) else ()))
-    kinds += ("retrieve",) if any(r.checked.retrieval for r in runs) else ()
+    kinds = targets(runs)
     start = time.monotonic()
     with ExitStack() as held:
         environment: dict[str, str] = {}
@@ -235,13 +240,15 @@ def larpo_study(
     return {finding: found["verdict"] for finding, found in summary["findings"].items()}
 
 
-def run(name: str, scale: ScaleName, seeds: int | None, jobs: int | None) -> dict[str, Any]:
+def run(
+    name: str, scale: ScaleName, seeds: int | None, jobs: int | None, overlays: list[str] | None = None
+) -> dict[str, Any]:
     """`larpo study`: the flow, on the server that the settings name or on one for as long as it takes.
 
     Wrong input is told before a server is started.
     """
     project = project_folder()
-    expand(load_study(project / STUDIES, name), project / STUDIES, scale, seeds)
+    expand(load_study(project / STUDIES, name), project / STUDIES, scale, seeds, overlays or [])
     jobs_of(scale, jobs)
     with some_server():
-        return larpo_study(name=name, scale=scale, seeds=seeds, jobs=jobs)
+        return larpo_study(name=name, scale=scale, seeds=seeds, jobs=jobs, overlays=overlays)

@@ -49,14 +49,16 @@ class Assumptions:
     characters_per_token: float = 4.4  # of English text; AlpacaEval's outputs: 4.47
     baseline_tokens: float = 459  # mean output of AlpacaEval's gpt4_1106_preview
     judge_reply_tokens: float = 60  # MixEval's model parser, which may use 999
-    sft_tokens: float = 400  # prompt and response of a fine-tuning example
+    sft_tokens: float = 400  # prompt and response of a fine-tuning example, and of each half of a preference pair
 
     items: dict[str, int] = field(
         default_factory=lambda: {
-            "gsm8k": 1319, "math": 500, "alpaca_eval": 805, "mixeval": 4000, "mixeval_hard": 1000
+            "gsm8k": 1319, "math": 500, "alpaca_eval": 805, "mixeval": 4000, "mixeval_hard": 1000,
+            "openai/gsm8k": 7473, "HuggingFaceH4/ultrafeedback_binarized": 61135, "meta-math/MetaMathQA": 395000,
         }
     )  # fmt: skip
-    """items of a benchmark whose `items` is null"""
+    """items of a benchmark whose `items` is null; rows of a data set's training split; passages of a retrieval corpus
+    by its name in `retrieval`"""
     item_tokens: dict[str, float] = field(
         default_factory=lambda: {
             "gsm8k": 90, "math": 110, "alpaca_eval": 60, "mixeval": 150, "mixeval_hard": 170
@@ -96,7 +98,8 @@ class Assumptions:
             except ValueError:
                 raise UserError(f"larpo plan: --assume {pair!r}: expected a number, prices as IN/OUT") from None
             if isinstance(getattr(self, section), dict):
-                values[section] = values.get(section, getattr(self, section)) | {key: value}
+                entry = int(value) if section == "items" else value
+                values[section] = values.get(section, getattr(self, section)) | {key: entry}
             else:
                 values[section] = int(value) if known[section].type == "int" else value
         return dataclasses.replace(self, **values)

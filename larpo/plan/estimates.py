@@ -89,6 +89,7 @@ def training_memory(
     checkpointing: bool,
     optimizer: str,
     sharding: Sharding,
+    rows: int = 1,
 ) -> dict[str, Estimate]:
     """Memory of one GPU at the peak of a step.
 
@@ -96,6 +97,8 @@ def training_memory(
     ----------
     tokens, predicted
         N tokens of the packed micro-batch, and the T of them that are predicted (larpo/logps.py).
+    rows
+        Padded rows that the tokens stand in; a packed micro-batch is one.
     dtype
         Of the stored weights; gradients and optimizer state have it too.
     autocast
@@ -149,8 +152,9 @@ def training_memory(
     else:
         layers = arch.layers * each * compute
         text = f"{tokens:,} tokens · {arch.layers} layers · {each_formula} · {compute} B"
-    mask = tokens**2 * (size + 4)
-    out["activations"] = Estimate(tokens * layers + mask, "B", f"{text} + {tokens:,}² · ({size} + 4) B [mask]")
+    mask = tokens**2 / rows * (size + 4)
+    per_row = f" / {rows} rows" if rows > 1 else ""
+    out["activations"] = Estimate(tokens * layers + mask, "B", f"{text} + {tokens:,}²{per_row} · ({size} + 4) B [mask]")
     copies, kept = _logit_bytes(arch, compute)
     out["logits"] = Estimate(
         predicted * arch.vocab * copies, "B",
@@ -166,8 +170,12 @@ def _logit_bytes(arch: Architecture, compute: int, gradients: int = 2) -> tuple[
     return copies, kept
 
 
-def forward_memory(arch: Architecture, *, tokens: int, predicted: int, dtype: str) -> dict[str, Estimate]:
-    """Memory of a forward pass without gradients: weights, one layer's tensors, logits."""
+RELATIVE_TENSORS = 5  # of (heads, row, row): scores, both relative terms, their sum, one on its way
+
+
+def forward_memory(arch: Architecture, *, tokens: int, predicted: int, dtype: str, row: int = 0) -> dict[str, Estimate]:
+    """Memory of a forward pass without gradients: weights, one layer's tensors, logits; and, where positions are
+    relative (DeBERTa), the attention matrices, which its code makes whole, for rows of `row` tokens."""
     size = BYTES[dtype]
     each, each_formula = layer_activations(arch)
     out = {
@@ -178,6 +186,11 @@ def forward_memory(arch: Architecture, *, tokens: int, predicted: int, dtype: st
             + (f" + {tokens:,}² · ({size} + 4) B [mask]" if predicted else ""),
         ),
     }  # fmt: skip
+    if arch.relative_positions and row:
+        out["attention"] = Estimate(
+            RELATIVE_TENSORS * tokens * row * arch.heads * size, "B",
+            f"{RELATIVE_TENSORS} [scores, relative] · {tokens:,} tokens · {row:,} · {arch.heads} heads · {size} B",
+        )  # fmt: skip
     if predicted:
         copies, kept = _logit_bytes(arch, size, gradients=1)
         out["logits"] = Estimate(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from larpo.errors import UserError
+from larpo.overlays import lay_all, read_sections
 from larpo.params import Params, check_names, load_params, parse_params
 from larpo.plan.estimates import Sharding
 
@@ -26,8 +26,8 @@ class Launch:
         return self.sharding.gpus
 
 
-def read_launch(file: str | None, name: str = "params.yaml") -> Launch:
-    """What an Accelerate configuration says; one GPU where there is none.
+def read_launch(file: str | None, name: str = "params.yaml", key: str = "train") -> Launch:
+    """What the Accelerate configuration of `KEY.launch` says; one GPU where there is none.
 
     Raises
     ------
@@ -37,13 +37,13 @@ def read_launch(file: str | None, name: str = "params.yaml") -> Launch:
     if file is None:
         return Launch(Sharding())
     if not Path(file).is_file():
-        raise UserError(f"{name}: train.launch: {file}: not found; expected a file of `accelerate config`")
+        raise UserError(f"{name}: {key}.launch: {file}: not found; expected a file of `accelerate config`")
     try:
         raw = yaml.safe_load(Path(file).read_text("utf-8"))
         kind, processes = raw["distributed_type"], int(raw.get("num_processes", 1))
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{name}: train.launch: {file}: no Accelerate configuration ({' '.join(str(error).split())})"
+            f"{name}: {key}.launch: {file}: no Accelerate configuration ({' '.join(str(error).split())})"
         ) from None
     fsdp = raw.get("fsdp_config") or {}
     sharding = Sharding("none", processes)
@@ -59,27 +59,8 @@ def load_with(path: str | Path, overlays: Iterable[str | Path] = ()) -> Params:
     overlays = list(overlays)
     if not overlays:
         return load_params(path)
-    merged: dict[str, Any] = {}
-    for file in [path, *overlays]:
-        if not Path(file).is_file():
-            raise UserError(f"{file}: not found; expected sections of params.yaml")
-        try:
-            raw = yaml.safe_load(Path(file).read_text("utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(raw, dict):
-            raise UserError(f"{file}: expected a mapping of sections, found {type(raw).__name__}")
-        merged = lay_over(merged, raw)
+    merged = lay_all(read_sections(path), overlays)
     name = " with ".join(map(str, [path, *overlays]))
     params = parse_params(merged, name)
     check_names(params, name)
     return params
-
-
-def lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """{a: {x: 1, y: 2}} and {a: {y: 3}} → {a: {x: 1, y: 3}}; lists and values are replaced whole."""
-    out = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = lay_over(out[key], value) if both else value
-    return out

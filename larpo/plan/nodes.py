@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,82 +22,29 @@ from larpo.plan.estimates import (
     forward_hours,
     forward_memory,
     number,
-    total,
     training_hours,
     training_memory,
     transformers_engine,
     vllm_engine,
 )
-from larpo.plan.judging import JudgeCalls, judge_calls
+from larpo.plan.judging import judge_calls
 from larpo.plan.launching import Launch, read_launch
-
-
-@dataclass(frozen=True)
-class NodePlan:
-    """One node. `memory` is per GPU; None where the model is not known or the node needs no GPU."""
-
-    name: str
-    model: str | None = None
-    gpus: int = 0
-    sharding: str = ""
-    memory: dict[str, Estimate] = field(default_factory=dict)
-    sample_tokens: Estimate | None = None
-    train_tokens: Estimate | None = None
-    judge: JudgeCalls | None = None
-    hours: Estimate | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def memory_total(self) -> float | None:
-        return total(self.memory) if self.memory else None
-
-
-@dataclass(frozen=True)
-class Check:
-    """`ok` False: the run would fail or not fit. None: it runs, but somebody should know."""
-
-    ok: bool | None
-    line: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    nodes: tuple[NodePlan, ...]
-    checks: tuple[Check, ...]
-    architectures: tuple[Architecture, ...]
-    assumptions: Assumptions
-
-    @property
-    def failed(self) -> list[str]:
-        return [c.line for c in self.checks if c.ok is False]
-
-    def sum_of(self, what: str) -> tuple[float, int]:
-        """(sum, number of nodes for which it is not known) of `hours`, `sample_tokens` or `train_tokens`."""
-        found = [e for n in self.nodes if (e := getattr(n, what)) is not None]
-        return sum(e.value for e in found if e.value is not None), sum(e.value is None for e in found)
-
-    @property
-    def clock_hours(self) -> float:
-        """Hours of the GPU nodes run one after another, as far as they are known."""
-        return sum(n.hours.value / n.gpus for n in self.nodes if n.hours and n.hours.value is not None)
-
-    @property
-    def judge_cost(self) -> tuple[float, int]:
-        """(US dollars, number of nodes whose judge has an unknown price)."""
-        costs = [n.judge.cost.value for n in self.nodes if n.judge]
-        return sum(c for c in costs if c is not None), costs.count(None)
+from larpo.plan.plans import Check, NodePlan, Plan
+from larpo.plan.retrieving import embed, lists, retrieve
+from larpo.plan.rewarding import best_of_n, reward, score
+from larpo.plan.sizes import of_characters, rows_of, unknown_size
 
 
 class Planner:
     """Holds what the nodes share; `build_plan` is the way in."""
 
     def __init__(self, params: Params, a: Assumptions, name: str):
-        self.params, self.a, self.name = params, a, name
+        self.params, self.a, self.name = params, of_characters(params, a), name
         self.problems: list[Check] = []
         self.architectures: dict[str, Architecture] = {}
         self._counted: dict[str, int | None] = {}
         self.policy = self.architecture(params.policy.model, "policy.model")
-        self.launch: Launch = read_launch(getattr(params.train, "launch", None), name)
+        self.launch: Launch = read_launch(params.train.launch, name)
         self.tensor_parallel = int(params.engine.options.get("tensor_parallel_size", 1))
         self.big = self.policy is not None and self.policy.parameters > 1e9
 
@@ -122,12 +71,21 @@ class Planner:
         return next((self.a.item_tokens[k] for k in ("gsm8k", "math") if k in dataset), self.a.prompt_tokens)
 
     def list_size(self, window: int) -> int:
-        """m, responses in a list; candidates of one prompt add up over iterations only where prompts are the same."""
-        lists = self.params.lists
+        """m, responses in a list, an upper bound where the recipe takes all of a kind; candidates of one prompt add up
+        over iterations only where prompts are the same."""
+        wanted = self.params.lists
+        top, bottom = RECIPES[wanted.recipe].counts(wanted)
         candidates = self.params.sample.responses * (window if self.params.prompts.draw == "same" else 1)
-        if lists.recipe in ("top_rest", "all"):
-            return candidates
-        return lists.top + lists.bottom if lists.recipe == "top_bottom" else RECIPES[lists.recipe].needs(lists)
+        if wanted.positive == "gold":  # one solution per prompt
+            return 1 + (candidates if bottom is None else bottom)
+        if wanted.negatives != "own":  # the other prompts' responses, whose number the recipe names
+            return (candidates if top is None else top) + (bottom or 0)
+        return candidates if top is None or bottom is None else top + bottom
+
+    @property
+    def candidates(self) -> int:
+        """Responses per prompt and iteration that are scored: k, and the solution with `sample.gold`."""
+        return self.params.sample.responses + int(self.params.sample.gold)
 
     def lists_count(self, window: int) -> tuple[int, str]:
         prompts = self.params.prompts
@@ -179,29 +137,6 @@ class Planner:
             f"{m:,} prompts · {k} responses",
         )  # fmt: skip
 
-    def score(self, s: str) -> NodePlan:
-        section = getattr(self.params, "reward", None)
-        model = getattr(section, "model", None) or self.params.score.options.get("model")
-        if model is None:
-            return NodePlan(f"score@{s}", notes=(f"rule {self.params.score.reward}, on the CPU",))
-        arch = self.architecture(model, "reward.model")
-        if arch is None:
-            return NodePlan(f"score@{s}", model, 1)
-        dtype = getattr(section, "dtype", None) or arch.dtype
-        m, k, prompt = self.params.prompts.per_iteration, self.params.sample.responses, self.prompt
-        if arch.kind == "encoder":  # pairs of responses, every ordered pair once
-            passes, length, text = m * k * (k - 1), prompt + 2 * self.response, f"{m:,} prompts · {k} · {k - 1} pairs"
-        else:
-            passes, length, text = m * k, prompt + self.response, f"{m:,} prompts · {k} responses"
-        longest = min(arch.max_context, self.a.longest_prompt_tokens + self.params.sample.max_new_tokens)
-        batch = max(getattr(section, "batch_tokens", 8192), longest)
-        hours = forward_hours(arch, passes * length, length / (1 if arch.kind == "encoder" else 2), dtype, self.a)
-        return NodePlan(
-            f"score@{s}", model, 1, "one GPU",
-            memory=forward_memory(arch, tokens=batch, predicted=0, dtype=dtype), hours=hours,
-            notes=(f"{text} · {length:g} tokens read",),
-        )  # fmt: skip
-
     def reference(self, s: str) -> NodePlan:
         window = len(self.params.memory_window(s))
         m, (lists, text) = self.list_size(window), self.lists_count(window)
@@ -209,6 +144,9 @@ class Planner:
         base = NodePlan(f"reference@{s}", self.params.policy.model, 1, "one GPU")
         if self.policy is None:
             return base
+        text = f"{text} = {lists:,} lists of {m}"
+        if self.params.reference.mismatched:
+            m, text = m + 1, f"{text} and a mismatched response"
         max_new, longest = self.params.sample.max_new_tokens, self.a.longest_prompt_tokens
         tokens = self.packed(lists, self.prompt, m, self.response)
         return replace(
@@ -220,12 +158,13 @@ class Planner:
                 dtype=dtype,
             ),
             hours=forward_hours(self.policy, tokens, self.packed(batch, self.prompt, m, self.response), dtype, self.a),
-            notes=(f"{text} = {lists:,} lists of {m}",),
+            notes=(text,),
         )
 
     def train(self, s: str) -> NodePlan:
         window = len(self.params.memory_window(s))
         m, (lists, text) = self.list_size(window), self.lists_count(window)
+        m += self.params.reference.mismatched  # it stands behind the list's own in the same forward pass
         p = self.params.train
         examples = lists * p.epochs
         if p.max_steps > 0:
@@ -241,55 +180,55 @@ class Planner:
             p.lists_per_device_batch,
         )
         return self.optimisation(
-            f"train@{s}", p, tokens, examples / batch,
+            f"train@{s}", self.policy, self.params.policy.model, self.params.policy.dtype, p, tokens, examples / batch,
             int(self.packed(batch, longest, m, max_new)), batch * m * max_new, self.packed(batch, prompt, m, response),
             self.launch,
         )  # fmt: skip
 
     def optimisation(
-        self, name: str, section: Any, tokens: Estimate, micro: float, peak: int, predicted: int, context: float,
-        launch: Launch,
+        self, name: str, arch: Architecture | None, model: str, dtype: str, section: Any, tokens: Estimate,
+        micro: float, peak: int, predicted: int, context: float, launch: Launch, rows: int = 1,
     ) -> NodePlan:  # fmt: skip
-        base = NodePlan(
-            name, self.params.policy.model, launch.sharding.gpus, str(launch.sharding), train_tokens=tokens
-        )  # fmt: skip
-        if self.policy is None:
+        """Training of all weights: `micro` micro-batches of at most `peak` tokens, `predicted` of them through the
+        vocabulary, in `rows` padded rows; a mean token attends to `context` others."""
+        base = NodePlan(name, model, launch.sharding.gpus, str(launch.sharding), train_tokens=tokens)
+        if arch is None:
             return base
         autocast = section.autocast == "bfloat16" or launch.bfloat16
         memory = training_memory(
-            self.policy, tokens=peak, predicted=predicted, dtype=self.params.policy.dtype, autocast=autocast,
+            arch, tokens=peak, predicted=predicted, dtype=dtype, autocast=autocast,
             checkpointing=section.gradient_checkpointing,
-            optimizer=str(section.trainer_options.get("optim", "adamw_torch")), sharding=launch.sharding,
+            optimizer=str(section.trainer_options.get("optim", "adamw_torch")), sharding=launch.sharding, rows=rows,
         )  # fmt: skip
+        if tokens.value is None:
+            return replace(base, memory=memory, hours=replace(tokens, unit="GPU h"))
         hours = training_hours(
-            self.policy, tokens.value, context, dtype="bfloat16" if autocast else self.params.policy.dtype,
+            arch, tokens.value, context, dtype="bfloat16" if autocast else dtype,
             checkpointing=section.gradient_checkpointing, micro_batches=micro, sharding=launch.sharding, a=self.a,
         )  # fmt: skip
         return replace(base, memory=memory, hours=hours)
 
     def sft(self, name: str, section: Any) -> NodePlan:
         """Fine-tuning: one prompt and one response per example, padded to at most max_length."""
-        examples = section.examples or self.a.items.get(str(section.data.dataset))
-        if examples is None:
-            source = section.data.dataset
-            unknown = Estimate(
-                None,
-                "tokens",
-                f"sft.{name}.examples: null and the size of {source} is not known; --assume items.{source}=N",
-            )
-            return NodePlan(
-                f"sft@{name}", self.params.policy.model, 1, train_tokens=unknown, hours=replace(unknown, unit="GPU h")
-            )
+        source, batch = str(section.data.dataset), section.examples_per_device_batch
+        examples = section.examples or rows_of(section.data.dataset, self.a)
         each = min(self.a.sft_tokens, section.max_length)
-        tokens = Estimate(
-            examples * section.epochs * each, "tokens",
-            f"{int(examples):,} examples · {section.epochs} epochs · {each:g} tokens",
-        )  # fmt: skip
-        batch = section.examples_per_device_batch
-        launch = read_launch(getattr(section, "launch", None), self.name)
+        seen = 0.0
+        if examples is None:
+            tokens = Estimate(None, "tokens", unknown_size(source, f"sft.{name}.examples: null"))
+        else:
+            share = 1.0 if section.examples else 1 - section.data.held_out
+            seen = examples * share * section.epochs
+            text = f"{int(examples):,} examples" + (f" · {share:g} [not held out]" if share < 1 else "")
+            text += f" · {section.epochs} epochs"
+            if 0 < section.max_steps * section.examples_per_step < seen:
+                seen = section.max_steps * section.examples_per_step
+                text = f"{section.max_steps:,} steps · {section.examples_per_step} examples"
+            tokens = Estimate(seen * each, "tokens", f"{text} · {each:g} tokens")
+        launch = read_launch(section.launch, self.name, f"sft.{name}")
         return self.optimisation(
-            f"sft@{name}", section, tokens, examples * section.epochs / batch, batch * section.max_length,
-            batch * section.max_length, each, launch,
+            f"sft@{name}", self.policy, self.params.policy.model, self.params.policy.dtype, section, tokens,
+            seen / batch, batch * section.max_length, batch * section.max_length, each, launch, rows=batch,
         )  # fmt: skip
 
     def benchmark_items(self, name: str) -> int | None:
@@ -316,7 +255,7 @@ class Planner:
             return NodePlan(stage, self.params.policy.model, 1, sample_tokens=unknown)
         sampled = min(g.sampled_items or items, items) * g.samples * len(g.temperatures)
         text = f"({number(items)} items · {1 + g.refinements} [greedy] + {number(sampled)} samples)"
-        prompt = self.a.item_tokens.get(b.benchmark, self.a.prompt_tokens)
+        prompt = self.a.item_tokens.get(b.benchmark, self.prompt)
         asked = items * (1 + g.refinements) + (sampled / g.samples if g.samples else 0)
         return self.generation(
             stage, asked, prompt, items * (1 + g.refinements) + sampled, g.max_new_tokens, max(g.samples, 1), text
@@ -328,36 +267,47 @@ class Planner:
             f"evaluate@{policy}-{name}", judge=judge_calls(self.params, b, self.benchmark_items(name), self.a)
         )
 
-    def embed(self, name: str) -> NodePlan:
-        p = self.params.retrieval[name]
-        arch, passages = self.architecture(p.model, f"retrieval.{name}.model"), self.a.items.get(name)
-        if arch is None:
-            return NodePlan(f"embed@{name}", p.model, 1)
-        memory = forward_memory(arch, tokens=p.batch_size * p.max_length, predicted=0, dtype="float32")
-        hours = (
-            Estimate(None, "GPU h", f"number of passages not known; --assume items.{name}=N")
-            if passages is None
-            else forward_hours(arch, passages * p.max_length, p.max_length, "float32", self.a)
-        )
-        return NodePlan(f"embed@{name}", p.model, 1, "one GPU", memory=memory, hours=hours)
-
-    def nodes(self) -> list[NodePlan]:
+    def nodes(self, only: Collection[str] | None = None) -> list[NodePlan]:
+        """A plan for each stage of dvc.yaml (a test compares them), or for those of these names."""
         p = self.params
-        out = [NodePlan("policy", p.policy.model)]
-        out += [self.sft(name, section) for name, section in getattr(p, "sft", {}).items()]
+        makers: dict[str, Callable[[], NodePlan]] = {"policy": lambda: NodePlan("policy", p.policy.model)}
+        makers |= {f"sft@{n}": partial(self.sft, n, section) for n, section in p.sft.items()}
+        makers["reward"] = partial(reward, self)
         for s in sorted(p.iterations, key=int):
-            out += [NodePlan(f"prompts@{s}"), self.sample(s), self.score(s), NodePlan(f"candidates@{s}")]
-            out += [NodePlan(f"lists@{s}"), self.reference(s), self.train(s)]
+            makers[f"prompts@{s}"] = partial(NodePlan, f"prompts@{s}")
+            makers[f"sample@{s}"] = partial(self.sample, s)
+            makers[f"score@{s}"] = partial(score, self, s)
+            makers[f"candidates@{s}"] = partial(NodePlan, f"candidates@{s}")
+            makers[f"lists@{s}"] = partial(lists, self, s)
+            makers[f"reference@{s}"] = partial(self.reference, s)
+            makers[f"train@{s}"] = partial(self.train, s)
         for b in p.benchmarks:
-            out += [NodePlan(f"items@{b}")]
-            out += [node for s in p.evaluate.policies for node in (self.generate(s, b), self.evaluate(s, b))]
+            makers[f"items@{b}"] = partial(NodePlan, f"items@{b}")
+            for s in p.evaluate.policies:
+                makers[f"generate@{s}-{b}"] = partial(self.generate, s, b)
+                makers[f"evaluate@{s}-{b}"] = partial(self.evaluate, s, b)
+        makers |= {f"best_of_n@{name}": partial(best_of_n, self, name) for name in p.best_of_n}
         for name in p.retrieval:
-            out += [self.embed(name), NodePlan(f"retrieve@{name}")]
-        return [*out, NodePlan("report")]
+            makers[f"embed@{name}"] = partial(embed, self, name)
+            makers[f"retrieve@{name}"] = partial(retrieve, self, name)
+        makers["report"] = partial(NodePlan, "report")
+        return [make() for name, make in makers.items() if only is None or name in only]
 
 
-def build_plan(params: Params, assumptions: Assumptions | None = None, name: str = "params.yaml") -> Plan:
-    """The plan of the run that `params` describes. `name` is the file that lines name.
+def build_plan(
+    params: Params,
+    assumptions: Assumptions | None = None,
+    name: str = "params.yaml",
+    only: Collection[str] | None = None,
+) -> Plan:
+    """The plan of the run that `params` describes.
+
+    Parameters
+    ----------
+    name
+        The file that lines name.
+    only
+        Names of the nodes that are made, where it is not the whole graph; others are neither planned nor checked.
 
     Raises
     ------
@@ -368,7 +318,9 @@ def build_plan(params: Params, assumptions: Assumptions | None = None, name: str
     from larpo.plan.checks import all_checks
 
     planner = Planner(params, assumptions or Assumptions(), name)
-    nodes = planner.nodes()
+    nodes = planner.nodes(only)
+    used = {node.model for node in nodes}
     checks = [*planner.problems, *all_checks(planner, nodes)]
     unique = {c.line: c for c in checks}
-    return Plan(tuple(nodes), tuple(unique.values()), tuple(planner.architectures.values()), planner.a)
+    architectures = tuple(arch for model, arch in planner.architectures.items() if model in used)
+    return Plan(tuple(nodes), tuple(unique.values()), architectures, planner.a)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from larpo.plan.estimates import Estimate, gib
-from larpo.plan.nodes import NodePlan, Plan
+from larpo.plan.plans import NodePlan, Plan
 
 COLUMNS = ("node", "model", "GPUs", "memory per GPU", "sample", "train", "judge calls", "cost", "GPU hours")
 MARK = {True: "ok  ", False: "FAIL", None: "note"}
@@ -48,11 +48,12 @@ def _row(node: NodePlan) -> tuple[str, ...]:
     )
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
+def table(rows: list[tuple[str, ...]], left: int = 2) -> list[str]:
+    """Lines with aligned columns; the first `left` of them start at the left."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
@@ -67,7 +68,7 @@ def render_plan(plan: Plan, formulas: bool = True) -> str:
             f"  {arch.name}: {arch.parameters:,} parameters, {arch.layers} layers, hidden {arch.hidden:,}, "
             f"{arch.heads} heads ({arch.kv_heads} kv), vocabulary {arch.vocab:,}, {arch.max_context:,} tokens"
         )
-    lines += ["", "Nodes", *(f"  {line}" for line in _table([COLUMNS, *map(_row, plan.nodes)]))]
+    lines += ["", "Nodes", *(f"  {line}" for line in table([COLUMNS, *map(_row, plan.nodes)]))]
     lines += ["", "Totals"]
     for what, label, show in (
         ("sample_tokens", "tokens to sample", count),

@@ -98,7 +98,7 @@ def write_findings(project: Path) -> Path:
         "Made by `larpo study` from `studies/results/`; do not edit. A claim is a difference taken seed by seed, with",
         "its 95 % t interval over seeds: it holds where the interval lies above 0, does not hold where it lies below",
         "(or every seed gives 0), and is undecided otherwise. A finding holds where all its claims do. A verdict is",
-        "about the model and the problems of its scale. The recipe of scale cpu was chosen on seed 0, one of the seeds.",
+        "about the model and problems of its scale. The recipe of scale cpu was chosen on seed 0, one of the seeds.",
         "",
         "| finding | study | scale | seeds | verdict |",
         "| --- | --- | --- | --: | --- |",

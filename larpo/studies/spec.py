@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from larpo.errors import UserError
+from larpo.overlays import lay_all
 from larpo.params import Params, StrictLoader, check_names, nearest, parse_params
 from larpo.sections import PolicyName, Section
 
@@ -173,11 +175,14 @@ def load_study(folder: Path, name: str) -> Study:
     return study
 
 
-def expand(study: Study, folder: Path, scale: ScaleName, seeds: int | None = None) -> list[Run]:
+def expand(
+    study: Study, folder: Path, scale: ScaleName, seeds: int | None = None, overlays: Sequence[str | Path] = ()
+) -> list[Run]:
     """Every cell with every seed 0..n-1, cells outermost, so that runs that share nodes follow each other.
 
-    A run's parameters are the scale's base file with the measured policy as the only one evaluated, then the scale's
-    settings, the cell's, and the cell's for that scale.
+    A run's parameters are the scale's base file, the sections of the files in `overlays` laid over it (what depends on
+    the machine, as in configs/), the measured policy as the only one evaluated, then the scale's settings, the cell's,
+    and the cell's for that scale.
     All of them are checked before anything runs.
     """
     if scale not in study.scales:
@@ -186,10 +191,11 @@ def expand(study: Study, folder: Path, scale: ScaleName, seeds: int | None = Non
     if wanted < 1:
         raise UserError(f"seeds: expected 1 or more, found {wanted}")
     chosen = study.scales[scale]
-    base = _read(folder / chosen.base)
+    base = lay_all(_read(folder / chosen.base), overlays)
     runs = []
     for name, cell in study.cells.items():
         where = f"studies/{study.name}.yaml: cells.{name} at scale {scale}"
+        where += "".join(f" with {file}" for file in overlays)
         raw = copy.deepcopy(base)
         policy = cell.policies.get(scale) or cell.policy or chosen.policy
         if policy:
@@ -204,6 +210,15 @@ def expand(study: Study, folder: Path, scale: ScaleName, seeds: int | None = Non
                 check_names(checked, where)
             runs.append(Run(study.name, scale, name, seed, policy, params, checked))
     return runs
+
+
+def targets(runs: Iterable[Run]) -> tuple[str, ...]:
+    """Kinds of nodes that a study's runs are for: they, and what they need, are made."""
+    runs = list(runs)
+    kinds = ["evaluate"]
+    kinds += ["best_of_n"] if any(run.checked.best_of_n for run in runs) else []
+    kinds += ["retrieve"] if any(run.checked.retrieval for run in runs) else []
+    return tuple(kinds)
 
 
 def put(tree: dict[str, Any], dotted: str, value: Any, where: str) -> None:

@@ -97,12 +97,32 @@ def test_only_what_is_missing_runs_again(project):
     assert page.read_text() == text
 
 
+@pytest.mark.slow
+def test_an_overlay_reaches_the_runs(project):
+    """Sections of a file are laid over the base: other parameters, so the run is made again with them."""
+    (project.folder / "over.yaml").write_text("train: {epochs: 2}\n")
+    before = records(project)
+    study(project, "--seeds", "1", "--with", "over.yaml")
+    after = records(project)
+    assert {k for k in after if after[k]["identity"] != before.get(k, {}).get("identity")} == {
+        "lambdarank-s0", "listmle-s0",
+    }  # fmt: skip
+    reference = next(
+        line.split()[1]
+        for line in project.run("git", "show-ref").stdout.splitlines()
+        if line.endswith("/small-cpu-listmle-s0") and "/exps/" in line
+    )
+    params = yaml.safe_load(project.run("git", "show", f"{reference}:params.yaml").stdout)
+    assert (params["train"]["epochs"], params["train"]["objective"]) == (2, "listmle")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--seeds", "0"], "seeds: expected 1 or more"),
         (["--jobs", "0"], "jobs: expected 1 or more"),
         (["--scale", "paper"], "no scale 'paper'"),
+        (["--with", "absent.yaml"], "absent.yaml: not found; expected sections of params.yaml"),
     ],
 )
 def test_wrong_input_is_one_line_before_anything_starts(project, arguments, words):

@@ -246,3 +246,42 @@ def test_forward_memory_by_hand():
     assert values(forward_memory(TOY, tokens=10, predicted=6, dtype="float32")) == {
         "weights": 4000, "activations": 3680, "logits": 480
     }  # fmt: skip
+
+
+def test_attention_of_relative_positions():
+    """PairRM's DeBERTa in float32, two rows of 4,096: 5 · 8,192 · 4,096 · 16 · 4 B = 10 GiB; a decoder makes none. That
+    five such tensors are alive at once is counted on a small model's forward pass."""
+    import weakref
+
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    pairrm = known_models()["llm-blender/PairRM"]
+    found = forward_memory(pairrm, tokens=8192, predicted=0, dtype="float32", row=4096)["attention"]
+    assert found.value == 5 * 8192 * 4096 * 16 * 4 == 10 * GIB
+    assert "attention" not in forward_memory(MISTRAL, tokens=8192, predicted=0, dtype="float32", row=4096)
+    rows, length, heads = 2, 128, 4
+    one = rows * heads * length**2 * 4
+    alive: dict[int, int] = {}
+    most = [0]
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            for tensor in (t for t in tree_leaves(out) if isinstance(t, torch.Tensor)):
+                storage = tensor.untyped_storage()
+                if storage.nbytes() >= one and storage.data_ptr() not in alive:
+                    alive[storage.data_ptr()] = storage.nbytes()
+                    weakref.finalize(storage, alive.pop, storage.data_ptr(), None)
+            most[0] = max(most[0], sum(alive.values()))
+            return out
+
+    config = transformers.DebertaV2Config(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=heads, intermediate_size=64,
+        relative_attention=True, position_buckets=8, share_att_key=True, pos_att_type=["p2c", "c2p"],
+        norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0,
+    )  # fmt: skip
+    model = transformers.DebertaV2Model(config).eval()
+    with torch.inference_mode(), Watch():
+        model(torch.zeros(rows, length, dtype=torch.long), torch.ones(rows, length, dtype=torch.long))
+    assert most[0] / one == pytest.approx(5, abs=0.01)

@@ -17,9 +17,10 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from larpo.errors import UserError
+from larpo.overlays import lay_over
 from larpo.params import parse_params
 from larpo.plan import Assumptions, build_plan, load_with
-from larpo.plan.launching import lay_over, read_launch
+from larpo.plan.launching import read_launch
 from tests.conftest import ROOT
 from tests.larpo.test_plan_runs import paper
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from larpo.errors import UserError
-from larpo.params import Params, Section, parse_params
+from larpo.params import parse_params
 from larpo.plan import Assumptions, Estimate, build_plan, render_plan, to_json
 
 
@@ -124,45 +124,45 @@ def test_what_does_not_fit_is_one_line(case):
     assert "FAIL" in render_plan(plan_of(**changes))
 
 
-class RewardSection(Section):
-    model: str | None = None
-    dtype: str = "bfloat16"
-    batch_tokens: int = 8192
-
-
-class WithReward(Params):
-    reward: RewardSection = RewardSection()
+FSFAIRX = {
+    "reward": {"model": "sfairXC/FsfairX-LLaMA3-RM-v0.1", "dtype": "bfloat16", "max_length": 4096},
+    "score.reward": "sequence_classification",
+}
+PAIRRM = {"reward": {"model": "llm-blender/PairRM", "kind": "pairrm"}, "score.reward": "pairrm"}
 
 
 def test_reward_models():
     """FsfairX reads 20,000 · 10 · (200 + 450) = 130,000,000 tokens; a forward pass of a token at 325 attended:
     2 · 7,504,928,768 + 4 · 32 · 4,096 · 325 = 15,180,249,…; at 989e12 · 0.5 that is 1.108 h. PairRM compares every
     ordered pair, 90 per prompt, and reads 2,048 tokens: a longest pair of 1,280 + 2 · 1,024 is cut, which is noted."""
-    plan = build_plan(WithReward.model_validate(paper(**{"reward.model": "sfairXC/FsfairX-LLaMA3-RM-v0.1"})))
+    plan = plan_of(**FSFAIRX)
     flops = 130_000_000 * (2 * 7_504_928_768 + 4 * 32 * 4096 * 325)
     assert node(plan, "score@1").hours.value == pytest.approx(flops / (989e12 * 0.5) / 3600)
     assert node(plan, "score@1").memory["weights"].value == 2 * 7_504_928_768
-    plan = build_plan(WithReward.model_validate(paper(**{"reward.model": "llm-blender/PairRM"})))
-    assert "20,000 prompts · 10 · 9 pairs · 1100 tokens read" in node(plan, "score@1").notes
-    assert any(c.ok is None and "the longest is 3,328: longer ones are cut" in c.line for c in plan.checks)
-    plan = build_plan(WithReward.model_validate(paper(**{"reward.model": "someone/reward"})))
+    plan = plan_of(**PAIRRM)
+    assert "20,000 prompts · 10 · 9 ordered pairs · 1100 tokens read" in node(plan, "score@1").notes
+    assert any(c.ok is None and "the longest is 3,328: longer candidates are cut" in c.line for c in plan.checks)
+    plan = plan_of(**{**FSFAIRX, "reward": {"model": "someone/reward"}})
     assert any("reward.model: someone/reward: unknown architecture" in line for line in plan.failed)
+    # Rules do not read the model that is there.
+    assert node(plan_of(reward=FSFAIRX["reward"]), "score@1").notes == ("rule exact_match, on the CPU",)
 
 
 def test_fine_tuning():
-    """MetaMathQA's 395,000 examples, given as an assumption, 3 epochs of 400 tokens: 474,000,000. Unknown, it says how
-    to give it, and the total says that a node is missing. Two examples of 1,024 tokens at once predict up to 2,048."""
+    """395,000 examples, given as an assumption, 0.7 of them not held out, 3 epochs of 400 tokens: 331,800,000. Unknown,
+    it says how to give it, and the total says that a node is missing. Two examples of 1,024 tokens at once predict up
+    to 2,048."""
     tuned = {
         "previous": "0", "learning_rate": 1e-5, "epochs": 3, "examples_per_device_batch": 2,
-        "data": {"source": "dataset", "dataset": "meta-math/MetaMathQA"},
+        "data": {"source": "dataset", "dataset": "someone/solutions", "held_out": 0.3},
     }  # fmt: skip
     params = parse_params(paper(**{"sft.metamath": tuned}))
     unknown = build_plan(params)
     assert node(unknown, "sft@metamath").train_tokens.value is None
-    assert "--assume items.meta-math/MetaMathQA=N" in node(unknown, "sft@metamath").hours.formula
+    assert "--assume items.someone/solutions=N" in node(unknown, "sft@metamath").hours.formula
     assert unknown.sum_of("hours")[1] == 1
-    plan = build_plan(params, Assumptions().override(["items.meta-math/MetaMathQA=395000"]))
-    assert node(plan, "sft@metamath").train_tokens.value == 474_000_000
+    plan = build_plan(params, Assumptions().override(["items.someone/solutions=395000"]))
+    assert node(plan, "sft@metamath").train_tokens.value == 331_800_000
     assert node(plan, "sft@metamath").memory["logits"].value == 2048 * 32_000 * 12
     assert any(line.startswith("sft: ") for line in plan.failed), "AdamW in float32 on one GPU"
 
@@ -195,14 +195,14 @@ def estimates(plan) -> list[tuple[str, Estimate]]:
         {"train.launch": "configs/fsdp-8x80gb.yaml", "train.gradient_checkpointing": False},
         {"train.launch": "configs/fsdp-1x80gb-offload.yaml", "train.gradient_checkpointing": False},
         {"policy.dtype": "bfloat16", "train.autocast": "none", "train.trainer_options": {"optim": "sgd"}},
-        {"reward.model": "sfairXC/FsfairX-LLaMA3-RM-v0.1"},
+        FSFAIRX,
         {"retrieval": {"nq": {"model": "intfloat/e5-base-v2", "corpus": "p.jsonl", "queries": "q.jsonl"}}},
     ],
     ids=["vllm", "transformers", "gemma", "fsdp", "offload", "bfloat16", "reward", "retrieval"],
 )
 def test_every_number_follows_from_its_formula(changes):
     """The arithmetic that is printed beside a number gives the number."""
-    params = WithReward.model_validate(paper(**changes))
+    params = parse_params(paper(**changes))
     found = estimates(build_plan(params, Assumptions(gpus=8).override(["items.nq=1000"])))
     assert len(found) > 40
     for name, estimate in found:
@@ -215,8 +215,8 @@ def test_json_and_text_hold_the_same(tmp_path):
     tree = json.loads(json.dumps(to_json(plan)))
     assert tree["totals"]["sample_tokens"] == plan.sum_of("sample_tokens")[0]
     assert tree["totals"]["gpu_hours"] == pytest.approx(sum(n.hours.value for n in plan.nodes if n.hours))
-    assert [n["name"] for n in tree["nodes"]][:4] == ["policy", "prompts@1", "sample@1", "score@1"]
-    assert tree["nodes"][2]["memory"]["weights"] == {
+    assert [n["name"] for n in tree["nodes"]][:5] == ["policy", "reward", "prompts@1", "sample@1", "score@1"]
+    assert tree["nodes"][3]["memory"]["weights"] == {
         "value": 2.0 * 7_241_732_096, "unit": "B", "formula": "7,241,732,096 · 2 B"
     }  # fmt: skip
     text = render_plan(plan)

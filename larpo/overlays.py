@@ -1,0 +1,48 @@
+"""Files with sections of params.yaml that are laid over others: what depends on the machine, such as configs/."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from larpo.errors import UserError
+
+
+def read_sections(file: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file; UserError with one line where it is missing, not YAML, or no mapping."""
+    if not Path(file).is_file():
+        raise UserError(f"{file}: not found; expected sections of params.yaml")
+    try:
+        raw = yaml.safe_load(Path(file).read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{file}: expected a mapping of sections, found {type(raw).__name__}")
+    return raw
+
+
+def lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """{a: {x: 1, y: 2}} and {a: {y: 3}} → {a: {x: 1, y: 3}}; lists and values are replaced whole.
+
+    The key `*` stands for every mapping that is there: {sft: {"*": {launch: f}}} reaches each fine-tuning, whatever
+    its name, and makes none.
+    """
+    out = dict(below)
+    for key, value in above.items():
+        if key == "*" and isinstance(value, dict):
+            out = {k: lay_over(v, value) if isinstance(v, dict) else v for k, v in out.items()}
+        elif isinstance(value, dict) and isinstance(out.get(key, {}), dict):
+            out[key] = lay_over(out.get(key, {}), value)
+        else:
+            out[key] = value
+    return out
+
+
+def lay_all(below: dict[str, Any], files: Iterable[str | Path]) -> dict[str, Any]:
+    """The sections of each file over those before it; every file is read before the first is used."""
+    for sections in [read_sections(file) for file in files]:
+        below = lay_over(below, sections)
+    return below

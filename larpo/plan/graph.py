@@ -1,0 +1,158 @@
+"""dvc.yaml unrolled without DVC: stages for some parameters, what they need, and when two of them are the same.
+
+DVC takes a stage's output from its cache where command, parameters, dependencies and output paths are equal to those
+of a stage that ran before. `keys` says the same from the declaration alone: a stage's key is made of its command, its
+outputs' paths, the values of the parameters that it names, and, per dependency, the keys of the stages that make it
+(the path itself where none does: code and data, which the runs of a study share). Two stages of equal key run once. DVC
+compares contents, so it shares more where different parameters happen to give equal files, never less.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from larpo.errors import UserError
+from larpo.hashing import digest
+
+_VARIABLE = re.compile(r"\$\{\s*([^}\s]+)\s*\}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, every `${…}` filled in. `params` are dotted keys of params.yaml; "" is the whole file."""
+
+    name: str
+    command: str
+    deps: tuple[str, ...]
+    params: tuple[str, ...]
+    outs: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        return self.name.partition("@")[0]
+
+
+def read_stages(path: str | Path) -> dict[str, Any]:
+    """The stages as dvc.yaml declares them."""
+    try:
+        return yaml.safe_load(Path(path).read_text("utf-8"))["stages"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not readable as stages ({' '.join(str(error).split())[:160]})") from None
+
+
+def unroll(declared: dict[str, Any], params: dict[str, Any]) -> dict[str, Stage]:
+    """Stages by name, as DVC names them; `foreach` and `matrix` over mappings take their keys, over lists their values.
+
+    Parameters
+    ----------
+    params
+        As params.yaml holds them.
+
+    Raises
+    ------
+    UserError
+        A `${…}` that names no parameter.
+    """
+    out: dict[str, Stage] = {}
+    for name, body in declared.items():
+        for suffix, scope in _instances(name, body, params):
+            stage = body.get("do", body)
+
+            def fill(entries: Iterable[Any], scope: dict = scope, name: str = name) -> tuple[str, ...]:
+                return tuple(str(_filled(_path(entry), scope, name)) for entry in entries)
+
+            stage_name = f"{name}@{suffix}" if suffix else name
+            outs = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
+            out[stage_name] = Stage(
+                stage_name, str(_filled(stage["cmd"], scope, name)), fill(stage.get("deps", [])),
+                tuple("" if p == "params.yaml:" else p for p in fill(stage.get("params", []))), fill(outs),
+            )  # fmt: skip
+    return out
+
+
+def _path(entry: Any) -> str:
+    """A plain entry, or the only key of one with settings; `params.yaml:` is written as a key without a value."""
+    if isinstance(entry, dict):
+        (key, value), *_ = entry.items()
+        return f"{key}:" if value is None else str(key)
+    return str(entry)
+
+
+def _instances(name: str, body: dict[str, Any], params: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(what follows `@`, variables) of each stage that one declaration makes."""
+    if "foreach" in body:
+        over = _filled(body["foreach"], params, name)
+        entries = over.items() if isinstance(over, dict) else [(str(value), value) for value in over]
+        return [(str(key), params | {"key": key, "item": value}) for key, value in entries]
+    if "matrix" in body:
+        axes = {axis: list(_filled(values, params, name)) for axis, values in body["matrix"].items()}
+        found = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+        return [("-".join(map(str, item.values())), params | {"item": item}) for item in found]
+    return [("", params)]
+
+
+def _filled(value: Any, scope: dict[str, Any], stage: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    if whole := _VARIABLE.fullmatch(value):
+        return value_at(scope, whole[1], f"dvc.yaml: stage {stage}")
+    return _VARIABLE.sub(lambda found: str(value_at(scope, found[1], f"dvc.yaml: stage {stage}")), value)
+
+
+def value_at(tree: dict[str, Any], dotted: str, where: str) -> Any:
+    """The value of a dotted key; UserError where it is not there."""
+    for part in dotted.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            raise UserError(f"{where}: {dotted}: no such parameter; a section that is not used is written as {{}}")
+        tree = tree[part]
+    return tree
+
+
+def needs(stages: dict[str, Stage]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Per stage and dependency the stages whose outputs it is, holds, or lies in; none for code and data."""
+    makers = {out.rstrip("/"): stage.name for stage in stages.values() for out in stage.outs}
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
+    for stage in stages.values():
+        found[stage.name] = {}
+        for dep in stage.deps:
+            path = dep.rstrip("/")
+            made = {
+                maker: None
+                for out, maker in makers.items()
+                if out == path or out.startswith(path + "/") or path.startswith(out + "/")
+            }
+            found[stage.name][dep] = tuple(made)
+    return found
+
+
+def select(stages: dict[str, Stage], kinds: Collection[str]) -> set[str]:
+    """Names of all stages of these kinds and of everything they need."""
+    needed, todo, keep = needs(stages), [s.name for s in stages.values() if s.kind in kinds], set()
+    while todo:
+        name = todo.pop()
+        if name not in keep:
+            keep.add(name)
+            todo += [maker for makers in needed[name].values() for maker in makers]
+    return keep
+
+
+def keys(stages: dict[str, Stage], params: dict[str, Any]) -> dict[str, str]:
+    """Each stage's key; see the module's text."""
+    needed, found = needs(stages), {}
+
+    def key(name: str) -> str:
+        if name not in found:
+            stage = stages[name]
+            values = {p: value_at(params, p, "params.yaml") if p else params for p in stage.params}
+            deps = {dep: [key(maker) for maker in makers] or dep for dep, makers in needed[name].items()}
+            found[name] = digest("stage", stage.command, values, deps, stage.outs)
+        return found[name]
+
+    return {name: key(name) for name in stages}

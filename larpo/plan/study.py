@@ -1,0 +1,161 @@
+"""A study planned before it runs: each distinct cell as one run, sums over all runs, with and without sharing.
+
+    found = plan_study(Path("."), "table2", "paper", overlays=["configs/params-8x80gb.yaml"])
+    found.shared.hours       # GPU hours when DVC runs equal nodes once
+    found.failed             # lines; empty where everything fits together
+
+Nothing asks a network, loads a model or writes a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from larpo.hashing import digest
+from larpo.plan.assumptions import Assumptions
+from larpo.plan.graph import keys, read_stages, select, unroll
+from larpo.plan.needs import Need, needs_of
+from larpo.plan.nodes import build_plan
+from larpo.plan.plans import Check, NodePlan, Plan
+from larpo.studies.spec import Run, ScaleName, Study, expand, load_study, targets
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over nodes; `unknown` counts the nodes that have a number which is not known."""
+
+    nodes: int
+    hours: float
+    clock_hours: float
+    sample_tokens: float
+    train_tokens: float
+    judge_calls: float
+    judge_cost: float
+    unknown: int
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """One cell with seed 0. `same_as` names the first cell with the same parameters, whose plan it shares."""
+
+    name: str
+    label: str
+    plan: Plan
+    same_as: str | None = None
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    study: Study
+    scale: ScaleName
+    seeds: int
+    overlays: tuple[str, ...]
+    cells: tuple[CellPlan, ...]
+    needs: tuple[tuple[Need, tuple[str, ...]], ...]  # with the cells that need it
+    checks: tuple[tuple[Check, tuple[str, ...]], ...]  # with the cells that it is about
+    apart: Totals  # every run by itself: an upper bound
+    shared: Totals  # equal nodes once
+    once: dict[str, NodePlan]  # those nodes by their keys, which are the same in other studies
+    assumptions: Assumptions
+
+    @property
+    def runs(self) -> int:
+        return len(self.cells) * self.seeds
+
+    @property
+    def failed(self) -> list[str]:
+        return [check.line for check, _ in self.checks if check.ok is False]
+
+
+def sum_up(nodes: Iterable[NodePlan]) -> Totals:
+    """Sums as far as the numbers are known. Clock hours: one node after another, each on its GPUs."""
+    nodes = list(nodes)
+
+    def add(values: Iterable[float | None]) -> float:
+        return sum(v for v in values if v is not None)
+
+    judged = [n.judge for n in nodes if n.judge]
+    timed = [n for n in nodes if n.hours is not None and n.hours.value is not None]
+    return Totals(
+        len(nodes),
+        add(n.hours.value for n in timed),
+        add(n.hours.value / max(n.gpus, 1) for n in timed),
+        add(n.sample_tokens.value for n in nodes if n.sample_tokens),
+        add(n.train_tokens.value for n in nodes if n.train_tokens),
+        add(j.calls.value for j in judged),
+        add(j.cost.value for j in judged),
+        sum(_unknown(n) for n in nodes),
+    )
+
+
+def _unknown(node: NodePlan) -> bool:
+    numbers = [node.hours, node.sample_tokens, node.train_tokens]
+    numbers += [node.judge.calls, node.judge.cost] if node.judge else []
+    return any(e is not None and e.value is None for e in numbers)
+
+
+def plan_study(
+    project: Path,
+    name: str,
+    scale: ScaleName,
+    seeds: int | None = None,
+    overlays: Sequence[str | Path] = (),
+    assumptions: Assumptions | None = None,
+) -> StudyPlan:
+    """Plan studies/NAME.yaml of `project` (the folder of dvc.yaml) at one scale.
+
+    Raises
+    ------
+    UserError
+        The study, an overlay or a cell's parameters are wrong. What does not fit is a failed check.
+    """
+    a = assumptions or Assumptions()
+    study = load_study(project / "studies", name)
+    runs = expand(study, project / "studies", scale, seeds, overlays)
+    return plan_runs(study, scale, runs, read_stages(project / "dvc.yaml"), overlays, a)
+
+
+def plan_runs(
+    study: Study, scale: ScaleName, runs: list[Run], declared: dict, overlays: Sequence[str | Path], a: Assumptions
+) -> StudyPlan:
+    """Plan expanded runs over the stages that dvc.yaml declares."""
+    kinds, seeds = targets(runs), len(runs) // len(study.cells)
+    planned: dict[str, tuple[str, Plan, list[Need]]] = {}
+    cells: list[CellPlan] = []
+    everything: list[NodePlan] = []
+    once: dict[str, NodePlan] = {}
+    needed: dict[Need, list[str]] = {}
+    checked: dict[Check, list[str]] = {}
+    for run in runs:
+        stages = unroll(declared, run.params)
+        wanted = select(stages, kinds)
+        # The seed changes no number, so a cell's first run stands for all of them, and equal cells for each other.
+        identity = digest("cell", run.params | {"seed": 0})
+        if identity not in planned:
+            where = f"studies/{study.name}.yaml: cells.{run.cell}"
+            plan = build_plan(run.checked, a, where, wanted)
+            planned[identity] = run.cell, _nameless(plan, where), needs_of(run.checked, plan, where)
+        first, plan, needs = planned[identity]
+        if not cells or cells[-1].name != run.cell:
+            cells.append(CellPlan(run.cell, study.cells[run.cell].label, plan, None if first == run.cell else first))
+            for need in needs:
+                needed.setdefault(need, []).append(run.cell)
+            for check in plan.checks:
+                checked.setdefault(check, []).append(run.cell)
+        everything += plan.nodes
+        found = keys(stages, run.params)
+        once |= {found[node.name]: node for node in plan.nodes}
+    return StudyPlan(
+        study, scale, seeds, tuple(map(str, overlays)), tuple(cells),
+        tuple((need, tuple(names)) for need, names in needed.items()),
+        tuple((check, tuple(names)) for check, names in checked.items()),
+        sum_up(everything), sum_up(once.values()), once, a,
+    )  # fmt: skip
+
+
+def _nameless(plan: Plan, where: str) -> Plan:
+    """Lines that cells have in common read alike: the cell's name is kept beside a check."""
+    checks = [Check(c.ok, c.line.removeprefix(f"{where}: ")) for c in plan.checks]
+    return replace(plan, checks=tuple(dict.fromkeys(checks)))
