@@ -130,12 +130,13 @@ def study(
 
 def _run_study(name: str, scale: str, seeds: int | None, jobs: int | None, overlays: list[Path]) -> dict[str, Any]:
     """Verdicts; exit code 1 where runs failed."""
-    from flows.study import StudyFailed, run
+    from flows.study import run
+    from flows.study_runner import StudyFailed
 
     try:
         return run(name, scale, seeds, jobs, [str(file) for file in overlays])
-    except StudyFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
+    except (StudyFailed, RuntimeError) as error:
+        print(f"failed: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 

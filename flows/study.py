@@ -7,17 +7,12 @@ finished run measured is kept in .larpo/studies/; a study that was stopped goes 
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from flows import project_folder  # first: sets what Prefect reads on import
 
@@ -27,119 +22,17 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import supervise
-from flows.graph import read_graph, select
 from flows.iterate import some_server
-from flows.nodes import Output
-from flows.workspace import Workspace
+from flows.study_runner import Runner, StudyFailed, alone
 from larpo.errors import UserError
-from larpo.hashing import digest, file_hash
+from larpo.hashing import digest
 from larpo.studies import Run, expand, load_study
 from larpo.studies.page import write_findings, write_page
-from larpo.studies.results import read_value, summarise
-from larpo.studies.spec import ScaleName, Source, targets
+from larpo.studies.results import summarise
+from larpo.studies.spec import ScaleName, targets
 from tasks import warm
-from tasks.node import git_state
 
-STUDIES, KEPT, RESULTS = Path("studies"), Path(".larpo/studies"), Path("studies/results")
-# Nodes that do not depend on the seed: made by the first run alone, so that parallel runs do not make them twice.
-SHARED = ("policy", "sft", "reward", "embed")
-
-
-class StudyFailed(Exception):
-    """Some runs failed; the message names them."""
-
-
-class Runner:
-    """Runs of one study in one project; `stop` ends those that are under way."""
-
-    def __init__(self, project: Path, sources: dict[str, Source], environment: dict[str, str]):
-        self.project, self.sources, self.environment = project, sources, environment
-        # Git locks its index, and DVC is read in this process: one at a time.
-        self._alone = threading.Lock()
-        files = [project / "dvc.yaml", *project.glob("larpo/**/*.py"), *project.glob("tasks/*.py")]
-        self.code = {
-            file.relative_to(project).as_posix(): file_hash(file)
-            for file in sorted(files)
-            # How studies are read, planned and shown does not change what a run computes.
-            if not file.relative_to(project).as_posix().startswith(("larpo/studies/", "larpo/plan/", "larpo/overlays"))
-        }
-        self._stopping = threading.Event()
-        self._processes: set[subprocess.Popen] = set()
-
-    def record(self, run: Run) -> Path:
-        return self.project / KEPT / f"{run.study}-{run.scale}" / f"{run.cell}-s{run.seed}.json"
-
-    def identity(self, run: Run) -> str:
-        """Of all that a run's numbers depend on: its parameters, the graph, the code, what is measured."""
-        measured = {name: [s.file, s.key] for name, s in self.sources.items()}
-        return digest("study run", run.params, run.policy, measured, self.code)
-
-    def finished(self, run: Run) -> dict[str, Any] | None:
-        """What a run measured, if it was made from what lies here now."""
-        path = self.record(run)
-        kept = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        return kept if kept.get("identity") == self.identity(run) else None
-
-    def run(self, run: Run, kinds: tuple[str, ...], only_shared: bool, say: Any) -> dict[str, Any] | None:
-        """Bring `kinds` of the run's graph up to date; saves it as an experiment and returns what it measured.
-
-        With `only_shared` it stops after the nodes that all seeds share, and saves nothing.
-        """
-        workspace = Workspace(self.project, run.name)
-        start = time.monotonic()
-        with self._alone:
-            workspace.open(yaml.safe_dump(run.params, sort_keys=False, allow_unicode=True))
-            graph = select(read_graph(workspace.folder), [*kinds])
-        nodes = [n.name for n in graph.values() if not only_shared or n.kind in SHARED]
-        self._repro(workspace.folder, nodes, say)
-        if only_shared:
-            return None
-        measured = {name: read_value(workspace.folder, source, run.policy) for name, source in self.sources.items()}
-        with self._alone:
-            workspace.save(nodes)
-            workspace.close()
-        kept = {
-            "identity": self.identity(run),
-            "experiment": run.name,
-            "values": measured,
-            "seconds": round(time.monotonic() - start, 1),
-        }
-        path = self.record(run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
-        temporary.replace(path)
-        return kept
-
-    def _repro(self, folder: Path, nodes: list[str], say: Any) -> None:
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        environment = os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"} | self.environment
-        if self._stopping.is_set():
-            raise StudyFailed("stopped")
-        process = supervise.start(
-            [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *nodes],
-            cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        )  # fmt: skip
-        self._processes.add(process)
-        output = Output("")
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                output.read(line.rstrip())
-                say(line.rstrip())
-            if process.wait():
-                raise StudyFailed(output.refusal or output.last or output.complaint)
-        finally:
-            self._processes.discard(process)
-            supervise.stop(process)
-            process.stdout.close()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        for process in list(self._processes):
-            assert process.stdin is not None
-            process.stdin.close()
+STUDIES, RESULTS = Path("studies"), Path("studies/results")
 
 
 @task(task_run_name="{run.name}", cache_policy=NO_CACHE, persist_result=False, retries=0)
@@ -149,6 +42,15 @@ def run_one(run: Run, runner: Runner, kinds: tuple[str, ...], only_shared: bool)
         logger.info("%s: measured before", run.name)
         return kept
     return runner.run(run, kinds, only_shared, lambda line: logger.debug("%s", line))
+
+
+def _first_of_each_start(runs: list[Run]) -> list[Run]:
+    """One run for each set of nodes that seeds share: of equal initial models, fine-tunings, rewards and retrievers."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        start = {key: run.params.get(key) for key in ("policy", "sft", "reward", "retrieval", "evaluate")}
+        found.setdefault(digest("start", start), run)
+    return list(found.values())
 
 
 def jobs_of(scale: ScaleName, jobs: int | None) -> int:
@@ -203,6 +105,7 @@ def larpo_study(
     kinds = targets(runs)
     start = time.monotonic()
     with ExitStack() as held:
+        held.enter_context(alone(project, name, scale))
         environment: dict[str, str] = {}
         if scale == "cpu":
             # Tiny models: one thread each, and no run waits for libraries to be imported.
@@ -212,8 +115,9 @@ def larpo_study(
         held.callback(runner.stop)
         missing = [run for run in runs if runner.finished(run) is None]
         logger.info("%s runs, %s of them measured before, %s side by side", len(runs), len(runs) - len(missing), count)
-        if len(missing) > 1:
-            run_one.submit(missing[0], runner, kinds, only_shared=True).result()
+        # A run whose shared nodes fail here fails once more below, where it is counted; others go on.
+        for run in _first_of_each_start(missing) if count > 1 and len(missing) > 1 else []:
+            run_one.submit(run, runner, kinds, only_shared=True).wait()
         slots = threading.BoundedSemaphore(count)
         futures = []
         for run in runs:
@@ -232,7 +136,8 @@ def larpo_study(
         for measure, value in record["values"].items():
             values.setdefault(run.cell, {}).setdefault(measure, []).append(value)
     seconds = sum(record["seconds"] for record in kept)
-    facts = {"run_seconds": round(seconds), "commit": git_state()["commit"]}
+    commits = sorted({f"{r['git']['commit'][:10]}{' and changes' if r['git']['dirty'] else ''}" for r in kept})
+    facts = {"run_seconds": round(seconds), "commits": commits}
     summary = summarise(study, scale, len(runs) // len(study.cells), values, facts)
     page = write_page(study, summary, project)
     write_findings(project)

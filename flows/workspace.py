@@ -16,12 +16,14 @@ import tempfile
 from pathlib import Path
 
 from larpo.errors import UserError
-from larpo.hashing import file_hash
+from larpo.hashing import digest, file_hash
 from larpo.params import check_names, parse_params
 
 PARAMS = "params.yaml"
 RUNS, REPORTS = Path(".larpo/runs"), Path(".larpo/reports")
 MARKER = Path(".dvc/tmp/larpo-run.json")
+# Written at the end of every study: another study's clone is none the older for it.
+WRITTEN = ("studies/results", "docs/findings.md")
 
 
 def changed_params(
@@ -144,12 +146,13 @@ class Workspace:
         listed = git(self.top, "ls-files", "-z", "--others", "--exclude-standard")
         untracked = [path for path in listed.split("\0") if path]
         marker = self.folder / MARKER
+        excluded = [f":(top,exclude){path}" for path in WRITTEN]
         identity = json.dumps(
             {
                 "params": params,
                 "commit": git(self.top, "rev-parse", "HEAD"),
-                "changes": git(self.top, "rev-parse", f"{changes}^{{tree}}") if changes else None,
-                "untracked": {path: file_hash(self.top / path) for path in untracked},
+                "changes": digest(git(self.top, "diff", "--binary", "HEAD", "--", ":(top)", *excluded)),
+                "untracked": {p: file_hash(self.top / p) for p in untracked if not p.startswith(WRITTEN)},
             }
         )
         if marker.is_file() and marker.read_text("utf-8") == identity:

@@ -115,10 +115,9 @@ def write_findings(project: Path) -> Path:
         lines += [f"{study.paper} of the paper. {study.about}", ""]
         if told := study.differs.get(r["scale"]):
             lines += [told, ""]
-        lines += [
-            f"Seeds: {r['seeds']}; mean and 95 % interval over seeds; {r['run_seconds']} s in all runs together.",
-            "",
-        ]
+        commits = ", ".join(r.get("commits") or ["unknown"])
+        lines += [f"Seeds: {r['seeds']}; mean and 95 % interval over seeds. Code of commit {commits};"]
+        lines += [f"{r['run_seconds']} s in all runs together.", ""]
         lines += _table(r)
         for finding, found in r["findings"].items():
             lines += ["", f"{finding}, {STATEMENTS[finding].lower()}: **{found['verdict']}**", ""]

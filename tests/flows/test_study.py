@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
 
+from flows.study_runner import Runner, alone
+from larpo.studies import expand, load_study
 from tests.conftest import Project
 
 STUDY = """
@@ -128,3 +131,54 @@ def test_an_overlay_reaches_the_runs(project):
 def test_wrong_input_is_one_line_before_anything_starts(project, arguments, words):
     done = study(project, *arguments, check=False)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_change_of_code_or_of_a_data_file_makes_records_stale_and_a_comment_of_the_report_does_not(project):
+    runner = Runner(project.folder, load_study(project.folder / "studies", "small").sources("cpu"), {})
+    (run, *_) = expand(load_study(project.folder / "studies", "small"), project.folder / "studies", "cpu")
+    data = project.folder / "data/rows.jsonl"
+    data.parent.mkdir(exist_ok=True)
+    data.write_text("{}")
+    named = replace(run, params=run.params | {"x": [{"data": str(data)}]})
+
+    def identities() -> tuple[str, str]:
+        fresh = Runner(project.folder, runner.sources, {})
+        return fresh.identity(run, project.folder), fresh.identity(named, project.folder)
+
+    before = identities()
+    data.write_text("[]")
+    assert identities()[0] == before[0] and identities()[1] != before[1]
+    data.write_text("{}")
+    for path, counts in (("larpo/lists.py", True), ("tasks/sample.py", True), ("larpo/report/page.py", False)):
+        file = project.folder / path
+        text = file.read_text()
+        file.write_text(text + "# more\n")
+        assert (identities() != before) is counts, path
+        file.write_text(text)
+    assert identities() == before
+    other = replace(run, params=run.params | {"seed": 9})
+    assert runner.identity(other, project.folder) != before[0]
+
+
+def test_one_process_at_a_time_works_on_a_study(project):
+    with alone(project.folder, "small", "cpu"):
+        done = study(project, check=False)
+    assert done.returncode == 2 and "another process runs it now" in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_named_in_one_line_and_the_others_are_kept(project):
+    """The second cell asks for more prompts than the source has, which only its own node can find out."""
+    text = (project.folder / "studies/small.yaml").read_text()
+    broken = text.replace("name: small", "name: broken").replace(
+        "set: {train.objective: listmle}", "set: {prompts.held_out: 0.99, prompts.per_iteration: 100000}"
+    )
+    (project.folder / "studies/broken.yaml").write_text(broken)
+    command = [sys.executable, "-m", "flows.cli", "study", "broken", "--jobs", "2", "--seeds", "1"]
+    done = project.run(*command, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("failed: 1 of 2 runs failed: broken-cpu-listmle-s0"), done.stderr
+    assert "100000 training prompts asked for" in last
+    kept = [p.stem for p in (project.folder / ".larpo/studies/broken-cpu").glob("*.json")]
+    assert kept == ["lambdarank-s0"]

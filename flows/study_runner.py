@@ -1,0 +1,181 @@
+"""Runs of a study: each in a clone of its own, with a record of what it measured.
+
+A record counts only while everything that its numbers depend on is as it was. `identity` is taken in the clone itself,
+so an edit of the project in the middle of a study cannot pass for what was run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows import supervise
+from flows.graph import read_graph, select
+from flows.nodes import Output
+from flows.workspace import Workspace
+from larpo.errors import UserError
+from larpo.hashing import digest, file_hash
+from larpo.studies import Run
+from larpo.studies.results import read_value
+from larpo.studies.spec import Source
+from tasks.node import git_state
+
+KEPT = Path(".larpo/studies")
+# Nodes that do not depend on the seed: made before runs go side by side, so that none is made twice.
+SHARED = ("policy", "sft", "reward", "embed")
+# What a run computes from, beside its parameters. How studies are planned, run and shown does not change a number.
+SOURCES = ("dvc.yaml", "larpo/**/*", "tasks/**/*", "data/samples/**/*")
+NO_SOURCES = ("larpo/studies/", "larpo/plan/", "larpo/overlays", "larpo/report/", "tasks/report.py", "tasks/warm.py")
+
+
+class StudyFailed(Exception):
+    """Some runs failed; the message names them."""
+
+
+@contextmanager
+def alone(project: Path, study: str, scale: str) -> Iterator[None]:
+    """One process at a time works on a study: runs have clones of fixed names.
+
+    Raises
+    ------
+    UserError
+        Another one does; nothing is waited for.
+    """
+    path = project / KEPT / f"{study}-{scale}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"study {study} at scale {scale}: another process runs it now; wait for it or stop it"
+            ) from None
+        yield
+
+
+def named_files(tree: Any) -> Iterator[Path]:
+    """Existing files that parameters name: a local dataset changes what a run measures as code does."""
+    if isinstance(tree, dict):
+        for value in tree.values():
+            yield from named_files(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from named_files(value)
+    elif isinstance(tree, str) and "/" in tree:
+        with suppress(OSError):  # a text too long for a name
+            if Path(tree).is_file():
+                yield Path(tree)
+
+
+class Runner:
+    """Runs of one study in one project; `stop` ends those that are under way."""
+
+    def __init__(self, project: Path, sources: dict[str, Source], environment: dict[str, str]):
+        self.project, self.sources, self.environment = project, sources, environment
+        # Git locks its index, and DVC is read in this process: one at a time.
+        self._alone = threading.Lock()
+        self._guard = threading.Lock()
+        self._stopping = False
+        self._processes: set[subprocess.Popen] = set()
+        self._code: dict[Path, dict[str, str]] = {}
+
+    def record(self, run: Run) -> Path:
+        return self.project / KEPT / f"{run.study}-{run.scale}" / f"{run.cell}-s{run.seed}.json"
+
+    def identity(self, run: Run, folder: Path) -> str:
+        """Of all that a run's numbers depend on, as it lies in `folder`."""
+        if folder not in self._code:
+            files = {path for pattern in SOURCES for path in folder.glob(pattern) if path.is_file()}
+            names = {path.relative_to(folder).as_posix(): path for path in files if path.suffix != ".pyc"}
+            self._code[folder] = {n: file_hash(p) for n, p in sorted(names.items()) if not n.startswith(NO_SOURCES)}
+        measured = {name: [s.file, s.key] for name, s in self.sources.items()}
+        named = {path.as_posix(): file_hash(path) for path in named_files(run.params)}
+        return digest("study run", run.params, run.policy, measured, named, self._code[folder])
+
+    def finished(self, run: Run) -> dict[str, Any] | None:
+        """What a run measured, if it was made from what lies in the project now."""
+        path = self.record(run)
+        kept = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        return kept if kept.get("identity") == self.identity(run, self.project) else None
+
+    def run(self, run: Run, kinds: tuple[str, ...], only_shared: bool, say: Callable[[str], None]) -> dict | None:
+        """Bring `kinds` of the run's graph up to date; saves it as an experiment and returns what it measured.
+
+        With `only_shared` it stops after the nodes that all seeds share, and saves nothing.
+        """
+        workspace = Workspace(self.project, run.name)
+        start = time.monotonic()
+        with self._alone:
+            workspace.open(yaml.safe_dump(run.params, sort_keys=False, allow_unicode=True))
+            graph = select(read_graph(workspace.folder), [*kinds])
+            self._code.pop(workspace.folder, None)
+            identity = self.identity(run, workspace.folder)
+        nodes = [n.name for n in graph.values() if not only_shared or n.kind in SHARED]
+        if nodes:
+            self._repro(workspace.folder, nodes, say)
+        if only_shared:
+            return None
+        measured = {name: read_value(workspace.folder, source, run.policy) for name, source in self.sources.items()}
+        with self._alone:
+            workspace.save(nodes)
+            workspace.close()
+        kept = {
+            "identity": identity,
+            "experiment": run.name,
+            "git": git_state(),
+            "values": measured,
+            "seconds": round(time.monotonic() - start, 1),
+        }
+        path = self.record(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+        temporary.replace(path)
+        return kept
+
+    def _repro(self, folder: Path, nodes: list[str], say: Callable[[str], None]) -> None:
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        environment = os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"} | self.environment
+        with self._guard:
+            if self._stopping:
+                raise StudyFailed("stopped")
+            process = supervise.start(
+                [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *nodes],
+                cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                errors="replace",
+            )  # fmt: skip
+            self._processes.add(process)
+        output = Output("")
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                output.read(line.rstrip())
+                say(line.rstrip())
+            if process.wait():
+                raise StudyFailed(output.refusal or output.last or output.complaint)
+        finally:
+            with self._guard:
+                self._processes.discard(process)
+            supervise.stop(process)
+            process.stdout.close()
+
+    def stop(self) -> None:
+        """End every run that is under way; runs asked for later are refused."""
+        with self._guard:
+            self._stopping = True
+            running = list(self._processes)
+        for process in running:
+            assert process.stdin is not None
+            with suppress(OSError):
+                process.stdin.close()
