@@ -191,7 +191,7 @@ def test_every_command_exists_and_takes_what_it_is_given(tmp_path):
             given = {w.partition("=")[0] for w in words if w.startswith("--")}
             assert words[1] == "score" or given <= options, words
             if words[1] == "study":
-                assert words[2] in ("list", "NAME", *names(ROOT / "studies")), words
+                assert words[2] in ("list", "all", "NAME", *names(ROOT / "studies")), words
         elif words[:3] == ["prefect", "deployment", "run"]:
             flow, _, deployment = words[3].partition("/")
             given = {words[i + 1].partition("=")[0] for i, w in enumerate(words) if w == "--param"}
