@@ -120,7 +120,7 @@ def write_findings(project: Path) -> Path:
         lines += [f"{r['run_seconds']} s in all runs together.", ""]
         lines += _table(r)
         for finding, found in r["findings"].items():
-            lines += ["", f"{finding}, {STATEMENTS[finding].lower()}: **{found['verdict']}**", ""]
+            lines += ["", f"{finding} **{found['verdict']}**: {STATEMENTS[finding]}.", ""]
             for claim in found["claims"]:
                 difference = shown(claim["difference"], claim["percent"])
                 lines.append(f"- {claim['says']}: difference {difference}, {claim['verdict']}")
