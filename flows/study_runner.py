@@ -23,7 +23,7 @@ import yaml
 from flows import supervise
 from flows.graph import read_graph, select
 from flows.nodes import Output
-from flows.workspace import Workspace
+from flows.workspace import Workspace, named_paths
 from larpo.errors import UserError
 from larpo.hashing import digest, file_hash
 from larpo.studies import Run
@@ -64,20 +64,6 @@ def alone(project: Path, study: str, scale: str) -> Iterator[None]:
         yield
 
 
-def named_files(tree: Any) -> Iterator[Path]:
-    """Existing files that parameters name: a local dataset changes what a run measures as code does."""
-    if isinstance(tree, dict):
-        for value in tree.values():
-            yield from named_files(value)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from named_files(value)
-    elif isinstance(tree, str) and "/" in tree:
-        with suppress(OSError):  # a text too long for a name
-            if Path(tree).is_file():
-                yield Path(tree)
-
-
 class Runner:
     """Runs of one study in one project; `stop` ends those that are under way."""
 
@@ -100,7 +86,8 @@ class Runner:
             names = {path.relative_to(folder).as_posix(): path for path in files if path.suffix != ".pyc"}
             self._code[folder] = {n: file_hash(p) for n, p in sorted(names.items()) if not n.startswith(NO_SOURCES)}
         measured = {name: [s.file, s.key] for name, s in self.sources.items()}
-        named = {path.as_posix(): file_hash(path) for path in named_files(run.params)}
+        # A local dataset changes what a run measures as code does.
+        named = {p.as_posix(): file_hash(p) for p in named_paths(run.params, self.project) if p.is_file()}
         return digest("study run", run.params, run.policy, measured, named, self._code[folder])
 
     def finished(self, run: Run) -> dict[str, Any] | None:

@@ -13,7 +13,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from larpo.errors import UserError
 from larpo.hashing import digest, file_hash
@@ -125,6 +128,18 @@ def dvc(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+def named_paths(tree: Any, root: Path) -> Iterator[Path]:
+    """Files and folders below or outside `root` that parameters name: a local dataset, a corpus, a model."""
+    if isinstance(tree, dict | list):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from named_paths(value, root)
+    elif isinstance(tree, str) and "/" in tree:
+        with suppress(OSError):  # a text too long for a name
+            path = Path(os.path.normpath(root / tree))  # `..` must not lead out of a clone
+            if path.exists():
+                yield path
+
+
 class Workspace:
     """The clone for one run. `folder` is the DVC project in it."""
 
@@ -178,9 +193,21 @@ class Workspace:
         if added:
             dvc(self.folder, "checkout", *added)
         (self.folder / PARAMS).write_text(params, "utf-8")
+        self._link(params)
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.write_text(identity, "utf-8")
         return False
+
+    def _link(self, params: str) -> None:
+        """Link what parameters name in the project but Git does not hold: datasets and models of one's own in data/."""
+        from dvc.utils.serialize import parse_yaml
+
+        for path in named_paths(parse_yaml(params, PARAMS), self.project):
+            if path.is_relative_to(self.project):
+                here = self.folder / path.relative_to(self.project)
+                if not here.exists():
+                    here.parent.mkdir(parents=True, exist_ok=True)
+                    here.symlink_to(path)
 
     def _data_files(self) -> list[Path]:
         """Data that was added by `dvc add`: no node makes it, so it is checked out here."""

@@ -236,6 +236,13 @@ class RewardTrainParams(OptimizerParams):
     pairs_per_step: int = Field(16, ge=1, description="pairs per optimizer step, over all devices")
     pairs_per_device_batch: int = Field(4, ge=1, description="pairs in memory at once")
 
+    @field_validator("launch")
+    @classmethod
+    def one_process(cls, launch: str | None) -> str | None:
+        if launch is not None:
+            raise ValueError("the reward model is trained in one process; expected null")
+        return launch
+
 
 class RewardParams(Section):
     """The reward model that `score.reward` reads, if it reads one."""

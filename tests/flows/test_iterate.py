@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.iterate import ARTIFACT, RunFailed, larpo
 from flows.nodes import Output
-from flows.workspace import changed_params
+from flows.workspace import Workspace, changed_params
 from larpo.errors import UserError
 from tests.flows.conftest import NODES, Project, Serving
 
@@ -107,6 +107,25 @@ def test_changed_parameters_make_an_experiment(finished: Project, api: None) -> 
     assert "learning_rate: 0.003" in (project.folder / "params.yaml").read_text()
     assert (project.folder / "data/evaluate/1-held_out.txt").is_file()
     assert "up to date" in project.dvc("status")
+
+
+def test_a_clone_sees_the_files_that_parameters_name_though_git_does_not_hold_them(project: Project) -> None:
+    """A dataset of one's own in data/, which .gitignore leaves out; `..` never leads out of the clone."""
+    own = project.folder / "data/own/rows.jsonl"
+    own.parent.mkdir(parents=True)
+    own.write_text("{}")
+    with (project.folder / ".gitignore").open("a") as file:
+        file.write("/data/\n")
+    outside = project.folder.parent / "outside.txt"
+    outside.write_text("x")
+    params = yaml.safe_load((project.folder / "params.yaml").read_text())
+    params["prompts"] |= {"dataset": "data/own/rows.jsonl", "prompt_field": "../outside.txt"}
+    workspace = Workspace(project.folder, "clone")
+    workspace.open(yaml.safe_dump(params))
+    assert (workspace.folder / "data/own/rows.jsonl").read_text() == "{}"
+    assert not (workspace.folder.parent / "outside.txt").exists()
+    workspace.close()
+    assert own.read_text() == "{}", "closing removes the link, not what it leads to"
 
 
 def test_more_iterations_continue_the_last(project: Project) -> None:

@@ -56,6 +56,11 @@ def test_the_projects_own_file_is_right_and_says_what_dvc_unrolls():
         ("iterations.2.temperatures", [0.5, 0.6, 0.7, 0.8], ["iterations.2.temperatures", "equally"]),
         ("iterations.1.previous", "2", ["iterations.1.previous", "earlier iteration"]),
         ("iterations.2.previous", "7", ["iterations.2.previous"]),
+        (
+            "reward",
+            {"model": "x/y", "train": {"data": {"data": "p.jsonl"}, "learning_rate": 1e-4, "launch": "f.yaml"}},
+            ["reward.train.launch", "one process"],
+        ),
         ("iterations.0", {"previous": "0", "temperatures": [1.0]}, ["iterations.0"]),
         ("evaluate.policies", ["0", "0"], ["evaluate.policies", "twice"]),
         ("evaluate.policies", ["4"], ["evaluate.policies", "'4'"]),
