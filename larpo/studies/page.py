@@ -57,8 +57,10 @@ def figure(study: Study, summary: dict[str, Any]) -> Markup | None:
     percent = all(m["percent"] for m in summary["measures"].values())
     axis = alt.Axis(format=".0%") if percent else alt.Axis()
     scale = alt.Scale(type="log", base=2, nice=False) if study.figure.log_x else alt.Scale(zero=False, nice=False)
+    ticks = sorted({row["x"] for row in rows})
     base = alt.Chart(pd.DataFrame(rows)).encode(
-        x=alt.X("x:Q", title=study.figure.x, scale=scale), color=alt.Color("line:N", title=None, sort=order)
+        x=alt.X("x:Q", title=study.figure.x, scale=scale, axis=alt.Axis(values=ticks, format="~g")),
+        color=alt.Color("line:N", title=None, sort=order, legend=alt.Legend(symbolOpacity=1)),
     )
     y = alt.Y("value:Q", title=study.figure.y, axis=axis, scale=alt.Scale(zero=False))
     bars = base.transform_filter("isValid(datum.low) && isValid(datum.high)")
@@ -77,7 +79,7 @@ def write_page(study: Study, summary: dict[str, Any], project: Path) -> Path:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     env.globals.update(shown=shown, statements=STATEMENTS)
-    reported = sorted({m for cell in summary["cells"].values() for m in cell["reported"]})
+    reported = _reported(study, summary)
     page = env.get_template("page.html.j2").render(
         study=study, summary=summary, reported=reported, figure=figure(study, summary)
     )
@@ -118,7 +120,7 @@ def write_findings(project: Path) -> Path:
         commits = ", ".join(r.get("commits") or ["unknown"])
         lines += [f"Seeds: {r['seeds']}; mean and 95 % interval over seeds. Code of commit {commits};"]
         lines += [f"{r['run_seconds']} s in all runs together.", ""]
-        lines += _table(r)
+        lines += _table(r, _reported(study, r))
         for finding, found in r["findings"].items():
             lines += ["", f"{finding} **{found['verdict']}**: {STATEMENTS[finding]}.", ""]
             for claim in found["claims"]:
@@ -129,10 +131,15 @@ def write_findings(project: Path) -> Path:
     return path
 
 
-def _table(result: dict[str, Any]) -> list[str]:
+def _reported(study: Study, result: dict[str, Any]) -> dict[str, str]:
+    """Measures that the paper has numbers for, in the study's order, with their labels."""
+    known = {m for cell in result["cells"].values() for m in cell["reported"]}
+    return {name: (m.paper and m.paper.label) or m.label for name, m in study.measures.items() if name in known}
+
+
+def _table(result: dict[str, Any], reported: dict[str, str]) -> list[str]:
     measures = result["measures"]
-    reported = sorted({m for cell in result["cells"].values() for m in cell["reported"]})
-    head = ["", *(m["label"] for m in measures.values()), *(f"paper: {m}" for m in reported)]
+    head = ["", *(m["label"] for m in measures.values()), *(f"paper: {label}" for label in reported.values())]
     lines = [f"| {' | '.join(head)} |", f"| --- |{' --: |' * (len(head) - 1)}"]
     for cell in result["cells"].values():
         row = [shown(cell["measures"].get(m), facts["percent"]) for m, facts in measures.items()]
