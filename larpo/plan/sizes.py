@@ -55,12 +55,13 @@ def unknown_size(data: str, key: str) -> str:
 
 
 DRAWN = 512  # problems whose lengths are looked at
+GENERATORS = ("reasoning_gym", "sums")
 
 
 def of_characters(params: Params, a: Assumptions) -> Assumptions:
     """With a model `scratch` on generated problems, lengths are not assumed: so many problems are drawn, and a
     character is a token, beside one per role and one before the answer (larpo/scratch.py)."""
-    if params.policy.model != "scratch" or params.prompts.source != "reasoning_gym":
+    if params.policy.model != "scratch" or params.prompts.source not in GENERATORS:
         return a
     lengths = _drawn(params.prompts.model_dump_json(include=set(SourceParams.model_fields)))
     found = replace(
@@ -69,7 +70,7 @@ def of_characters(params: Params, a: Assumptions) -> Assumptions:
         longest_prompt_tokens=max(prompt for prompt, _ in lengths),
     )
     for section in params.sft.values():
-        if section.data.source == "reasoning_gym":
+        if section.data.source in GENERATORS:
             whole = _drawn(section.data.model_dump_json())
             return replace(found, sft_tokens=sum(map(sum, whole)) / len(whole))
     return found
@@ -80,7 +81,10 @@ def _drawn(source: str) -> list[tuple[int, int]]:
     """(tokens of the prompt, tokens of its solution and the end) of problems of a source, given as JSON."""
     from larpo.prompts import draw
 
-    frame = draw(SourceParams.model_validate_json(source), DRAWN, 0, held_out=False)
+    params = SourceParams.model_validate_json(source)
+    # Sums of one digit are 81 problems in all, of which a share is held out.
+    count = 16 if params.source == "sums" and params.sums.digits == 1 else DRAWN
+    frame = draw(params, count, 0, held_out=False)
     return [
         (sum(1 + len(m["content"]) for m in messages) + 1, len(solution) + 1)
         for messages, solution in zip(frame["messages"], frame["solution"], strict=True)

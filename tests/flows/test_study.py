@@ -169,16 +169,18 @@ def test_one_process_at_a_time_works_on_a_study(project):
 
 @pytest.mark.slow
 def test_a_run_that_fails_is_named_in_one_line_and_the_others_are_kept(project):
-    """The second cell asks for more prompts than the source has, which only its own node can find out."""
+    """The second cell asks for more prompts than its dataset has, which only its own node can find out."""
+    (project.folder / "rows.jsonl").write_text('{"prompt": "1 + 1 =", "answer": "2"}\n')
     text = (project.folder / "studies/small.yaml").read_text()
     broken = text.replace("name: small", "name: broken").replace(
-        "set: {train.objective: listmle}", "set: {prompts.held_out: 0.99, prompts.per_iteration: 100000}"
+        "set: {train.objective: listmle}",
+        "set: {prompts: {source: dataset, dataset: rows.jsonl, answer_field: answer, held_out: 0.1, per_iteration: 9}}",
     )
     (project.folder / "studies/broken.yaml").write_text(broken)
     command = [sys.executable, "-m", "flows.cli", "study", "broken", "--jobs", "2", "--seeds", "1"]
     done = project.run(*command, check=False)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith("failed: 1 of 2 runs failed: broken-cpu-listmle-s0"), done.stderr
-    assert "100000 training prompts asked for" in last
+    assert "9 training prompts asked for, the source has 1" in last
     kept = [p.stem for p in (project.folder / ".larpo/studies/broken-cpu").glob("*.json")]
     assert kept == ["lambdarank-s0"]
