@@ -138,14 +138,25 @@ def _reported(study: Study, result: dict[str, Any]) -> dict[str, str]:
 
 
 def _table(result: dict[str, Any], reported: dict[str, str]) -> list[str]:
-    measures = result["measures"]
-    head = ["", *(m["label"] for m in measures.values()), *(f"paper: {label}" for label in reported.values())]
+    """A row per cell; of a single cell a row per measure, which reads better."""
+    measures, cells = result["measures"], result["cells"]
+    columns = {
+        m: [shown(cell["measures"].get(m), facts["percent"]) for cell in cells.values()]
+        for m, facts in measures.items()
+    }
+    head = ["", *(facts["label"] for facts in measures.values()), *(f"paper: {label}" for label in reported.values())]
+    rows = [
+        [
+            cell["label"],
+            *(columns[m][i] for m in measures),
+            *(f"{cell['reported'][m]:g}" if m in cell["reported"] else "–" for m in reported),
+        ]
+        for i, cell in enumerate(cells.values())
+    ]
+    if len(rows) == 1:
+        head, *rows = [list(pair) for pair in zip(head, rows[0], strict=True)]
     lines = [f"| {' | '.join(head)} |", f"| --- |{' --: |' * (len(head) - 1)}"]
-    for cell in result["cells"].values():
-        row = [shown(cell["measures"].get(m), facts["percent"]) for m, facts in measures.items()]
-        row += [f"{cell['reported'][m]:g}" if m in cell["reported"] else "–" for m in reported]
-        lines.append(f"| {' | '.join([cell['label'], *row])} |")
-    return lines
+    return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _write(path: Path, text: str) -> None:
