@@ -1,0 +1,232 @@
+"""A finished run as an audit meets it: a folder with dvc.yaml, dvc.lock, params.yaml and what the nodes made.
+
+Nothing here believes DVC's state database, which takes a file with an unchanged time stamp for unchanged: every hash
+is of bytes read now.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.graph import GraphNode, read_graph
+from flows.workspace import dvc, git
+from larpo.errors import UserError
+from larpo.hashing import file_hash
+from larpo.params import Params, StrictLoader, load_params, nearest
+
+LOCK, PARAMS = "dvc.lock", "params.yaml"
+MANIFEST = ".manifest.json"
+AUDITS = Path(".larpo/audit")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or folder as dvc.lock records it; a folder's md5 ends with `.dir`."""
+
+    path: str
+    md5: str
+    size: int | None = None
+    files: int | None = None
+
+
+@dataclass(frozen=True)
+class LockedNode:
+    """One stage of dvc.lock. `params`: file → dotted key → value; for a file that is tracked whole, its content."""
+
+    name: str
+    cmd: str
+    deps: dict[str, Entry]
+    outs: dict[str, Entry]
+    params: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def manifest(self) -> str | None:
+        """Path of the node's record of itself."""
+        return next((path for path in self.outs if path.endswith(MANIFEST)), None)
+
+    @property
+    def products(self) -> dict[str, Entry]:
+        """Outputs without the manifest, which holds times and names of machines."""
+        return {path: entry for path, entry in self.outs.items() if not path.endswith(MANIFEST)}
+
+
+def read_lock(path: Path) -> dict[str, LockedNode]:
+    """dvc.lock by node.
+
+    Raises
+    ------
+    UserError
+        Absent, or not what DVC writes.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: not found; an audit needs a finished run: `dvc repro`")
+    try:
+        raw = yaml.load(path.read_text("utf-8"), Loader=StrictLoader)
+        stages = raw["stages"]
+        found = {}
+        for name, stage in stages.items():
+            sides = [
+                {e["path"]: Entry(e["path"], e["md5"], e.get("size"), e.get("nfiles")) for e in stage.get(side, [])}
+                for side in ("deps", "outs")
+            ]
+            found[name] = LockedNode(name, stage["cmd"], *sides, stage.get("params", {}))
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a dvc.lock ({' '.join(str(error).split())[:120]})") from None
+    return found
+
+
+class AuditedRun:
+    """The run in `folder`.
+
+    Attributes
+    ----------
+    lock
+        What dvc.lock says was run.
+    graph
+        What dvc.yaml declares, in an order in which it can run.
+    params
+        params.yaml, checked.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder).resolve()
+        if not (self.folder / "dvc.yaml").is_file():
+            raise UserError(f"{folder}: no dvc.yaml; expected the folder of a run")
+        self.lock = read_lock(self.folder / LOCK)
+        self.graph: dict[str, GraphNode] = read_graph(self.folder)
+        self.params: Params = load_params(self.folder / PARAMS)
+
+    @cached_property
+    def producer(self) -> dict[str, str]:
+        """Which node of dvc.lock makes a path."""
+        return {path: node.name for node in self.nodes for path in node.outs}
+
+    @cached_property
+    def nodes(self) -> list[LockedNode]:
+        """Locked nodes that dvc.yaml still declares, in the graph's order."""
+        return [self.lock[name] for name in self.graph if name in self.lock]
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """Dependencies that no node makes: code, and data that is given."""
+        return sorted({path for node in self.nodes for path in node.deps if not self._made(path)})
+
+    def _made(self, path: str) -> bool:
+        """Whether a node makes it, or what lies in it (the report reads whole folders)."""
+        return path in self.producer or any(out.startswith(f"{path}/") for out in self.producer)
+
+    def manifest(self, node: LockedNode) -> dict[str, Any]:
+        """The node's record of itself.
+
+        Raises
+        ------
+        UserError
+            None, or not JSON.
+        """
+        if node.manifest is None:
+            raise UserError(f"{node.name}: dvc.lock names no manifest among its outputs")
+        path = self.folder / node.manifest
+        try:
+            return json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{node.manifest}: not a readable manifest ({error})") from None
+
+    @cached_property
+    def _ignore(self) -> Any:
+        from dvc.repo import Repo
+
+        with Repo(str(self.folder)) as repo:
+            return repo.dvcignore
+
+    def files(self, path: str) -> list[str]:
+        """Names of the files in a folder as DVC sees it (.dvcignore left out), relative to it, sorted."""
+        from dvc.fs import LocalFileSystem
+
+        root, names = str(self.folder / path), []
+        for here, _, found in self._ignore.walk(LocalFileSystem(), root):
+            names += [os.path.relpath(os.path.join(here, name), root).replace(os.sep, "/") for name in found]
+        return sorted(names)
+
+    def md5(self, path: str) -> str | None:
+        """The md5 that DVC would record for what lies there now; None where nothing does."""
+        place = self.folder / path
+        if place.is_dir():
+            return directory_md5({name: file_hash(place / name) for name in self.files(path)})
+        return file_hash(place) if place.is_file() else None
+
+    @cached_property
+    def cache(self) -> Path:
+        """DVC's cache of this project."""
+        return Path(dvc(self.folder, "cache", "dir"))
+
+    def cached(self, md5: str) -> Path | None:
+        """The cache's object of that hash, if it is there and really has it."""
+        place = self.cache / "files" / "md5" / md5[:2] / md5[2:]
+        return place if place.is_file() and file_hash(place) == md5.removesuffix(".dir") else None
+
+    def listing(self, entry: Entry) -> dict[str, str] | None:
+        """File name → md5 of a folder as it was recorded, from the cache; None where the cache has no such object."""
+        place = self.cached(entry.md5)
+        return None if place is None else {e["relpath"]: e["md5"] for e in json.loads(place.read_text("utf-8"))}
+
+
+def directory_md5(files: dict[str, str]) -> str:
+    """DVC's hash of a folder, from its files' names (relative, with `/`) and md5s."""
+    rows = [{"md5": md5, "relpath": name} for name, md5 in sorted(files.items())]
+    return hashlib.md5(json.dumps(rows, sort_keys=True).encode("utf-8")).hexdigest() + ".dir"
+
+
+@contextmanager
+def open_run(project: Path, run: str | None) -> Iterator[AuditedRun]:
+    """A run by its folder, by a Git revision of `project` or by the name of a DVC experiment; None: `project` itself.
+
+    A revision is checked out, with its data from the project's cache, in a clone that is removed afterwards.
+    """
+    if run is None or (Path(run) / "dvc.yaml").is_file():
+        yield AuditedRun(project if run is None else run)
+        return
+    commit = find_commit(project, run)
+    top = Path(git(project, "rev-parse", "--show-toplevel"))
+    clone = project / AUDITS / commit[:12]
+    shutil.rmtree(clone, ignore_errors=True)
+    clone.parent.mkdir(parents=True, exist_ok=True)
+    (project / AUDITS.parent / ".gitignore").write_text("*\n", "utf-8")
+    try:
+        # --shared: the experiment's commit is under no branch, so it would not be copied.
+        git(project, "clone", "--shared", "--quiet", "--no-checkout", str(top), str(clone))
+        git(clone, "checkout", "--quiet", "--detach", commit)
+        folder = clone / project.resolve().relative_to(top.resolve())
+        dvc(folder, "config", "--local", "cache.dir", dvc(project, "cache", "dir"))
+        try:
+            dvc(folder, "checkout", "--force")
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[-200:]
+            raise UserError(f"{run}: its data is not in the cache ({reason}); fetch it with `dvc fetch`") from None
+        yield AuditedRun(folder)
+    finally:
+        shutil.rmtree(clone, ignore_errors=True)
+
+
+def find_commit(project: Path, run: str) -> str:
+    """Commit of a revision or of an experiment's name."""
+    refs = git(project, "for-each-ref", "--format=%(refname)", "refs/exps", check=False).splitlines()
+    experiments = {r.rsplit("/", 1)[-1]: r for r in refs if not r.startswith("refs/exps/exec/")}
+    name = experiments.get(run, run)
+    commit = git(project, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}", check=False)
+    if not commit:
+        raise UserError(
+            f"{run}: no folder with a dvc.yaml, no Git revision and no experiment"
+            + (nearest(run, list(experiments)) if experiments else "; `dvc exp show` lists experiments")
+        )
+    return commit
