@@ -31,7 +31,7 @@ class GraphNode:
         return self.kind in HEAVY
 
 
-def _name(root: Path, stage: Any) -> str:
+def node_name(root: Path, stage: Any) -> str:
     """As `dvc repro` names it in the project's folder; `Stage.addressing` follows the working folder."""
     file = Path(stage.path).relative_to(root).as_posix()
     return stage.name if file == "dvc.yaml" else f"{file}:{stage.name}" if hasattr(stage, "name") else file
@@ -55,7 +55,7 @@ def read_graph(folder: str | Path = ".") -> dict[str, GraphNode]:
     try:
         with Repo(str(folder)) as repo:
             graph = repo.index.graph  # edges go from a stage to what it needs
-            name = partial(_name, Path(repo.root_dir))
+            name = partial(node_name, Path(repo.root_dir))
             place = {stage: i for i, stage in enumerate(repo.index.stages)}
             order = nx.lexicographical_topological_sort(graph.reverse(), key=place.__getitem__)
             # Stages without a command (data added by `dvc add`) have nothing to run.

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from larpo import provenance
 from larpo.retrieval import Encoder, read_passages, read_queries, shards
 from tasks.node import Node, command, load_params, say, write_json
 
@@ -38,6 +39,8 @@ def main(name: str) -> None:
         encoder = encoder or Encoder(wanted)
         save(encoder.queries(queries["question"].tolist()), parts / "queries.npy")
         os.replace(parts, node.out(out))
+        given = [provenance.dataset(path) for path in (wanted.corpus, wanted.queries)]
+        node.note(sources=[provenance.model(wanted.model), *given])
         node.rows(read=count + len(queries), written=count + len(queries))
 
 

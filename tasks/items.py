@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from larpo import tables
+from larpo import provenance, tables
 from larpo.benchmarks import build_benchmark
 from larpo.errors import UserError
-from larpo.hashing import tree_hash
 from tasks.node import Node, command, load_params
 
 
@@ -25,9 +22,8 @@ def main(benchmark: str) -> None:
         except UserError as error:
             raise UserError(str(error).replace("benchmarks.NAME", f"params.yaml: benchmarks.{benchmark}")) from None
         tables.write(items, "items", node.out(out))
-        data = params.benchmarks[benchmark].data
-        if data and Path(data).exists():
-            node.note(data_hash=tree_hash(data))
+        given = getattr(bench, "source", None)  # the prompts' own held-out part has none
+        node.note(sources=[provenance.dataset(given)] if given else provenance.prompts(params.prompts))
         node.rows(read=len(items), written=len(items))
 
 

@@ -214,14 +214,20 @@ def progress(items: list[T], what: str, unit: str = "rows", size: Callable[[T], 
 
 
 def git_state() -> dict[str, Any]:
-    """Commit and whether tracked files differ from it; nulls outside a Git checkout."""
+    """Commit and which tracked files of this folder differ from it (`dirty`: whether any does in the repository); nulls
+    outside a Git checkout."""
 
     def git(*args: str) -> str | None:
         done = subprocess.run(["git", *args], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
     status = git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    changed = git("diff", "--name-only", "--relative", "HEAD") if status else ""
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "changed": (changed or "").splitlines(),
+    }
 
 
 def package_versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from larpo import tables
+from larpo import provenance, tables
 from larpo.initial_policy import fetch_initial_policy
 from tasks.node import Node, command, load_params
 
@@ -20,7 +20,8 @@ def main() -> None:
         "policy", "", params, uses=["policy"], inputs=[], outputs=[out, memory],
         manifest="data/policy/0.manifest.json",
     ) as node:  # fmt: skip
-        node.note(**fetch_initial_policy(params.policy, node.out(out)))
+        facts = fetch_initial_policy(params.policy, node.out(out))
+        node.note(**facts, sources=[provenance.model(params.policy.model, params.policy.revision, facts.get("file"))])
         empty = pd.DataFrame(columns=tables.SCHEMAS["candidates"].names)
         tables.write(empty, "candidates", node.out(memory))
 

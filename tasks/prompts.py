@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from larpo import tables
+from larpo import provenance, tables
 from larpo.errors import UserError
 from larpo.hashing import seed_of
 from larpo.prompts import draw
@@ -28,6 +28,7 @@ def main(iteration: str) -> None:
                 f"{int(frame['answer'].isna().sum())} of {len(frame)} prompts have none; set prompts.answer_field"
             )
         tables.write(frame, "prompts", node.out(out))
+        node.note(sources=provenance.prompts(params.prompts))
         node.rows(read=len(frame), written=len(frame))
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from transformers import set_seed
 
-from larpo import tables
+from larpo import provenance, tables
 from larpo.base_trainer import StopOnLimits
 from larpo.checkpoints import end_tokens, load_model, load_tokenizer, render_prompts
 from larpo.errors import UserError
@@ -65,6 +65,7 @@ def main(name: str) -> None:
         if not node.leads:
             return
         tables.write(pd.DataFrame(columns=tables.SCHEMAS["candidates"].names), "candidates", node.out(memory))
+        node.note(sources=provenance.prompts(this.data))
         node.note(steps=trainer.state.global_step, response_tokens=sum(len(e.response_ids) for e in kept))
         dropped = {"unknown_tokens": len(frame) - len(examples), "too_long": len(examples) - len(kept)}
         node.rows(read=len(frame), written=len(kept), dropped=dropped)

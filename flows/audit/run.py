@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from flows.graph import GraphNode, read_graph
+from flows.graph import GraphNode, node_name, read_graph
 from flows.workspace import dvc, git
 from larpo.errors import UserError
 from larpo.hashing import file_hash
@@ -38,6 +38,16 @@ class Entry:
     md5: str
     size: int | None = None
     files: int | None = None
+
+
+@dataclass(frozen=True)
+class Declared:
+    """One stage of dvc.yaml, its templates resolved. `params`: file → dotted keys, none for a file tracked whole."""
+
+    cmd: str
+    deps: frozenset[str]
+    outs: frozenset[str]
+    params: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,31 @@ class AuditedRun:
         return [self.lock[name] for name in self.graph if name in self.lock]
 
     @cached_property
+    def missing(self) -> list[str]:
+        """Nodes of dvc.yaml that dvc.lock does not know."""
+        return [name for name in self.graph if name not in self.lock]
+
+    @cached_property
+    def declared(self) -> dict[str, Declared]:
+        """What dvc.yaml says of each node."""
+        from dvc.dependency import ParamsDependency
+        from dvc.repo import Repo
+
+        found = {}
+        with Repo(str(self.folder)) as repo:
+            for stage in repo.index.stages:
+                if stage.cmd:
+                    deps = [d for d in stage.deps if not isinstance(d, ParamsDependency)]
+                    tracked = [d for d in stage.deps if isinstance(d, ParamsDependency)]
+                    found[node_name(Path(repo.root_dir), stage)] = Declared(
+                        stage.cmd,
+                        frozenset(d.def_path for d in deps),
+                        frozenset(o.def_path for o in stage.outs),
+                        {d.def_path: list(d.params) for d in tracked},
+                    )
+        return found
+
+    @cached_property
     def sources(self) -> list[str]:
         """Dependencies that no node makes: code, and data that is given."""
         return sorted({path for node in self.nodes for path in node.deps if not self._made(path)})
@@ -170,15 +205,30 @@ class AuditedRun:
         """DVC's cache of this project."""
         return Path(dvc(self.folder, "cache", "dir"))
 
+    def object(self, md5: str) -> Path:
+        """Where the cache keeps what has that hash."""
+        return self.cache / "files" / "md5" / md5[:2] / md5[2:]
+
     def cached(self, md5: str) -> Path | None:
         """The cache's object of that hash, if it is there and really has it."""
-        place = self.cache / "files" / "md5" / md5[:2] / md5[2:]
+        place = self.object(md5)
         return place if place.is_file() and file_hash(place) == md5.removesuffix(".dir") else None
 
     def listing(self, entry: Entry) -> dict[str, str] | None:
-        """File name → md5 of a folder as it was recorded, from the cache; None where the cache has no such object."""
-        place = self.cached(entry.md5)
-        return None if place is None else {e["relpath"]: e["md5"] for e in json.loads(place.read_text("utf-8"))}
+        """File name → md5 of a folder as it was recorded: from the cache, or put together of what nodes made in it;
+        None where neither is known."""
+        if (place := self.cached(entry.md5)) is not None:
+            return {e["relpath"]: e["md5"] for e in json.loads(place.read_text("utf-8"))}
+        if entry.path in self.producer:
+            return None
+        found: dict[str, str] = {}
+        for node in self.nodes:
+            for path, out in node.outs.items():
+                if path.startswith(f"{entry.path}/"):
+                    name = path[len(entry.path) + 1 :]
+                    inside = self.listing(out) if out.md5.endswith(".dir") else {"": out.md5}
+                    found |= {f"{name}/{n}" if n else name: md5 for n, md5 in (inside or {}).items()}
+        return found if directory_md5(found) == entry.md5 else None
 
 
 def directory_md5(files: dict[str, str]) -> str:

@@ -1,0 +1,126 @@
+"""The whole audit of one run, without Prefect: what `larpo audit` calls and the flow wraps."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from flows.audit.again import run_again
+from flows.audit.files import check_bytes
+from flows.audit.lineage import check_lineage, origins
+from flows.audit.run import AuditedRun
+from flows.workspace import git
+from larpo.audit.card import Answer, Evidence, card
+from larpo.audit.page import record, render
+from larpo.audit.results import Check, fails
+from larpo.errors import UserError
+from tasks.node import git_state, package_versions
+
+PAGE, RECORD = "audit.html", "audit.json"
+LOCKS = ("requirements/lock.txt",)
+
+
+@dataclass(frozen=True)
+class Again:
+    """Which nodes are executed again: named ones, every one, none, or (nothing set) one of each kind."""
+
+    nodes: tuple[str, ...] = ()
+    every: bool = False
+    none: bool = False
+
+
+def check_science(run: AuditedRun) -> Iterator[Check]:
+    from flows.audit import science  # loads torch
+
+    with contextlib.chdir(run.folder):
+        yield from science.check_science(run)
+
+
+def checks_of(run: AuditedRun, again: Again, say: Callable[[str], None]) -> Iterator[Check]:
+    """Every check, in the order of what each relies on. A part that breaks off fails with its reason."""
+    parts: list[tuple[str, Callable[[], Iterator[Check]]]] = [
+        ("bytes", lambda: check_bytes(run)),
+        ("lineage", lambda: check_lineage(run)),
+        ("science", lambda: check_science(run)),
+    ]
+    if not again.none:
+        parts.append(("again", lambda: iter(run_again(run, list(again.nodes) or None, again.every, say))))
+    for part, made in parts:
+        say(f"{part} …")
+        try:
+            yield from made()
+        except UserError as error:
+            yield fails(part, "readable", 1, "the check could not go on", [str(error)])
+
+
+def finish(run: AuditedRun, checks: list[Check], started: datetime, seconds: float, out: Path) -> dict[str, Any]:
+    """Write the page and its JSON into `out`; returns the JSON tree."""
+    tree = record(_facts(run, started, seconds), checks, reproducibility_card(run, checks))
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in ((RECORD, json.dumps(tree, indent=1, ensure_ascii=False) + "\n"), (PAGE, render(tree))):
+        temporary = out / f"{name}.tmp"
+        temporary.write_text(text, "utf-8")
+        temporary.replace(out / name)
+    return tree
+
+
+def audit(run: AuditedRun, again: Again, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Audit `run`; the page and its JSON lie in `out` afterwards. Nothing in the run's folder is changed.
+
+    Raises
+    ------
+    UserError
+        A node to execute again does not exist.
+    """
+    started, clock = datetime.now(UTC), time.monotonic()
+    checks = list(checks_of(run, again, say))
+    return finish(run, checks, started, time.monotonic() - clock, out)
+
+
+def _facts(run: AuditedRun, started: datetime, seconds: float) -> dict[str, Any]:
+    packages, ours = package_versions(), git_state()
+    auditor = f"larpo {str(ours['commit'])[:12]}{' with changes' if ours['dirty'] else ''}"
+    return {
+        "run": run.folder.name,
+        "commit": git(run.folder, "rev-parse", "HEAD", check=False) or None,
+        "nodes": len(run.nodes),
+        "when": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "auditor": f"{auditor}, torch {packages.get('torch')}, transformers {packages.get('transformers')}",
+    }
+
+
+def reproducibility_card(run: AuditedRun, checks: list[Check]) -> list[Answer]:
+    """The seven variables from the run's manifests and from what the audit found."""
+    manifests: dict[str, dict[str, Any]] = {}
+    for node in run.nodes:
+        with contextlib.suppress(UserError):  # told by the check `manifests`
+            manifests[node.name] = run.manifest(node)
+    licences = sorted(p.name for p in run.folder.glob("LICEN[CS]E*"))
+    return card(
+        Evidence(
+            manifests=manifests,
+            kinds={name: run.graph[name].kind for name in manifests},
+            sources=origins(run, manifests),
+            params=run.params.model_dump(mode="json"),
+            checks=checks,
+            remote=_address(git(run.folder, "remote", "get-url", "origin", check=False)),
+            licence=licences[0] if licences else None,
+            lock=next((name for name in LOCKS if (run.folder / name).is_file()), None),
+        )
+    )
+
+
+def _address(url: str) -> str | None:
+    """A remote that others can reach, without a name or a password in it; None for a path."""
+    parts = urlsplit(url)
+    if parts.scheme in ("http", "https", "ssh", "git") and parts.hostname:
+        return f"{parts.scheme}://{parts.hostname}{parts.path}"
+    return url if "@" in url and ":" in url and not parts.scheme else None

@@ -1,0 +1,257 @@
+"""The run's numbers computed again from its own tables, by the code of whoever audits.
+
+Paths are relative to the run's folder, which must be the working folder: parameters may name data relative to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from flows.audit.run import AuditedRun
+from flows.audit.scores import metrics, outputs_scored, report_scores
+from larpo import tables
+from larpo.audit.overlap import (
+    last_texts,
+    near_duplicates,
+    normalised,
+    shared_ids,
+    shared_passages,
+    shared_texts,
+)
+from larpo.audit.recompute import EXACT, MODEL_TOLERANCE, close, different_rows, rewards_again
+from larpo.audit.results import Check, judged, unchecked
+from larpo.checkpoints import load_model
+from larpo.errors import UserError
+from larpo.hashing import digest, seed_of
+from larpo.lists import build_lists
+from larpo.logps import pack, response_logps
+from larpo.objectives import build
+from larpo.params import Params
+from larpo.preferences import read_pairs
+from larpo.prompts import draw
+from larpo.rewards import MODELS, parts
+from larpo.trainer import STEP0_TOLERANCE, first_batch_loss, without_dropout
+from tasks.lists import related
+from tasks.report import read_json, training_curves
+from tasks.train import read_training_lists
+from tasks.training_data import read_lists, response_lists
+
+PART = "science"
+PROMPTS_SCORED = 16  # prompts per iteration whose responses a reward model scores again
+LISTS_SCORED = 8  # lists per iteration whose log-probabilities are computed again
+
+
+def check_science(run: AuditedRun) -> Iterator[Check]:
+    """Every check of this part; one that cannot read a table fails with that table's line."""
+    for name, check in CHECKS.items():
+        try:
+            yield check(run, name)
+        except UserError as error:
+            yield judged(PART, name, 1, "a table or a file cannot be read", [str(error)])
+
+
+def _table(kind: str, path: str) -> pd.DataFrame:
+    return tables.read(kind, path)
+
+
+def _chosen(ids: pd.Series, wanted: int) -> list[str]:
+    """At most `wanted` different ids, chosen by a hash."""
+    return sorted(ids.unique(), key=lambda i: digest("audit", i))[:wanted]
+
+
+def training_prompts(params: Params) -> dict[str, pd.DataFrame]:
+    """Prompts of everything that is trained on, by where they are: iterations, fine-tunings, the reward model."""
+    found = {f"data/prompts/{s}.parquet": _table("prompts", f"data/prompts/{s}.parquet") for s in params.iterations}
+    for name, sft in params.sft.items():
+        found[f"sft.{name}.data"] = draw(sft.data, sft.examples, seed_of(sft.seed, "sft", name), held_out=False)
+    return found
+
+
+def reward_prompts(params: Params) -> list[str]:
+    """Last messages of the pairs that the reward model learns from, normalised."""
+    if params.reward.train is None:
+        return []
+    pairs, _ = read_pairs(params.reward.train.data, "reward.train.data")
+    kept = (p for p in pairs if not p.held_out(params.reward.train.held_out))
+    return [normalised(p.messages[-1]["content"]) for p in kept]
+
+
+def _evaluation(params: Params) -> dict[str, pd.DataFrame]:
+    return {f"data/items/{b}.parquet": _table("items", f"data/items/{b}.parquet") for b in params.benchmarks}
+
+
+def prompts_apart(run: AuditedRun, name: str) -> Check:
+    training, evaluation = training_prompts(run.params), _evaluation(run.params)
+    failures = [
+        f"{items}, row {s.evaluation_row}: {what} is also in {source}, row {s.training_row}"
+        for items, asked in evaluation.items()
+        for source, trained in training.items()
+        for what, shared in (
+            ("its prompt_id", shared_ids(trained, asked)),
+            ("its text", shared_texts(trained, asked)),
+        )
+        for s in shared
+    ]
+    learnt = set(reward_prompts(run.params))
+    failures += [
+        f"{items}, row {row}: its text is among the reward model's training pairs"
+        for items, asked in evaluation.items()
+        for row, text in enumerate(last_texts(asked))
+        if text and text in learnt
+    ]
+    count = sum(map(len, evaluation.values()))
+    detail = f"{count} evaluation prompts against {sum(map(len, training.values())) + len(learnt)} training prompts"
+    return judged(PART, name, count, f"{detail}, by id and by normalised text", failures)
+
+
+def near_prompts(run: AuditedRun, name: str) -> Check:
+    """Counted, never a failure: whether near is too near depends on the task."""
+    training = [text for frame in training_prompts(run.params).values() for text in last_texts(frame)]
+    training += reward_prompts(run.params)
+    told, count = [], 0
+    for items, frame in _evaluation(run.params).items():
+        asked = last_texts(frame)
+        near, passages = near_duplicates(training, asked), shared_passages(training, asked)
+        count += len(asked)
+        most = f", the nearest {near[0].evaluation[-60:]!r} ~ {near[0].training[-60:]!r}" if near else ""
+        told.append(f"{Path(items).stem}: {len(near)} of {len(asked)} near{most}; {len(passages)} share 13 words")
+    return judged(PART, name, count, f"MinHash, Jaccard of 5 characters ≥ 0.8: {'; '.join(told)}", [])
+
+
+def rewards(run: AuditedRun, name: str) -> Check:
+    score = run.params.score
+    by_model = [part for part, _ in parts(score) if part in MODELS]
+    failures, count = [], 0
+    for s in run.params.iterations:
+        path = f"data/score/{s}.parquet"
+        recorded = _table("rewards", path)
+        responses, prompts = (
+            _table("responses", f"data/sample/{s}.parquet"),
+            _table("prompts", f"data/prompts/{s}.parquet"),
+        )
+        if recorded["response_id"].tolist() != responses["response_id"].tolist():
+            failures.append(f"{path}: its responses are not those of data/sample/{s}.parquet, in their order")
+            continue
+        rows = responses.index
+        if by_model:
+            rows = rows[responses["prompt_id"].isin(_chosen(responses["prompt_id"], PROMPTS_SCORED))]
+        again = rewards_again(score, prompts, responses.loc[rows], Path("data/reward"))
+        tolerance = MODEL_TOLERANCE if by_model else EXACT
+        failures += different_rows(path, recorded.loc[rows], again, ["reward", "correct"], tolerance)
+        count += len(rows)
+    how = f"{score.reward}, {f'{PROMPTS_SCORED} prompts an iteration' if by_model else 'every response'}"
+    return judged(PART, name, count, f"{how}, computed again from the texts", failures)
+
+
+def candidates(run: AuditedRun, name: str) -> Check:
+    """D ← merge of D_0..D_s (Algorithm 1, line 3)."""
+    failures, count = [], 0
+    for s, iteration in run.params.iterations.items():
+        path = f"data/candidates/{s}.parquet"
+        recorded = _table("candidates", path)
+        new = _table("responses", f"data/sample/{s}.parquet").merge(
+            _table("rewards", f"data/score/{s}.parquet"), on="response_id", how="inner", validate="one_to_one"
+        )
+        earlier = _table("candidates", f"data/candidates/{iteration.previous}.parquet")
+        again = pd.concat([earlier, new], ignore_index=True) if len(earlier) else new
+        failures += different_rows(path, recorded, again, list(tables.SCHEMAS["candidates"].names))
+        count += len(recorded)
+    return judged(PART, name, count, "merged again from samples, rewards and the memory", failures)
+
+
+def lists(run: AuditedRun, name: str) -> Check:
+    params, failures, count = run.params, [], 0
+    for s in params.iterations:
+        path = f"data/lists/{s}.parquet"
+        recorded, known = _table("lists", path), _table("candidates", f"data/candidates/{s}.parquet")
+        window = params.memory_window(s)
+        seed = seed_of(params.seed, "lists", window[0] if params.lists.memory == "first" else s)
+        similar = None
+        if params.lists.negatives == "related":
+            similar = related(_table("prompts", f"data/prompts/{s}.parquet"), params.lists.related_model)
+        inside = known[known["iteration"].isin([int(w) for w in window])]
+        again = build_lists(inside, params.lists, seed, similar).lists
+        failures += different_rows(path, recorded, again, list(tables.SCHEMAS["lists"].names))
+        count += len(recorded)
+    return judged(PART, name, count, f"{params.lists.recipe}, built again from the candidates", failures)
+
+
+def reference(run: AuditedRun, name: str) -> Check:
+    """log π_ref of a sample of lists, by the checkpoint that the run names."""
+    failures, count, largest = [], 0, 0.0
+    for s in run.params.iterations:
+        path = f"data/reference/{s}.parquet"
+        recorded = _table("reference", path)
+        frame = read_lists(f"data/lists/{s}.parquet", f"data/candidates/{s}.parquet")
+        if recorded["response_id"].tolist() != frame["response_id"].tolist():
+            failures.append(f"{path}: its responses are not those of data/lists/{s}.parquet, in their order")
+            continue
+        some = frame[frame["prompt_id"].isin(_chosen(frame["prompt_id"], LISTS_SCORED))]
+        model = load_model(f"data/policy/{run.params.reference_policy(s)}", run.params.policy.dtype).eval()
+        with torch.inference_mode():
+            logps, lengths = response_logps(model, pack(batch := response_lists(some)))
+        values = [float(logps[b, j]) for b, entry in enumerate(batch) for j in range(len(entry.response_ids))]
+        sizes = [int(lengths[b, j]) for b, entry in enumerate(batch) for j in range(len(entry.response_ids))]
+        again = pd.DataFrame({"reference_logp": values, "n_tokens": sizes}, index=some.index)
+        here = recorded.loc[some.index]
+        failures += different_rows(path, here, again, ["reference_logp", "n_tokens"], MODEL_TOLERANCE)
+        largest = max(largest, float((here["reference_logp"] - again["reference_logp"]).abs().max()))
+        count += len(some)
+    detail = f"{LISTS_SCORED} lists an iteration, computed again; largest difference {largest:.2g}"
+    return judged(PART, name, count, f"{detail}, allowed {MODEL_TOLERANCE:g} · (1 + |log π|)", failures)
+
+
+def step0(run: AuditedRun, name: str) -> Check:
+    """Policy and reference agree before the first step, so each list's loss has a closed form (Appendix F)."""
+    params, failures, count, told = run.params, [], 0, []
+    objective = build(params.train.objective, **params.train.objective_options)
+    for s, iteration in params.iterations.items():
+        if params.reference_policy(s) != iteration.previous:
+            continue  # another reference: no closed form
+        trained = read_training_lists(*[f"data/{kind}/{s}.parquet" for kind in ("lists", "candidates", "reference")])
+        model = without_dropout(load_model(f"data/policy/{iteration.previous}", params.policy.dtype))
+        first = trained[: params.train.lists_per_device_batch]
+        loss, expected = first_batch_loss(model, first, objective)
+        tolerance = STEP0_TOLERANCE[params.policy.dtype]
+        if not close(expected, loss, tolerance):
+            failures.append(f"train@{s}: loss before the first step {loss:.6f}, expected {expected:.6f}")
+        notes = read_json(f"data/train/{s}.manifest.json").get("notes", {})
+        for key, value in (("step0_loss", loss), ("step0_expected", expected)):
+            if not close(value, float(notes.get(key, math.nan)), tolerance):
+                failures.append(
+                    f"data/train/{s}.manifest.json: notes.{key} is {notes.get(key)}, computed again {value:.6f}"
+                )
+        # The first step's lists are a random draw of all: their mean lies within the closed forms of all.
+        bounds = [first_batch_loss(model, [one], objective)[1] for one in trained]
+        logged = training_curves(f"data/train/{s}").get("loss", [])
+        if not logged or logged[0][0] != 1:
+            failures.append(f"data/train/{s}: no loss of step 1 among the curves")
+        elif not min(bounds) - tolerance <= logged[0][1] <= max(bounds) + tolerance * (1 + max(bounds)):
+            failures.append(
+                f"data/train/{s}: loss of step 1 is {logged[0][1]:.6f}, expected from {min(bounds):.6f} to "
+                f"{max(bounds):.6f}"
+            )
+        count += 1
+        told.append(f"train@{s} {loss:.4f} (expected {expected:.4f})")
+    if not count:
+        return unchecked(PART, name, "the reference is not the policy that an iteration starts from")
+    return judged(PART, name, count, "; ".join(told), failures)
+
+
+CHECKS: dict[str, Callable[[AuditedRun, str], Check]] = {
+    "no evaluation prompt in training": prompts_apart,
+    "near-duplicates of evaluation prompts": near_prompts,
+    "rewards": rewards,
+    "candidates": candidates,
+    "lists": lists,
+    "reference log-probabilities": reference,
+    "losses at step 0": step0,
+    "scores of raw outputs": outputs_scored,
+    "metrics": metrics,
+    "reported scores": report_scores,
+}

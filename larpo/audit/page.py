@@ -1,0 +1,37 @@
+"""The audit as one page that opens from disk, and as JSON."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from larpo.audit.card import Answer
+from larpo.audit.results import PARTS, Check, all_hold
+
+ASKS = {
+    "bytes": "Is every file what dvc.lock says?",
+    "lineage": "Does every input come from the recorded output, commit or source?",
+    "science": "Do the numbers follow from the tables?",
+    "again": "Does a node executed again make the same?",
+}
+SHOWN = 20  # failures per check on the page and in JSON; the count is always told
+
+
+def record(facts: dict[str, Any], checks: list[Check], answers: list[Answer]) -> dict[str, Any]:
+    """The audit as a JSON tree. `facts`: the run, when and with what it was audited."""
+    return {
+        **facts,
+        "holds": all_hold(checks),
+        "checks": [c.record() | {"failures": list(c.failures[:SHOWN]), "failed": len(c.failures)} for c in checks],
+        "card": [a.record() for a in answers],
+    }
+
+
+def render(audit: dict[str, Any]) -> str:
+    """HTML of what `record` made; every text is escaped, nothing is fetched."""
+    template = resources.files("larpo.audit").joinpath("page.html.j2").read_text("utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    parts = [(p, ASKS[p], [c for c in audit["checks"] if c["part"] == p]) for p in PARTS]
+    return environment.from_string(template).render(audit=audit, parts=[p for p in parts if p[2]])
