@@ -61,6 +61,54 @@ def score(
 
 
 @app.command()
+def audit(
+    run: str = typer.Argument(None, help="a folder, a Git revision or an experiment's name; default: this project"),
+    node: list[str] = typer.Option([], help="execute this node again; repeat for more"),
+    every: bool = typer.Option(False, "--all", help="execute every node again"),
+    again: bool = typer.Option(True, help="execute one node of each kind again"),
+    diff: tuple[str, str] = typer.Option((None, None), metavar="RUN_A RUN_B", help="why two runs' numbers differ"),
+    out: Path = typer.Option(None, help="folder of audit.html and audit.json; default: report/ of this project"),
+    as_json: bool = typer.Option(False, "--json", help="print JSON"),
+) -> None:
+    """Whether a finished run is what it says it is: bytes, lineage, science, nodes executed again.
+
+    Exit code 0 if everything that was checked holds, 1 if something does not, 2 on bad input. With --diff: 0 if the
+    runs are equal, 1 if they differ.
+    """
+    from flows import project_folder
+    from flows.audit.audit import Again
+    from flows.audit.audit import audit as whole
+    from flows.audit.commands import diff_command
+    from flows.audit.run import open_run
+    from flows.audit.show import print_audit
+
+    project = project_folder()
+    try:
+        if diff != (None, None):
+            if run or node or every or not again:
+                raise UserError(
+                    "larpo audit: --diff compares two runs and takes neither a run nor nodes; leave them out"
+                )
+            raise typer.Exit(diff_command(*diff, as_json))
+        if sum((bool(node), every, not again)) > 1:
+            raise UserError("larpo audit: --node, --all and --no-again exclude each other; give one")
+        with open_run(project, run) as found:
+            wanted = Again(tuple(node), every, not again)
+            tree = whole(
+                found, wanted, out or project / "report", lambda line: print(line, file=sys.stderr, flush=True)
+            )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    if as_json:
+        print(json.dumps(tree, indent=1, ensure_ascii=False))
+    else:
+        print_audit(tree)
+        print((out or project / "report") / "audit.html")
+    raise typer.Exit(0 if tree["holds"] else 1)
+
+
+@app.command()
 def plan(
     params: Path = typer.Option(Path("params.yaml"), help="the parameters to plan for"),
     overlay: list[Path] = typer.Option([], "--with", help="sections laid over them (configs/params-8x80gb.yaml)"),

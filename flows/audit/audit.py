@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,21 +43,31 @@ def check_science(run: AuditedRun) -> Iterator[Check]:
         yield from science.check_science(run)
 
 
-def checks_of(run: AuditedRun, again: Again, say: Callable[[str], None]) -> Iterator[Check]:
-    """Every check, in the order of what each relies on. A part that breaks off fails with its reason."""
-    parts: list[tuple[str, Callable[[], Iterator[Check]]]] = [
-        ("bytes", lambda: check_bytes(run)),
-        ("lineage", lambda: check_lineage(run)),
-        ("science", lambda: check_science(run)),
-    ]
+def parts_of(run: AuditedRun, again: Again, say: Callable[[str], None]) -> dict[str, Callable[[], list[Check]]]:
+    """Part → function that checks it, in the order of what each relies on. One that breaks off fails with its reason."""
+
+    def whole(part: str, made: Callable[[], Iterable[Check]]) -> Callable[[], list[Check]]:
+        def check() -> list[Check]:
+            found: list[Check] = []
+            try:
+                found.extend(made())
+            except UserError as error:
+                found.append(fails(part, "readable", 1, "the part could not go on", [str(error)]))
+            return found
+
+        return check
+
+    parts: dict[str, Callable[[], Iterable[Check]]] = {
+        "bytes": lambda: check_bytes(run),
+        "lineage": lambda: check_lineage(run),
+        "science": lambda: check_science(run),
+    }
     if not again.none:
-        parts.append(("again", lambda: iter(run_again(run, list(again.nodes) or None, again.every, say))))
-    for part, made in parts:
-        say(f"{part} …")
-        try:
-            yield from made()
-        except UserError as error:
-            yield fails(part, "readable", 1, "the check could not go on", [str(error)])
+        nodes = chosen_nodes(
+            run, list(again.nodes) or None, again.every
+        )  # a wrong name is told before anything is hashed
+        parts["again"] = lambda: run_again(run, nodes, say)
+    return {part: whole(part, made) for part, made in parts.items()}
 
 
 def finish(run: AuditedRun, checks: list[Check], started: datetime, seconds: float, out: Path) -> dict[str, Any]:
@@ -80,7 +90,10 @@ def audit(run: AuditedRun, again: Again, out: Path, say: Callable[[str], None]) 
         A node to execute again does not exist.
     """
     started, clock = datetime.now(UTC), time.monotonic()
-    checks = list(checks_of(run, again, say))
+    checks = []
+    for part, check in parts_of(run, again, say).items():
+        say(f"{part} …")
+        checks += check()
     return finish(run, checks, started, time.monotonic() - clock, out)
 
 
