@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from flows.audit.again import run_again
+from flows.audit.again import choose, run_again
 from flows.audit.files import check_bytes
 from flows.audit.lineage import check_lineage, origins
 from flows.audit.run import AuditedRun
@@ -44,7 +44,7 @@ def check_science(run: AuditedRun) -> Iterator[Check]:
 
 
 def parts_of(run: AuditedRun, again: Again, say: Callable[[str], None]) -> dict[str, Callable[[], list[Check]]]:
-    """Part → function that checks it, in the order of what each relies on. One that breaks off fails with its reason."""
+    """Part → function that checks it, each relying on those before. One that breaks off fails with its reason."""
 
     def whole(part: str, made: Callable[[], Iterable[Check]]) -> Callable[[], list[Check]]:
         def check() -> list[Check]:
@@ -63,10 +63,9 @@ def parts_of(run: AuditedRun, again: Again, say: Callable[[str], None]) -> dict[
         "science": lambda: check_science(run),
     }
     if not again.none:
-        nodes = chosen_nodes(
-            run, list(again.nodes) or None, again.every
-        )  # a wrong name is told before anything is hashed
-        parts["again"] = lambda: run_again(run, nodes, say)
+        nodes = list(again.nodes) or None
+        choose(run, nodes, again.every)  # a wrong name is told before anything is hashed
+        parts["again"] = lambda: run_again(run, nodes, again.every, say)
     return {part: whole(part, made) for part, made in parts.items()}
 
 

@@ -45,9 +45,10 @@ def same(expected: Any, found: Any, tolerance: float = EXACT) -> bool:
         return expected.keys() == found.keys() and all(same(expected[k], found[k], tolerance) for k in expected)
     if isinstance(expected, list) and isinstance(found, list):
         return len(expected) == len(found) and all(map(same, expected, found, [tolerance] * len(expected)))
-    numbers = (int, float)
-    if isinstance(expected, numbers) and isinstance(found, numbers) and not isinstance(expected, bool):
-        return not isinstance(found, bool) and close(float(expected), float(found), tolerance)
+    if isinstance(expected, bool) or isinstance(found, bool):
+        return expected is found
+    if isinstance(expected, int | float) and isinstance(found, int | float):
+        return close(float(expected), float(found), tolerance)
     return expected == found
 
 

@@ -32,10 +32,10 @@ def test_a_taken_port_is_one_line(serving: Serving, plain: dict[str, str]) -> No
 
 def test_deployments_name_no_folder_and_every_study_has_one() -> None:
     text = (ROOT / "prefect.yaml").read_text("utf-8")
-    iterate, *studies = yaml.safe_load(text)["deployments"]
-    assert iterate["name"] == "iterate"
+    iterate, audit, *studies = yaml.safe_load(text)["deployments"]
+    assert (iterate["name"], audit["name"]) == ("iterate", "default")
     assert [d["name"] for d in studies] == names(ROOT / "studies") == [d["parameters"]["name"] for d in studies]
-    for deployment in (iterate, *studies):
+    for deployment in (iterate, audit, *studies):
         path, _, flow = deployment["entrypoint"].partition(":")
         assert f"def {flow}(" in (ROOT / path).read_text("utf-8")
     assert str(ROOT) not in text
