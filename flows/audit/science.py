@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -64,21 +65,39 @@ def _chosen(ids: pd.Series, wanted: int) -> list[str]:
     return sorted(ids.unique(), key=lambda i: digest("audit", i))[:wanted]
 
 
-def training_prompts(params: Params) -> dict[str, pd.DataFrame]:
-    """Prompts of everything that is trained on, by where they are: iterations, fine-tunings, the reward model."""
-    found = {f"data/prompts/{s}.parquet": _table("prompts", f"data/prompts/{s}.parquet") for s in params.iterations}
+@dataclass
+class Trained:
+    """What is trained on: prompts by where they are, texts of the reward model's pairs, and what cannot be read here."""
+
+    prompts: dict[str, pd.DataFrame]
+    pairs: list[str]
+    unread: list[str]
+
+    def texts(self) -> list[str]:
+        return [text for frame in self.prompts.values() for text in last_texts(frame)] + self.pairs
+
+
+def trained_on(params: Params) -> Trained:
+    """Prompts of the iterations, of fine-tunings (drawn again) and of the reward model's pairs. Data that params name
+    may lie on the machine that made the run only."""
+    prompts = {f"data/prompts/{s}.parquet": _table("prompts", f"data/prompts/{s}.parquet") for s in params.iterations}
+    found = Trained(prompts, [], [])
     for name, sft in params.sft.items():
-        found[f"sft.{name}.data"] = draw(sft.data, sft.examples, seed_of(sft.seed, "sft", name), held_out=False)
+        try:
+            drawn = draw(sft.data, sft.examples, seed_of(sft.seed, "sft", name), held_out=False)
+        except UserError as error:
+            found.unread.append(f"sft.{name}.data: {error}")
+        else:
+            found.prompts[f"sft.{name}.data"] = drawn
+    if params.reward.train is not None:
+        try:
+            pairs, _ = read_pairs(params.reward.train.data, "reward.train.data")
+        except UserError as error:
+            found.unread.append(f"reward.train.data: {error}")
+        else:
+            kept = (p for p in pairs if not p.held_out(params.reward.train.held_out))
+            found.pairs = [normalised(p.messages[-1]["content"]) for p in kept]
     return found
-
-
-def reward_prompts(params: Params) -> list[str]:
-    """Last messages of the pairs that the reward model learns from, normalised."""
-    if params.reward.train is None:
-        return []
-    pairs, _ = read_pairs(params.reward.train.data, "reward.train.data")
-    kept = (p for p in pairs if not p.held_out(params.reward.train.held_out))
-    return [normalised(p.messages[-1]["content"]) for p in kept]
 
 
 def _evaluation(params: Params) -> dict[str, pd.DataFrame]:
@@ -86,34 +105,31 @@ def _evaluation(params: Params) -> dict[str, pd.DataFrame]:
 
 
 def prompts_apart(run: AuditedRun, name: str) -> Check:
-    training, evaluation = training_prompts(run.params), _evaluation(run.params)
+    trained, evaluation = trained_on(run.params), _evaluation(run.params)
     failures = [
         f"{items}, row {s.evaluation_row}: {what} is also in {source}, row {s.training_row}"
         for items, asked in evaluation.items()
-        for source, trained in training.items()
-        for what, shared in (
-            ("its prompt_id", shared_ids(trained, asked)),
-            ("its text", shared_texts(trained, asked)),
-        )
+        for source, frame in trained.prompts.items()
+        for what, shared in (("its prompt_id", shared_ids(frame, asked)), ("its text", shared_texts(frame, asked)))
         for s in shared
     ]
-    learnt = set(reward_prompts(run.params))
+    learnt = set(trained.pairs)
     failures += [
         f"{items}, row {row}: its text is among the reward model's training pairs"
         for items, asked in evaluation.items()
         for row, text in enumerate(last_texts(asked))
         if text and text in learnt
     ]
+    if trained.unread and not failures:
+        return unchecked(PART, name, "; ".join(trained.unread))
     count = sum(map(len, evaluation.values()))
-    detail = f"{count} evaluation prompts against {sum(map(len, training.values())) + len(learnt)} training prompts"
+    detail = f"{count} evaluation prompts against {len(trained.texts())} training prompts"
     return judged(PART, name, count, f"{detail}, by id and by normalised text", failures)
 
 
 def near_prompts(run: AuditedRun, name: str) -> Check:
     """Counted, never a failure: whether near is too near depends on the task."""
-    training = [text for frame in training_prompts(run.params).values() for text in last_texts(frame)]
-    training += reward_prompts(run.params)
-    told, count = [], 0
+    training, told, count = trained_on(run.params).texts(), [], 0
     for items, frame in _evaluation(run.params).items():
         asked = last_texts(frame)
         near, passages = near_duplicates(training, asked), shared_passages(training, asked)
