@@ -67,7 +67,7 @@ def _chosen(ids: pd.Series, wanted: int) -> list[str]:
 
 @dataclass
 class Trained:
-    """What is trained on: prompts by where they are, texts of the reward model's pairs, and what cannot be read here."""
+    """Prompts by where they are, texts of the reward model's pairs, and what cannot be read here."""
 
     prompts: dict[str, pd.DataFrame]
     pairs: list[str]
