@@ -66,7 +66,7 @@ def audit(
     node: list[str] = typer.Option([], help="execute this node again; repeat for more"),
     every: bool = typer.Option(False, "--all", help="execute every node again"),
     again: bool = typer.Option(True, help="execute one node of each kind again"),
-    diff: tuple[str, str] = typer.Option((None, None), metavar="RUN_A RUN_B", help="why two runs' numbers differ"),
+    diff: tuple[str, str] | None = typer.Option(None, metavar="RUN_A RUN_B", help="why two runs' numbers differ"),
     out: Path = typer.Option(None, help="folder of audit.html and audit.json; default: report/ of this project"),
     as_json: bool = typer.Option(False, "--json", help="print JSON"),
 ) -> None:
@@ -84,7 +84,7 @@ def audit(
 
     project = project_folder()
     try:
-        if diff != (None, None):
+        if diff is not None:
             if run or node or every or not again:
                 raise UserError(
                     "larpo audit: --diff compares two runs and takes neither a run nor nodes; leave them out"

@@ -25,7 +25,7 @@ from larpo.audit.overlap import (
     shared_texts,
 )
 from larpo.audit.recompute import EXACT, MODEL_TOLERANCE, close, different_rows, rewards_again
-from larpo.audit.results import Check, judged, unchecked
+from larpo.audit.results import Check, counted, judged, unchecked
 from larpo.checkpoints import load_model
 from larpo.errors import UserError
 from larpo.hashing import digest, seed_of
@@ -136,7 +136,7 @@ def near_prompts(run: AuditedRun, name: str) -> Check:
         count += len(asked)
         most = f", the nearest {near[0].evaluation[-60:]!r} ~ {near[0].training[-60:]!r}" if near else ""
         told.append(f"{Path(items).stem}: {len(near)} of {len(asked)} near{most}; {len(passages)} share 13 words")
-    return judged(PART, name, count, f"MinHash, Jaccard of 5 characters ≥ 0.8: {'; '.join(told)}", [])
+    return counted(PART, name, count, f"MinHash, Jaccard of 5 characters ≥ 0.8: {'; '.join(told)}")
 
 
 def rewards(run: AuditedRun, name: str) -> Check:

@@ -21,33 +21,25 @@ FIRST = 3  # failures per check in the terminal; the page has more
 
 
 def print_audit(audit: dict[str, Any], console: Console | None = None) -> None:
-    console = console or Console(highlight=False, soft_wrap=True)
+    """One line per check, cut to the terminal's width; a pipe gets 120 columns."""
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
     for part in dict.fromkeys(c["part"] for c in audit["checks"]):
+        checks = [c for c in audit["checks"] if c["part"] == part]
         console.print(Text(f"\n{part}", style="bold"))
-        table = Table.grid(padding=(0, 2))
-        for check in (c for c in audit["checks"] if c["part"] == part):
-            table.add_row(
-                f"  {check['name']}", Text(check["verdict"], style=STYLES[check["verdict"]]), _cut(check["detail"])
-            )
-        console.print(table)
-        for check in (c for c in audit["checks"] if c["part"] == part and c["failures"]):
+        _table(console, [(c["name"], c["verdict"], c["detail"]) for c in checks])
+        for check in (c for c in checks if c["failures"]):
             for line in check["failures"][:FIRST]:
                 console.print(Padding(Text(line, style="red"), (0, 0, 0, 4)))
             if check["failed"] > FIRST:
                 console.print(f"    and {check['failed'] - FIRST} more")
     console.print(Text("\nreproducibility card", style="bold"))
-    table = Table.grid(padding=(0, 2))
-    for answer in audit["card"]:
-        told = answer["missing"] or answer["evidence"]
-        table.add_row(
-            f"  {answer['variable']}",
-            Text(answer["answer"], style=STYLES[answer["answer"]]),
-            _cut(told[0] if told else ""),
-        )
-    console.print(table)
+    told = [(a["variable"], a["answer"], "; ".join(a["missing"] or a["evidence"])) for a in audit["card"]]
+    _table(console, told)
     failed = [c for c in audit["checks"] if c["verdict"] == "fails"]
     if failed:
-        console.print(f"\ndoes not hold: {failed[0]['name']}: {failed[0]['failures'][0]}")
+        console.print(Text(f"\ndoes not hold: {failed[0]['name']}: {failed[0]['failures'][0]}", style="bold red"))
     else:
         unasked = sum(c["verdict"] == "not checked" for c in audit["checks"])
         console.print(
@@ -55,5 +47,10 @@ def print_audit(audit: dict[str, Any], console: Console | None = None) -> None:
         )
 
 
-def _cut(text: str, width: int = 100) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+def _table(console: Console, rows: list[tuple[str, str, str]]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for options in ({}, {}, {"overflow": "ellipsis"}):
+        table.add_column(no_wrap=True, **options)
+    for name, verdict, detail in rows:
+        table.add_row(Text(f"  {name}"), Text(verdict, style=STYLES[verdict]), Text(detail))
+    console.print(table)

@@ -43,7 +43,8 @@ def test_an_honest_run_holds(finished_project):
     )
     for name in CHECKS:
         check = science(finished_project.folder, name)
-        assert (check.verdict, check.failures) == ("holds", ()) and check.checked > 0, check
+        expected = "counted" if name.startswith("near-duplicates") else "holds"
+        assert (check.verdict, check.failures) == (expected, ()) and check.checked > 0, check
 
 
 def test_hashes_are_dvcs_own(finished_project):
