@@ -12,6 +12,7 @@ from rich.text import Text
 STYLES = {
     "holds": "green",
     "fails": "bold red",
+    "counted": "cyan",
     "not checked": "yellow",
     "yes": "green",
     "partly": "yellow",
