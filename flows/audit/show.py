@@ -6,7 +6,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 STYLES = {
@@ -49,9 +48,9 @@ def print_audit(audit: dict[str, Any], console: Console | None = None) -> None:
 
 
 def _table(console: Console, rows: list[tuple[str, str, str]]) -> None:
-    table = Table.grid(padding=(0, 2))
-    for options in ({}, {}, {"overflow": "ellipsis"}):
-        table.add_column(no_wrap=True, **options)
+    """Names and verdicts whole, the detail cut to what is left of the line."""
+    wide, words = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
     for name, verdict, detail in rows:
-        table.add_row(Text(f"  {name}"), Text(verdict, style=STYLES[verdict]), Text(detail))
-    console.print(table)
+        line = Text(f"  {name:{wide}}  ") + Text(f"{verdict:{words}}", style=STYLES[verdict]) + Text(f"  {detail}")
+        line.truncate(console.width, overflow="ellipsis")
+        console.print(line, no_wrap=True)
