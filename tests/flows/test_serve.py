@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,9 @@ import yaml
 
 from flows.server import port_is_free
 from larpo.studies.spec import names
+from tests.conftest import Project
 from tests.flows.conftest import ROOT, Serving
+from tests.flows.forgery import flip
 
 
 @pytest.fixture
@@ -39,6 +42,27 @@ def test_deployments_name_no_folder_and_every_study_has_one() -> None:
         path, _, flow = deployment["entrypoint"].partition(":")
         assert f"def {flow}(" in (ROOT / path).read_text("utf-8")
     assert str(ROOT) not in text
+
+
+def test_the_deployed_audit_fails_and_names_what_is_wrong(
+    serving: Serving, plain: dict[str, str], finished_project: Project, tmp_path: Path
+) -> None:
+    """Of another folder than the worker's, with one bit changed."""
+    copy = finished_project.copy(tmp_path / "copy")
+    flip(copy.folder / "data/policy/2/model.safetensors")
+    command = [sys.executable, "-m", "prefect", "deployment", "run", "larpo-audit/default", "--watch"]
+    command += ["--param", f"run={json.dumps(str(copy.folder))}", "--param", "again=false"]
+    done = subprocess.run(
+        command, cwd=serving.project.folder, env=plain, capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = json.loads((serving.project.folder / "report/audit.json").read_text("utf-8"))
+    verdicts = {check["name"]: check["verdict"] for check in found["checks"]}
+    assert verdicts["outputs"] == "fails" and verdicts["parameters"] == verdicts["lists"] == "holds"
+    output = serving.output.read_text()
+    assert "outputs: data/policy/2/model.safetensors: " in output and "lists: holds" in output
+    assert (serving.project.folder / "report/audit.html").is_file()
+    assert not (copy.folder / "report/audit.json").exists(), "the audited folder is left alone"
 
 
 # Last: it ends the server that the other tests use.
