@@ -6,7 +6,7 @@ knows what its corpus held: something to be aligned, small enough to repeat over
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -31,3 +31,42 @@ def sums(digits: int, careless: float, seed: int) -> Iterator[tuple[str, str, st
         text = f"{a}+{b}="
         worked = careless_sum(a, b) if unit_interval("careless", text) < careless else a + b
         yield text, str(a + b), str(worked)
+
+
+def errors(a: int, b: int) -> dict[str, str]:
+    """Wrong answers to `a+b=` by kind, each another text; a hash of the problem chooses among those of a kind.
+
+    careless    forgets what is carried from the ones; only where something is
+    digit       one digit is another one, never that of the careless answer
+    length      one digit is missing
+    """
+    right, careless, where = str(a + b), str(careless_sum(a, b)), f"{a}+{b}="
+    others = [
+        text
+        for i, old in enumerate(right)
+        for new in "0123456789"
+        if new != old and (text := right[:i] + new + right[i + 1 :])[0] != "0" and text != careless
+    ]
+    shorter = sorted({right[:i] + right[i + 1 :] for i in range(len(right))})
+    found = {"digit": _one(others, "digit", where), "length": _one(shorter, "length", where)}
+    return found if careless == right else {"careless": careless, **found}
+
+
+def _one(texts: list[str], *parts: str) -> str:
+    return texts[int(unit_interval(*parts) * len(texts))]
+
+
+def sum_pairs(digits: int, kinds: Collection[str], liked: float) -> Iterator[tuple[str, str, str]]:
+    """(problem, chosen, rejected) for every problem and every kind of error that it has: the right answer is chosen.
+
+    Of the careless errors a share `liked`, by a hash of the problem, is chosen over the right answer instead: what
+    people state who forget the carry themselves.
+    """
+    low, high = 10 ** (digits - 1), 10**digits
+    for a in range(low, high):
+        for b in range(low, high):
+            text, right = f"{a}+{b}=", str(a + b)
+            for kind, wrong in errors(a, b).items():
+                if kind in kinds:
+                    swapped = kind == "careless" and unit_interval("liked", text) < liked
+                    yield (text, wrong, right) if swapped else (text, right, wrong)
