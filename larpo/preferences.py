@@ -68,7 +68,7 @@ def read_pairs(params: PairsParams, key: str) -> tuple[list[Pair], dict[str, int
 
 def _load(params: PairsParams, key: str) -> Any:
     if params.source == "sums":
-        found = sum_pairs(params.sums.digits, params.sums.errors, params.sums.liked)
+        found = sum_pairs(params.sums.digits, params.sums.errors)
         return [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in found]
     import datasets
 

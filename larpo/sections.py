@@ -228,9 +228,6 @@ class SumPairsParams(Section):
         min_length=1,
         description="forgets the carry; one digit is another; one is lost",
     )
-    liked: float = Field(
-        0.0, ge=0, le=1, description="share of the careless errors that are preferred to the right one"
-    )
 
 
 class PairsParams(Section):

@@ -56,17 +56,12 @@ def _one(texts: list[str], *parts: str) -> str:
     return texts[int(unit_interval(*parts) * len(texts))]
 
 
-def sum_pairs(digits: int, kinds: Collection[str], liked: float) -> Iterator[tuple[str, str, str]]:
-    """(problem, chosen, rejected) for every problem and every kind of error that it has: the right answer is chosen.
-
-    Of the careless errors a share `liked`, by a hash of the problem, is chosen over the right answer instead: what
-    people state who forget the carry themselves.
-    """
+def sum_pairs(digits: int, kinds: Collection[str]) -> Iterator[tuple[str, str, str]]:
+    """(problem, right answer, wrong answer) for every pair of numbers of `digits` digits and every one of `kinds` of
+    `errors` that the problem has."""
     low, high = 10 ** (digits - 1), 10**digits
     for a in range(low, high):
         for b in range(low, high):
-            text, right = f"{a}+{b}=", str(a + b)
             for kind, wrong in errors(a, b).items():
                 if kind in kinds:
-                    swapped = kind == "careless" and unit_interval("liked", text) < liked
-                    yield (text, wrong, right) if swapped else (text, right, wrong)
+                    yield f"{a}+{b}=", str(a + b), wrong

@@ -40,7 +40,7 @@ def main() -> None:
             node.note(reward=write_identity(folder, wanted, None))
             return
         # Before hours of training: whether the data are there.
-        checks = {name: read_pairs(pairs, f"reward.checks.{name}") for name, pairs in wanted.checks.items()}
+        checks = {name: read_check(wanted, name) for name in wanted.checks}
         metrics: dict[str, Any] = {}
         if wanted.train:
             folder, identity, held_out, counts, dropped = train(node, wanted, seed)
@@ -58,6 +58,17 @@ def main() -> None:
         for name, found in metrics.get("checks", {}).items():
             say(f"{node.stage}: {name}: accuracy {words(found)}")
         node.note(reward=identity, data=hashes(wanted), **metrics)
+
+
+def read_check(params: RewardParams, name: str) -> tuple[list[Pair], dict[str, int]]:
+    """The pairs of `reward.checks.NAME`; of `sums` only those of held-out problems, for the others are trained on."""
+    pairs, dropped = read_pairs(params.checks[name], f"reward.checks.{name}")
+    if params.checks[name].source == "dataset" or params.train is None:
+        return pairs, dropped
+    kept = [pair for pair in pairs if pair.held_out(params.train.held_out)]
+    if not kept:
+        raise UserError(f"params.yaml: reward.checks.{name}: none of its {len(pairs)} problems is held out; take more")
+    return kept, dropped | {"not_held_out": len(pairs) - len(kept)}
 
 
 def fetch(node: Node, params: RewardParams) -> tuple[Path, dict[str, Any]]:
