@@ -34,11 +34,11 @@ def sums(digits: int, careless: float, seed: int) -> Iterator[tuple[str, str, st
 
 
 def errors(a: int, b: int) -> dict[str, str]:
-    """Wrong answers to `a+b=` by kind, each another text; a hash of the problem chooses among those of a kind.
+    """Wrong answers to `a+b=` by kind; a hash of the problem chooses among those of a kind.
 
     careless    forgets what is carried from the ones; only where something is
     digit       one digit is another one, never that of the careless answer
-    length      one digit is missing
+    length      one digit is missing; only where there are two
     """
     right, careless, where = str(a + b), str(careless_sum(a, b)), f"{a}+{b}="
     others = [
@@ -48,8 +48,9 @@ def errors(a: int, b: int) -> dict[str, str]:
         if new != old and (text := right[:i] + new + right[i + 1 :])[0] != "0" and text != careless
     ]
     shorter = sorted({right[:i] + right[i + 1 :] for i in range(len(right))})
-    found = {"digit": _one(others, "digit", where), "length": _one(shorter, "length", where)}
-    return found if careless == right else {"careless": careless, **found}
+    found = {} if careless == right else {"careless": careless}
+    found["digit"] = _one(others, "digit", where)
+    return found if len(right) == 1 else found | {"length": _one(shorter, "length", where)}
 
 
 def _one(texts: list[str], *parts: str) -> str:
