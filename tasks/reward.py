@@ -5,7 +5,6 @@ Killed in the middle of training, it resumes from the last checkpoint in scratch
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,11 @@ def main() -> None:
     params = load_params()
     wanted = params.reward
     seed = seed_of(wanted.train.seed, "reward") if wanted.train else None
+    inputs = [] if wanted.policy is None else [wanted.start]
     with Node(
-        "reward", "", params, uses=["reward"], inputs=[], outputs=[OUT], manifest=f"{OUT}.manifest.json", seed=seed,
+        "reward", "", params, uses=["reward"], inputs=inputs, outputs=[OUT], manifest=f"{OUT}.manifest.json", seed=seed,
     ) as node:  # fmt: skip
-        if wanted.model is None:
+        if wanted.source is None:
             from larpo.reward_checkpoints import write_identity
 
             folder = node.out(OUT)
@@ -40,7 +40,7 @@ def main() -> None:
             node.note(reward=write_identity(folder, wanted, None))
             return
         # Before hours of training: whether the data are there.
-        checks = {name: read_pairs(pairs, f"reward.checks.{name}") for name, pairs in wanted.checks.items()}
+        checks = {name: read_check(wanted, name) for name in wanted.checks}
         metrics: dict[str, Any] = {}
         if wanted.train:
             folder, identity, held_out, counts, dropped = train(node, wanted, seed)
@@ -58,6 +58,17 @@ def main() -> None:
         for name, found in metrics.get("checks", {}).items():
             say(f"{node.stage}: {name}: accuracy {words(found)}")
         node.note(reward=identity, data=hashes(wanted), **metrics)
+
+
+def read_check(params: RewardParams, name: str) -> tuple[list[Pair], dict[str, int]]:
+    """The pairs of `reward.checks.NAME`; of `sums` only those of held-out problems, for the others are trained on."""
+    pairs, dropped = read_pairs(params.checks[name], f"reward.checks.{name}")
+    if params.checks[name].source == "dataset" or params.train is None:
+        return pairs, dropped
+    kept = [pair for pair in pairs if pair.held_out(params.train.held_out)]
+    if not kept:
+        raise UserError(f"params.yaml: reward.checks.{name}: none of its {len(pairs)} problems is held out; take more")
+    return kept, dropped | {"not_held_out": len(pairs) - len(kept)}
 
 
 def fetch(node: Node, params: RewardParams) -> tuple[Path, dict[str, Any]]:
@@ -79,13 +90,13 @@ def fetch(node: Node, params: RewardParams) -> tuple[Path, dict[str, Any]]:
 def train(node: Node, params: RewardParams, seed: int) -> tuple[Path, dict, list[Pair], dict[str, int], dict[str, int]]:
     """Fit the model to the training pairs; returns its folder, its identity, the held-out pairs and the counts."""
     import torch
-    from transformers import PrinterCallback, set_seed
+    from transformers import set_seed
 
     from larpo.base_trainer import StopOnLimits
     from larpo.reward_checkpoints import fetch_classifier, write_identity
     from larpo.reward_trainer import BradleyTerryTrainer, EncodedPair
     from larpo.rewards.encoding import Encoder
-    from tasks.training import LiveMetrics, check_commit, last_complete_checkpoint, training_arguments
+    from tasks.training import check_commit, run, training_arguments
 
     settings = params.train
     check_commit()
@@ -95,7 +106,7 @@ def train(node: Node, params: RewardParams, seed: int) -> tuple[Path, dict, list
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Training keeps float32 weights whatever dtype scores are computed in.
     model, tokenizer, facts = fetch_classifier(params, "float32", new_head=True)
-    encoder = Encoder(tokenizer, params.max_length, f"params.yaml: reward.model: {params.model}")
+    encoder = Encoder(tokenizer, params.max_length, f"params.yaml: reward: {params.source}")
     kept, held_out, cut = [], [], 0
     for pair in pairs:
         both = EncodedPair(encoder(pair.messages, pair.chosen), encoder(pair.messages, pair.rejected))
@@ -114,20 +125,12 @@ def train(node: Node, params: RewardParams, seed: int) -> tuple[Path, dict, list
         )
     say(f"{node.stage}: {len(kept)} training pairs, {len(held_out)} held out, dropped {dropped or 'none'}")
     trainer = BradleyTerryTrainer(
-        model, args, kept, tokenizer.pad_token_id, processing_class=tokenizer,
-        callbacks=[LiveMetrics(node.scratch / "live", node.stage), StopOnLimits(node.stage)],
+        model, args, kept, tokenizer.pad_token_id, processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)],
     )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
-    last = last_complete_checkpoint(Path(args.output_dir))
-    if last:
-        say(f"{node.stage}: resuming from {last.name}")
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
     folder = node.out(OUT)
-    trainer.save_model(str(folder))
-    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle
-    shutil.copytree(node.scratch / "live", folder / "training")
+    run(node, trainer, folder, folder / "training")
     counts = {"train": len(kept), "held_out": len(held_out)}
-    trained = {"data": settings.data.data, **counts, "steps": trainer.state.global_step, "prompts_cut": cut}
+    trained = {"data": settings.data.name, **counts, "steps": trainer.state.global_step, "prompts_cut": cut}
     return folder, write_identity(folder, params, tokenizer, trained=trained, **facts), held_out, counts, dropped
 
 
@@ -174,7 +177,7 @@ def words(found: dict[str, Any]) -> str:
 def hashes(params: RewardParams) -> dict[str, str]:
     """Hashes of the pairs' files, where they are files."""
     sections: list[PairsParams] = [*params.checks.values(), *([params.train.data] if params.train else [])]
-    return {s.data: tree_hash(s.data) for s in sections if Path(s.data).is_file()}
+    return {s.data: tree_hash(s.data) for s in sections if s.data is not None and Path(s.data).is_file()}
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def main(name: str) -> None:
             load_model(policy, params.policy.dtype), args, kept, pad,
             processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)],
         )  # fmt: skip
-        run(node, trainer, out, curves)
+        run(node, trainer, node.out(out), node.out(curves))
         if not node.leads:
             return
         tables.write(pd.DataFrame(columns=tables.SCHEMAS["candidates"].names), "candidates", node.out(memory))

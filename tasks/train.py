@@ -97,7 +97,7 @@ def main(iteration: str) -> None:
         trainer = ListTrainer(
             model, args, lists, objective, processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)]
         )
-        run(node, trainer, out, curves)
+        run(node, trainer, node.out(out), node.out(curves))
         if not node.leads:
             return
         node.note(**json.loads(step0.read_text()), steps=trainer.state.global_step, lists=len(lists))

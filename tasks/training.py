@@ -139,18 +139,18 @@ def check_commit() -> None:
         raise UserError(".git: no commit yet, and DVCLive, which writes the curves, needs one; fix: git commit")
 
 
-def run(node: Node, trainer: Trainer, weights: str, curves: str) -> None:
-    """Train, from the last checkpoint in scratch where there is one; write the outputs `weights` and `curves`."""
+def run(node: Node, trainer: Trainer, weights: Path, curves: Path) -> None:
+    """Train, from the last checkpoint in scratch where there is one; write the folders `weights` and `curves`, which
+    are places in the node's scratch (`Node.out`)."""
     trainer.add_callback(LiveMetrics(node.scratch / "live", node.stage))
     trainer.remove_callback(PrinterCallback)  # LiveMetrics says the same on one line
     last = last_complete_checkpoint(Path(trainer.args.output_dir))
     if last and node.leads:
         say(f"{node.stage}: resuming from {last.name}")
     trainer.train(resume_from_checkpoint=str(last) if last else None)
-    folder = node.out(weights)
-    trainer.save_model(str(folder))  # gathers the shards of all processes
+    trainer.save_model(str(weights))  # gathers the shards of all processes
     if not node.leads:
         return
     # A pickle of the settings, which the manifest already holds as text.
-    (folder / "training_args.bin").unlink(missing_ok=True)
-    shutil.copytree(node.scratch / "live", node.out(curves))
+    (weights / "training_args.bin").unlink(missing_ok=True)
+    shutil.copytree(node.scratch / "live", curves)

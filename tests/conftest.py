@@ -100,7 +100,7 @@ train:
 evaluate: {{policies: ["0", "2"]}}
 benchmarks:
   held_out: {{items: 8, generate: {{samples: 4, temperatures: [1.0], max_new_tokens: 10}}}}
-reward: {{}}
+reward: {{start: larpo/rewards/rules.py}}
 best_of_n: {{}}
 judges: {{}}
 retrieval: {{}}

@@ -89,6 +89,8 @@ NOT_TRACKED = {
     ("reward", "larpo.checkpoints"),
     ("score", "larpo.checkpoints"),
     ("best_of_n", "larpo.checkpoints"),
+    ("score", "larpo.packages"),
+    ("best_of_n", "larpo.packages"),
     ("train", "tasks.launch"),
     ("sft", "tasks.launch"),
     ("prompts", "larpo.rewards"),

@@ -58,24 +58,24 @@ def context_checks(planner: Planner, kinds: set[str]) -> list[Check]:
 def reward_checks(planner: Planner) -> list[Check]:
     """What the reward model reads holds prompt and response: a prompt may be cut, a classifier's response may not."""
     p, a, section = planner.params, planner.a, planner.params.reward
-    arch = planner.architectures.get(section.model)
+    arch = planner.architectures.get(section.source)
     if arch is None:
         return []
     pairs = section.kind == "pairrm"
     most, out = section.max_length, []
     if most > arch.max_context and not arch.relative_positions:
-        line = f"reward.max_length: {most:,} tokens, {section.model} reads {arch.max_context:,}"
+        line = f"reward.max_length: {most:,} tokens, {section.source} reads {arch.max_context:,}"
         out.append(Check(False, line))
     mean = a.prompt_tokens + planner.response * (2 if pairs else 1)
     longest = a.longest_prompt_tokens + p.sample.max_new_tokens * (2 if pairs else 1)
     if mean > most:
-        out.append(Check(False, f"reward.max_length: {most:,} tokens of {section.model}, the mean is {mean:g}"))
+        out.append(Check(False, f"reward.max_length: {most:,} tokens of {section.source}, the mean is {mean:g}"))
     elif not pairs and p.sample.max_new_tokens >= most:
         line = f"reward.max_length: {most:,} tokens do not hold sample.max_new_tokens={p.sample.max_new_tokens:,}"
         out.append(Check(False, f"{line}; a response is never cut"))
     else:
         fits, what = longest <= most, "longer candidates are cut" if pairs else "longer prompts are cut"
-        line = f"reward.max_length: {most:,} tokens of {section.model}, the longest is {longest:,}"
+        line = f"reward.max_length: {most:,} tokens of {section.source}, the longest is {longest:,}"
         out.append(Check(True if fits else None, line + ("" if fits else f": {what}")))
     return out
 
@@ -165,7 +165,7 @@ def launch_checks(planner: Planner, nodes: list[NodePlan]) -> list[Check]:
                 f"{key}.launch: {launch.processes} process(es), {planner.a.gpus} GPU(s)",
             )
         )
-        if launch.processes < planner.a.gpus:
+        if launch.processes < planner.a.gpus and key != "reward.train":  # which is trained in one process
             line = f"{key}: uses {launch.processes} of {planner.a.gpus} GPUs; {key}.launch: {CONFIG_8}"
             out.append(Check(None, line))
         if (

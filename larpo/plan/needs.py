@@ -38,7 +38,7 @@ def needs_of(params: Params, plan: Plan, name: str = "params.yaml") -> list[Need
             out += [_prompts(section.data, f"sft.{sft}.data"), *_launch(section.launch, f"sft.{sft}")]
     if "prompts" in kinds or any(params.benchmarks[b].benchmark == "held_out" for b in _benchmarks(params, names)):
         out.append(_prompts(params.prompts, "prompts"))
-    if "reward" in kinds and params.reward.model is not None:
+    if "reward" in kinds and params.reward.source is not None:
         out += _reward(params)
     if "lists" in kinds and params.lists.negatives == "related":
         out.append(_model(params.lists.related_model, None, "lists", "related_model"))
@@ -105,12 +105,12 @@ def _prompts(source: SourceParams, key: str) -> Need:
 
 def _reward(params: Params) -> list[Need]:
     section = params.reward
-    out = [_model(str(section.model), section.revision, "reward")]
+    out = [_model(section.model, section.revision, "reward")] if section.model is not None else []
     pairs: list[tuple[str, PairsParams]] = [(f"reward.checks.{n}.data", p) for n, p in section.checks.items()]
     if section.train is not None:
         pairs.insert(0, ("reward.train.data.data", section.train.data))
         out += _launch(section.train.launch, "reward.train")
-    return out + [_data(p.data, p.split, key) for key, p in pairs]
+    return out + [_data(p.data, p.split, key) for key, p in pairs if p.data is not None]
 
 
 def _launch(file: str | None, section: str) -> list[Need]:

@@ -51,8 +51,11 @@ class Planner:
     def architecture(self, model: str, key: str) -> Architecture | None:
         if model not in self.architectures:
             try:
-                scratch = self.params.policy.architecture if model == "scratch" else None
-                self.architectures[model] = scratch_architecture(scratch) if scratch else find_architecture(model)
+                # A reward on a policy has its size, whatever taught it.
+                of_policy = self.params.reward.policy is not None and model == self.params.reward.source
+                known = self.params.policy.model if of_policy else model
+                scratch = self.params.policy.architecture if known == "scratch" else None
+                self.architectures[model] = scratch_architecture(scratch) if scratch else find_architecture(known)
             except UserError as error:
                 self.problems.append(Check(False, f"{self.name}: {key}: {error}"))
                 return None

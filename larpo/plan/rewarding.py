@@ -12,6 +12,7 @@ from larpo.plan.plans import NodePlan
 from larpo.plan.sizes import rows_of, unknown_size
 from larpo.rewards import MODELS, parts
 from larpo.sections import PairsParams, RewardParams
+from larpo.sums import sum_pairs
 
 if TYPE_CHECKING:
     from larpo.plan.nodes import Planner
@@ -22,22 +23,22 @@ SOURCE_TOKENS = 1224  # PairRM's default of score.options.source_max_length
 def reward(planner: Planner) -> NodePlan:
     """The node `reward`: a checkpoint fetched, or a head (and its body) trained on pairs; accuracies measured."""
     section, a = planner.params.reward, planner.a
-    if section.model is None:
+    if section.source is None:
         return NodePlan("reward", notes=("no model: rules, on the CPU",))
-    arch = planner.architecture(section.model, "reward.model")
+    arch = planner.architecture(section.source, "reward.model")
     if arch is None:
-        return NodePlan("reward", section.model)
+        return NodePlan("reward", section.source)
     size = BYTES[section.dtype]
     note = f"weights {number(arch.parameters)} · {size} B = {gib(arch.parameters * size)}"
     each = min(a.sft_tokens, section.max_length)
     measured = [(f"reward.checks.{name}", pairs, 1.0) for name, pairs in section.checks.items()]
-    node = NodePlan("reward", section.model, notes=(note,))
+    node = NodePlan("reward", section.source, notes=(note,))
     if section.train is not None:
         t, batch = section.train, section.train.pairs_per_device_batch
         measured.insert(0, ("reward.train", t.data, t.held_out))
         pairs, seen = _pairs(t.data, a), 0.0
         if pairs is None:
-            tokens = Estimate(None, "tokens", unknown_size(t.data.data, "reward.train.data"))
+            tokens = Estimate(None, "tokens", unknown_size(t.data.name, "reward.train.data"))
         else:
             seen = pairs * (1 - t.held_out) * t.epochs
             text = f"{pairs:,} pairs · (1 − {t.held_out:g}) · {t.epochs} epochs"
@@ -46,7 +47,7 @@ def reward(planner: Planner) -> NodePlan:
             tokens = Estimate(seen * 2 * each, "tokens", f"{text} · 2 · {each:g} tokens")
         # Trained in float32, whatever dtype it scores in; one logit per response needs no vocabulary.
         node = planner.optimisation(
-            "reward", arch, section.model, "float32", t, tokens, seen / batch, 2 * batch * section.max_length, 0, each,
+            "reward", arch, section.source, "float32", t, tokens, seen / batch, 2 * batch * section.max_length, 0, each,
             read_launch(t.launch, planner.name, "reward.train"), rows=2 * batch,
         )  # fmt: skip
         node = replace(node, notes=(note,))
@@ -54,7 +55,11 @@ def reward(planner: Planner) -> NodePlan:
 
 
 def _pairs(pairs: PairsParams, a: Any) -> int | None:
-    return pairs.examples or rows_of(pairs.data, a)
+    """How many there are; None where nobody knows."""
+    if pairs.source == "sums":
+        there = sum(1 for _ in sum_pairs(pairs.sums.digits, pairs.sums.errors))
+        return min(pairs.examples or there, there)
+    return pairs.examples or rows_of(str(pairs.data), a)
 
 
 def _with_measuring(
@@ -63,7 +68,7 @@ def _with_measuring(
 ) -> NodePlan:  # fmt: skip
     """Both responses of every pair that accuracy is reported on are scored once."""
     unknown = [
-        unknown_size(pairs.data, f"{key}.data") for key, pairs, _ in measured if _pairs(pairs, planner.a) is None
+        unknown_size(pairs.name, f"{key}.data") for key, pairs, _ in measured if _pairs(pairs, planner.a) is None
     ]
     if unknown:
         return replace(node, gpus=node.gpus or 1, hours=Estimate(None, "GPU h", "; ".join(unknown)))
@@ -91,7 +96,7 @@ def best_of_n(planner: Planner, name: str) -> NodePlan:
     stage, items = f"best_of_n@{name}", planner.benchmark_items(wanted.benchmark)
     if items is None:
         unknown = f"benchmarks.{wanted.benchmark}.items: null, and the size of {b.benchmark} is not known"
-        return NodePlan(stage, planner.params.reward.model, 1, hours=Estimate(None, "GPU h", unknown))
+        return NodePlan(stage, planner.params.reward.source, 1, hours=Estimate(None, "GPU h", unknown))
     prompt = planner.a.item_tokens.get(b.benchmark, planner.prompt)
     prompts = min(b.generate.sampled_items or items, items)
     return scoring(planner, stage, prompts, b.generate.samples, prompt, b.generate.max_new_tokens)
@@ -112,11 +117,11 @@ def scoring(planner: Planner, stage: str, prompts: int, k: int, prompt: float, m
     models = [(name, options) for name, options in wanted if name in MODELS]
     rules = [name for name, _ in wanted if name not in MODELS]
     told = (f"rule {', '.join(rules)}, on the CPU",) if rules else ()
-    if not models or section.model is None:
+    if not models or section.source is None:
         return NodePlan(stage, notes=told)
-    arch = planner.architecture(section.model, "reward.model")
+    arch = planner.architecture(section.source, "reward.model")
     if arch is None:
-        return NodePlan(stage, section.model, 1, notes=told)
+        return NodePlan(stage, section.source, 1, notes=told)
     response, most = planner.a.mean_response(max_new), section.max_length
     memory: dict[str, Estimate] = {}
     hours, formulas, notes = 0.0, [], list(told)
@@ -139,6 +144,6 @@ def scoring(planner: Planner, stage: str, prompts: int, k: int, prompt: float, m
             arch, tokens=max(section.batch_tokens, longest), predicted=0, dtype=section.dtype, row=longest
         )  # fmt: skip
     return NodePlan(
-        stage, section.model, 1, "one GPU", memory=memory, hours=Estimate(hours, "GPU h", " + ".join(formulas)),
+        stage, section.source, 1, "one GPU", memory=memory, hours=Estimate(hours, "GPU h", " + ".join(formulas)),
         notes=tuple(notes),
     )  # fmt: skip

@@ -103,8 +103,8 @@ def check_reward(score: ScoreParams, reward: RewardParams, file: str = "params.y
     for name, options in wanted:
         if name not in MODELS:
             continue
-        if reward.model is None or reward.kind != name:
-            found = "null" if reward.model is None else f"{reward.model!r} of reward.kind={reward.kind}"
+        if reward.source is None or reward.kind != name:
+            found = "null" if reward.source is None else f"{reward.source!r} of reward.kind={reward.kind}"
             raise UserError(
                 f"{file}: reward.model: score.reward asks for {name}, found {found}; "
                 f"set reward.model to a checkpoint and reward.kind to {name}"
@@ -113,13 +113,13 @@ def check_reward(score: ScoreParams, reward: RewardParams, file: str = "params.y
             _class(name)(None, **options)
         except TypeError as error:
             raise UserError(f"{file}: score.options: {name}: {error}") from None
-    if reward.train is not None and (reward.model is None or reward.kind != "sequence_classification"):
+    if reward.train is not None and (reward.source is None or reward.kind != "sequence_classification"):
         raise UserError(
-            f"{file}: reward.train: trains a sequence_classification model; expected reward.model to name what it "
-            f"starts from, found model={reward.model!r}, kind={reward.kind}"
+            f"{file}: reward.train: trains a sequence_classification model; expected reward.model or reward.start to "
+            f"name what it starts from, found model={reward.model!r}, kind={reward.kind}"
         )
-    if reward.checks and reward.model is None:
-        raise UserError(f"{file}: reward.checks: there is no model to check; set reward.model")
+    if reward.checks and reward.source is None:
+        raise UserError(f"{file}: reward.checks: there is no model to check; set reward.model or reward.start")
 
 
 def penalised(scored: pd.DataFrame, score: ScoreParams, n_tokens: np.ndarray, cut: np.ndarray) -> pd.Series:

@@ -114,7 +114,8 @@ def write_findings(project: Path) -> Path:
     for r in results:
         study = load_study(project / "studies", r["study"])
         lines += ["", f'## <a name="{r["study"]}-{r["scale"]}"></a>{study.title} ({r["study"]}, {r["scale"]})', ""]
-        lines += [f"{study.paper} of the paper. {study.about}", ""]
+        whose = f"{study.paper} of the paper" if study.paper else "Not in the paper"
+        lines += [f"{whose}. {study.about}", ""]
         if told := study.differs.get(r["scale"]):
             lines += [told, ""]
         commits = ", ".join(r.get("commits") or ["unknown"])

@@ -96,7 +96,9 @@ class Figure(Section):
 class Study(Section):
     name: Name
     title: str
-    paper: str = Field(description="table or figure of the paper")
+    paper: str | None = Field(
+        None, description="table or figure of the paper; null: a question that is not the paper's"
+    )
     about: str = Field(description="what is compared, in a sentence or two")
     differs: dict[ScaleName, str] = Field({}, description="where a scale departs from the paper")
     seeds: int = Field(3, ge=1)

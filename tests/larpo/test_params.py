@@ -111,3 +111,33 @@ def test_memory_windows_follow_the_chain_of_policies():
         "previous": [["1", "3"], ["2", "4"]],
         "all": [["1", "3"], ["1", "2", "4"]],
     }
+
+
+HEAD = {"data": {"source": "sums"}, "held_out": 0.3, "learning_rate": 1e-3}
+START = {"start": "data/policy/0", "train": HEAD}
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        ({"start": "policy/0"}, "reward: value error, start: expected larpo/rewards/rules.py, or data/policy/NAME"),
+        ({"start": "data/policy/0/config.json"}, "reward: value error, start: expected larpo/rewards/rules.py"),
+        (START | {"train": None}, "expected reward.train and no reward.model, found model=None, train=null"),
+        (START | {"model": "a/b"}, "expected reward.train and no reward.model, found model='a/b', train=given"),
+        (START | {"start": "data/policy/1"}, "reward.start: policy 1 is trained with this reward"),
+        (START | {"start": "data/policy/bas"}, "reward.start: policy 'bas' does not exist; did you mean 'base'?"),
+        (START | {"kind": "pairrm"}, "reward.train: trains a sequence_classification model"),
+        (START | {"train": HEAD | {"held_out": 0.1}}, "reward.train.held_out: expected that of prompts, 0.3"),
+        ({"start": "larpo/rewards/rules.py", "train": HEAD}, "expected reward.model or reward.start"),
+    ],
+)
+def test_what_a_reward_may_start_from(reward, words):
+    raw = changed("reward", reward)
+    data = GOOD["prompts"] | {"held_out": 0.3}
+    raw["prompts"], sums = data, {"source": "sums", "held_out": 0.3}
+    raw["sft"] = {"base": {"previous": "0", "data": sums, "examples": 9, "learning_rate": 1e-3}}
+    for start in ("data/policy/0", "data/policy/base"):
+        raw["reward"] = START | {"start": start}
+        assert parse_params(raw).reward.source == start
+    raw["reward"] = reward
+    assert words in refusal(raw)

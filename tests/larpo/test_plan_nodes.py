@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from larpo.params import parse_params
 from larpo.plan import Assumptions, build_plan
 from larpo.plan.rewarding import comparisons
+from larpo.sections import RULES
 from tests.conftest import ROOT
 from tests.larpo.test_plan_runs import FSFAIRX, PAIRRM, arithmetic, estimates, node, paper, plan_of
 
@@ -17,7 +18,7 @@ TUNED = {
     "data": {"source": "dataset", "dataset": "meta-math/MetaMathQA", "solution_field": "response"},
 }  # fmt: skip
 FULL = {
-    "seed": 0, "reward": {}, "report": {}, "sft": {"base": TUNED, "more": TUNED | {"previous": "base"}},
+    "seed": 0, "reward": {"start": RULES}, "report": {}, "sft": {"base": TUNED, "more": TUNED | {"previous": "base"}},
     "iterations": {
         "1": {"previous": "more", "temperatures": [1.0]}, "2": {"previous": "0", "temperatures": [0.8]},
     },

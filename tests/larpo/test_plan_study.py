@@ -21,6 +21,7 @@ from larpo.plan.graph import keys, needs, read_stages, select, unroll
 from larpo.plan.needs import needs_of
 from larpo.plan.render_study import render_overview, render_study, study_json
 from larpo.plan.study import StudyPlan, plan_study, sum_up
+from larpo.sections import RULES
 from larpo.studies.spec import expand, load_study, names, targets
 from tests.conftest import ROOT
 from tests.larpo.test_plan_nodes import FULL
@@ -134,7 +135,7 @@ SMALL: dict[str, Any] = {
             "set": {
                 "iterations": {"1": {"previous": "0", "temperatures": [0.8]}}, "train.learning_rate": 1e-6,
                 "benchmarks": {"gsm8k": {"benchmark": "gsm8k", "generate": {"max_new_tokens": 400}}},
-                "sft": {}, "reward": {}, "retrieval": {}, "best_of_n": {}, "lists.top": 1,
+                "sft": {}, "reward": {"start": RULES}, "retrieval": {}, "best_of_n": {}, "lists.top": 1,
             },
         }
     },

@@ -12,8 +12,9 @@ import torch
 
 from larpo.errors import UserError
 from larpo.preferences import Pair, read_pairs
+from larpo.prompts import draw, is_held_out
 from larpo.reward_trainer import bradley_terry
-from larpo.sections import PairsParams
+from larpo.sections import PairsParams, SourceParams
 from tests.conftest import ROOT
 
 ASKED = [{"role": "user", "content": "hi"}]
@@ -145,3 +146,23 @@ def test_published_pairs(file, dropped):
     rows = {"base": 2354, "online": 1137, "eval": 200, "Natural": 100}[path.name.split(".")[0].split("-")[-1]]
     assert len(found) + sum(lost.values()) == rows
     assert dropped.items() <= lost.items()
+
+
+def test_pairs_of_sums_are_the_same_every_time_and_share_the_prompts_split():
+    """What the pairs' own share holds out is what the prompts' source holds out: no evaluation prompt is trained on."""
+    params = PairsParams.model_validate({"source": "sums", "sums": {"errors": ["careless"]}, "examples": 500})
+    pairs, dropped = read_pairs(params, "reward.train.data")
+    assert read_pairs(params, "reward.train.data") == (pairs, dropped)
+    assert len(pairs) == 500 and dropped == {"not_chosen": 3645 - 500}
+    assert all(int(p.chosen) - int(p.rejected) == 10 for p in pairs), "the carry is what the rejected one forgot"
+    source = SourceParams(source="sums", held_out=0.3)
+    assert [p.held_out(0.3) for p in pairs] == [is_held_out(source, p.messages) for p in pairs]
+    asked = {m[-1]["content"] for m in draw(source, 400, 0, held_out=True)["messages"]}
+    trained = {p.messages[-1]["content"] for p in pairs if not p.held_out(0.3)}
+    assert 300 < len(trained) < 400 and not asked & trained
+
+
+@pytest.mark.parametrize("raw", [{"source": "sums", "data": "a/b"}, {"source": "dataset"}, {}])
+def test_pairs_come_from_a_dataset_or_from_sums(raw):
+    with pytest.raises(ValueError, match="data: expected a hub id or a file with source dataset and null with sums"):
+        PairsParams.model_validate(raw)

@@ -12,7 +12,7 @@ from larpo.logps import ResponseList, pack, response_logps
 from larpo.params import parse_params, policy_key
 from larpo.scratch import scratch_policy
 from larpo.sections import PolicyParams, ScratchParams
-from larpo.sft import IGNORED, Collator, Example, SFTTrainer
+from larpo.sft import IGNORED, Collator, Example, ExampleDataset, SFTTrainer
 from tests.larpo.test_params import changed
 
 SMALL = ScratchParams(characters="0123456789+ ", hidden_size=16, layers=1, heads=2, max_length=32)
@@ -54,6 +54,21 @@ def test_accumulation_is_the_large_batch(tmp_path):
     parts, _ = fit(tmp_path / "b", 1, 3)
     for (name, a), b in zip(whole.named_parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_what_fills_up_the_last_batch_of_several_processes_does_not_count(tmp_path):
+    """Index -1 (`larpo.base_trainer.PaddedOrder`): loss and gradient are those of the batch without it."""
+    dataset, model = ExampleDataset(EXAMPLES), scratch_policy(SMALL)[0]
+    args = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    trainer, found = SFTTrainer(model, args, EXAMPLES, pad=0), []
+    for indices in ([0, 1, 2], [0, 1, 2, -1]):
+        batch = Collator(pad=0)([dataset[i] for i in indices])
+        assert trainer._get_num_items_in_batch([batch], torch.device("cpu")) == 8
+        model.zero_grad()
+        loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=torch.tensor(8))
+        loss.backward()
+        found.append((loss, torch.cat([p.grad.flatten() for p in model.parameters()])))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_random_weights_are_those_of_the_seed_and_leave_the_global_generator_alone():

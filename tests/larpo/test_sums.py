@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from larpo.sums import careless_sum, sums
+from larpo.sums import careless_sum, errors, sum_pairs, sums
 
 
 def test_careless_sums_by_hand():
@@ -30,3 +30,25 @@ def test_every_pair_once_and_the_share_that_is_careless():
     assert again == {text: worked for text, _, worked in rows}, "the order is the seed's, the examples are not"
     assert [r[0] for r in rows] != list(again)
     assert all(answer == worked for _, answer, worked in sums(1, 0.0, seed=0))
+
+
+@given(st.integers(0, 999), st.integers(0, 999))
+def test_errors_are_wrong_in_their_own_way(a, b):
+    right, found = str(a + b), errors(a, b)
+    assert found == errors(a, b) and ("careless" in found) == (a % 10 + b % 10 >= 10)
+    digit = found["digit"]
+    assert len(digit) == len(right) and sum(x != y for x, y in zip(digit, right, strict=True)) == 1
+    assert digit[0] != "0" and digit != str(careless_sum(a, b)), "never the careless answer under another name"
+    if a + b < 10:
+        assert "length" not in found
+    else:
+        assert found["length"] in {right[:i] + right[i + 1 :] for i in range(len(right))}
+
+
+def test_pairs_of_every_problem_and_of_the_kinds_asked_for():
+    """Of 8100 problems 3645 have something to carry from the ones (see above)."""
+    rows = list(sum_pairs(2, ["careless", "length"]))
+    assert len(rows) == 3645 + 8100
+    assert all(eval(text.rstrip("=")) == int(right) != int(wrong) for text, right, wrong in rows)
+    careless = [(text, wrong) for text, _, wrong in sum_pairs(2, ["careless"])]
+    assert len(careless) == 3645 and ("47+38=", "75") in careless

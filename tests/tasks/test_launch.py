@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from larpo import tables
-from larpo.trainer import ListDataset, PaddedOrder, TrainingList
+from larpo.base_trainer import PaddedOrder
+from larpo.trainer import ListDataset, TrainingList
 from tests.conftest import Project
 
 TWO_PROCESSES = """

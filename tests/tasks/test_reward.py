@@ -99,6 +99,34 @@ def test_training_learns_what_the_pairs_say_and_counts_what_it_drops(workspace, 
     assert "training/plots/metrics/loss.tsv" in files("data/reward")
 
 
+def test_a_head_on_a_policy_of_the_run_learns_sums_and_scores(workspace):
+    """One-digit sums with a carry, 1 + 2 + … + 9 = 45 of them, of which it sees 70 %. The policy is an input."""
+    from larpo.scratch import scratch_policy
+    from larpo.sections import ScratchParams
+
+    tiny = ScratchParams(characters="0123456789+=", hidden_size=32, layers=2, heads=2, max_length=24)
+    for part in scratch_policy(tiny):
+        part.save_pretrained(workspace / "data/policy/0")
+    pairs = {"source": "sums", "sums": {"digits": 1, "errors": ["careless"]}}
+    settings = {"data": pairs, "held_out": 0.3, "learning_rate": 3e-3, "epochs": 15, "pairs_per_step": 9}
+    trained = settings | {"pairs_per_device_batch": 9, "save_steps": 100}
+    start = {"start": "data/policy/0", "max_length": 24, "train": trained, "checks": {"again": pairs}}
+    change(reward=start, score={"reward": "sequence_classification"}, prompts={"source": "sums", "per_iteration": 4})
+    rule = {"items": 8, "options": {"rule": "final_number"}, "generate": {"max_new_tokens": 4}}
+    change(benchmarks={"held_out": rule})
+    tasks.reward.main()
+    metrics = json.loads(Path("data/reward/metrics.json").read_text())
+    assert metrics["held_out"]["accuracy"]["value"] > 0.9
+    check = metrics["checks"]["again"]
+    assert check["pairs"] == metrics["held_out"]["pairs"], "what was trained on is no check"
+    assert check["dropped"] == {"not_held_out": 45 - check["pairs"]}
+    manifest = json.loads(Path("data/reward.manifest.json").read_text())
+    assert list(manifest["inputs"]) == ["data/policy/0"]
+    assert manifest["notes"]["reward"]["model"] == "data/policy/0" and manifest["notes"]["reward"]["origin"] == "policy"
+    sampled()
+    assert scored()["reward"].nunique() > 10
+
+
 def test_killed_in_training_it_ends_with_the_same_bytes(workspace, monkeypatch):
     from larpo.reward_trainer import BradleyTerryTrainer
 
