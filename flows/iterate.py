@@ -37,6 +37,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import server
 from flows.graph import GraphNode, read_graph, select
+from flows.mend import mend
 from flows.nodes import BadInput, NodeFailed, NodeRunner, Stopped
 from flows.workspace import Workspace, changed_params, free_name
 from larpo.errors import UserError
@@ -227,6 +228,8 @@ def larpo(
     logger, project = get_run_logger(), project_folder()
     params = changed_params(project, iterations, objective, overrides)
     if params is None:
+        for line in mend(project):
+            logger.info("%s", line)
         outcomes = run_graph(select(read_graph(project), targets), project)
         markdown = scores_markdown(project, outcomes, project / "report", "LARPO")
         create_markdown_artifact(markdown, key=ARTIFACT, description="Scores of the last run")
