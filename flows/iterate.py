@@ -44,7 +44,8 @@ from larpo.errors import UserError
 from larpo.params import policy_key
 
 # Long nodes resume where they stopped, and a judge may have been away; the rest fail for a reason that stays.
-RETRIES = {"sample": 2, "score": 2, "generate": 2, "evaluate": 2, "embed": 2, "train": 1, "sft": 1}
+RETRIES = dict.fromkeys(("sample", "score", "reference", "generate", "evaluate", "best_of_n", "embed"), 2)
+RETRIES |= dict.fromkeys(("train", "sft", "reward"), 1)
 STATE_NAMES = {"ran": "Completed", "restored": "Restored", "up-to-date": "UpToDate"}
 LIMIT = "larpo-heavy"
 LEASE_SECONDS = 60.0  # Prefect's minimum; after a kill the slot is free again in about that time

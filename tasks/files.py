@@ -190,7 +190,8 @@ def disk_fault(error: BaseException, *folders: Path) -> str | None:
         number = _number(seen, folders)
         if number in REASONS:
             reason, fix = REASONS[number]
-            path = getattr(seen, "filename", None)
+            # Of two names, as of a copy, the second is written.
+            path = getattr(seen, "filename2", None) or getattr(seen, "filename", None)
             where = os.path.abspath(os.fsdecode(path)) if isinstance(path, str | bytes) else str(_fullest(folders))
             return f"{where}: {reason}; {fix} and run again: finished parts are kept in scratch/"
         seen = seen.__cause__ or seen.__context__

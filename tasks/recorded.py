@@ -70,13 +70,15 @@ def _objects(md5: str) -> list[Path]:
 
 def _differing(hashes: dict[Path, dict[str, str]]) -> tuple[Path, str, str] | None:
     """The first input that differs, the node that made it, and its MD5 in dvc.lock."""
-    stages = _stages()
-    for name, stage in stages.items():
-        outs = {out.get("path"): out.get("md5") for out in stage.get("outs") or []}
-        for path, files in hashes.items():
-            wanted = outs.get(path.as_posix())
-            if wanted and wanted != dvc_hash(files) and tree_hash_of(files) not in _manifested(outs, path):
-                return path, name, wanted
+    made = [(name, {o.get("path"): o.get("md5") for o in s.get("outs") or []}) for name, s in _stages().items()]
+    for path, files in hashes.items():
+        # More than one where dvc.lock still holds a stage that dvc.yaml no longer has: one of them must fit.
+        named = [(name, outs) for name, outs in made if outs.get(path.as_posix())]
+        known = {outs[path.as_posix()] for _, outs in named}
+        by_hand = {found for _, outs in named for found in _manifested(outs, path)}
+        if known and dvc_hash(files) not in known and tree_hash_of(files) not in by_hand:
+            name, outs = named[-1]
+            return path, name, outs[path.as_posix()]
     return None
 
 

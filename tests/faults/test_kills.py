@@ -67,3 +67,28 @@ def test_fifty_kills_over_all_kinds_of_nodes(undisturbed, tmp_path, warm_server)
         assert scratch_left(project.folder) == []
         print(f"{dict(kills)} {mended}", flush=True)
     assert most < 50 or [k for k in KINDS if not kills[k]] == [], f"kinds that were never hit; seed {seed}"
+
+
+def test_four_kills(finished_project, tmp_path, warm_server):
+    """The short form, over the first nodes of an iteration: every way to kill once."""
+    expected = products(finished_project.folder)
+    seed = int(os.environ.get("LARPO_FAULTS_SEED", random.SystemRandom().randrange(10**6)))
+    print(f"seed {seed} (LARPO_FAULTS_SEED)")
+    rng = random.Random(seed)
+    project = finished_project.copy(tmp_path / "project")
+    project.variables = warm_server
+    forget(project)
+    for number, how in enumerate(("tree", "node", "dvc", "tree"), 1):
+        mend(project.folder)
+        running = Running(project, "-m", "dvc", "repro", "sample@1")
+        running.wait_for(lambda r=running, n=min(number, 2): len(r.stages) >= n, 60)
+        time.sleep(rng.random() * 0.5)
+        running.kill(how)
+        running.finish()
+        assert_nothing_runs(project.folder)
+    mend(project.folder)
+    project.dvc("repro", "sample@1")
+    made = products(project.folder)
+    assert "data/sample/1.parquet" in made
+    assert_same(made, {path: expected[path] for path in made})
+    assert scratch_left(project.folder) == []
