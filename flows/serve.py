@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 from flows import project_folder, server, supervise
-from larpo.errors import UserError
+from larpo.errors import MachineError, UserError
+from tasks.lock import Lock
 
 POOL = "local"
 PROFILE = """\
@@ -71,6 +72,37 @@ def ensure_pool(url: str) -> None:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
 
 
+def end_abandoned(url: str) -> list[str]:
+    """Give runs that a killed worker, server or machine left as running their end; returns their names.
+
+    No worker of the pool is alive when this is called, so nothing would ever change their state.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import (
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+        WorkPoolFilter,
+        WorkPoolFilterName,
+    )
+    from prefect.client.schemas.objects import StateType
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.states import Crashed
+
+    open_states = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+    message = "Its worker or server was killed. Run it again: nodes that were finished are up to date."
+    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+        found = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_states))
+            ),
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])),
+        )  # fmt: skip
+        for run in found:
+            client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+    return [run.name for run in found]
+
+
 def serve(project: Path, port: int) -> None:
     """Run until a signal comes or one of the two processes ends.
 
@@ -78,14 +110,20 @@ def serve(project: Path, port: int) -> None:
     ------
     UserError
         The port is taken, prefect.yaml is missing, or server or worker end by themselves.
+    MachineError
+        Another process serves this project.
     """
     if not (project / "prefect.yaml").is_file():
         raise UserError(f"{project / 'prefect.yaml'}: not found; run from the project's folder")
     home, url = Path(os.environ["PREFECT_HOME"]), server.api_url(port)
     environment = server.environment(home, port)
+    only = Lock(home / "serve.lock", "the service (make serve)")
+    only.acquire(wait=2.0)
     print(f"Starting Prefect's server on {server.HOST}:{port}; log: {home / 'server.log'}", flush=True)
     with server.running(home, port) as running, profile(home, url) as found:
         ensure_pool(url)
+        for name in end_abandoned(url):
+            print(f"Run {name} was still open, from a service that was killed: its state is now Crashed")
         prefect("deploy", "--all", project=project, env=environment)
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
         worker = supervise.start(command, cwd=project, env=environment)
@@ -120,6 +158,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except MachineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         pass
     print("Stopped.")

@@ -22,6 +22,7 @@ import yaml
 
 from flows import supervise
 from flows.graph import read_graph, select
+from flows.mend import mend
 from flows.nodes import Output
 from flows.workspace import Workspace, named_paths
 from larpo.errors import UserError
@@ -132,6 +133,8 @@ class Runner:
         return kept
 
     def _repro(self, folder: Path, nodes: list[str], say: Callable[[str], None]) -> None:
+        for line in mend(folder):
+            say(line)
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         environment = os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"} | self.environment
         with self._guard:

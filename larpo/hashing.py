@@ -31,8 +31,8 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(f, "md5").hexdigest()
 
 
-def tree_hash(path: str | Path, only: Iterable[str] | None = None) -> str:
-    """Hash of a file, or of every file in a folder with its relative name.
+def file_hashes(path: str | Path, only: Iterable[str] | None = None) -> dict[str, str]:
+    """MD5 of every file in a folder by its relative name; of a file itself under the name "".
 
     Parameters
     ----------
@@ -41,6 +41,24 @@ def tree_hash(path: str | Path, only: Iterable[str] | None = None) -> str:
     """
     path = Path(path)
     if path.is_file():
-        return file_hash(path)
+        return {"": file_hash(path)}
     files = sorted(p for p in path.rglob("*") if p.is_file() and (only is None or p.name in set(only)))
-    return digest([[p.relative_to(path).as_posix(), file_hash(p)] for p in files], length=32)
+    return {p.relative_to(path).as_posix(): file_hash(p) for p in files}
+
+
+def tree_hash(path: str | Path, only: Iterable[str] | None = None) -> str:
+    """Hash of a file, or of every file in a folder with its relative name; `only` as in `file_hashes`."""
+    return tree_hash_of(file_hashes(path, only))
+
+
+def tree_hash_of(hashes: dict[str, str]) -> str:
+    """`tree_hash` from what `file_hashes` returned."""
+    return hashes[""] if "" in hashes else digest([list(item) for item in hashes.items()], length=32)
+
+
+def dvc_hash(hashes: dict[str, str]) -> str:
+    """What dvc.lock holds for the same file or folder."""
+    if "" in hashes:
+        return hashes[""]
+    rows = [{"md5": hashes[name], "relpath": name} for name in sorted(hashes)]
+    return hashlib.md5(json.dumps(rows, sort_keys=True).encode("utf-8")).hexdigest() + ".dir"

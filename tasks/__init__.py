@@ -1,10 +1,16 @@
 """One module per node of dvc.yaml, each a command: `python -m tasks.sample 1`."""
 
 import os
+import sys
 
 # Read when the libraries are imported, so set before. Progress bars redraw lines, which logs cannot; nodes print
 # lines of their own.
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+if os.environ.get("DVC_STAGE") and sys.orig_argv[1:2] == ["-m"]:  # the command that DVC runs, no child of it
+    from tasks.lock import end_with_parent
+
+    end_with_parent()
 
 if address := os.environ.get("LARPO_WARM"):
     from tasks.warm import delegate

@@ -9,7 +9,8 @@ import numpy as np
 
 from larpo import provenance
 from larpo.retrieval import Encoder, read_passages, read_queries, shards
-from tasks.node import Node, command, load_params, say, write_json
+from tasks.files import is_whole_array, read_json_part, rename, write_json
+from tasks.node import Node, command, load_params, say
 
 
 def main(name: str) -> None:
@@ -23,12 +24,15 @@ def main(name: str) -> None:
     ) as node:  # fmt: skip
         queries = read_queries(wanted.queries)
         parts = node.scratch / "parts"
+        made = node.scratch / "publish" / out
+        if made.is_dir() and not parts.exists():
+            os.replace(made, parts)  # killed after the last shard, before they were published
         parts.mkdir(exist_ok=True)
         encoder, count, start = None, 0, time.perf_counter()
         for i, passages in enumerate(shards(read_passages(wanted.corpus), wanted.shard_size)):
             path = parts / f"passages-{i:06d}.npy"
             count += len(passages)
-            if path.exists():
+            if is_whole_array(path) and read_json_part(parts / f"ids-{i:06d}.json") is not None:
                 say(f"{node.stage}: resuming, shard {i} is there")
                 continue
             encoder = encoder or Encoder(wanted)
@@ -49,7 +53,7 @@ def save(vectors: np.ndarray, path) -> None:
     temporary = path.with_suffix(".tmp")
     with open(temporary, "wb") as f:
         np.save(f, vectors)
-    os.replace(temporary, path)
+    rename(temporary, path)
 
 
 if __name__ == "__main__":

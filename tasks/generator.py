@@ -13,7 +13,8 @@ from larpo.checkpoints import load_tokenizer, render_prompts
 from larpo.engines import Engine, Sampling, build_engine
 from larpo.hashing import seed_of
 from larpo.params import EngineParams
-from tasks.node import Node, progress, say, write_part
+from tasks.files import read_part, write_part
+from tasks.node import Node, progress, say
 
 
 class Generator:
@@ -40,8 +41,8 @@ class Generator:
         rendered = render_prompts(self.tokenizer, prompts["messages"].tolist())
         size = self.params.batch_size
         starts = list(range(0, len(prompts), size))
-        paths = {s: self.node.scratch / f"{tag}-{s:08d}.parquet" for s in starts}
-        done = [s for s in starts if paths[s].exists()]
+        paths = {s: self.node.scratch / f"{tag}-{s:08d}.part" for s in starts}
+        done = {s: part for s in starts if (part := read_part(paths[s])) is not None}
         if done:
             say(f"{self.node.stage}: resuming {tag}, {len(done)} of {len(starts)} batches are there")
         todo = [s for s in starts if s not in done]
@@ -57,6 +58,7 @@ class Generator:
             ]
             names = ["prompt_id", "index", "seed", "prompt_token_ids", "token_ids", "finish_reason"]
             write_part(pd.DataFrame(rows, columns=names), paths[start])
-        frame = pd.concat([pd.read_parquet(paths[s]) for s in starts], ignore_index=True)
+        parts = [done[s] if s in done else read_part(paths[s]) for s in starts]
+        frame = pd.concat(parts, ignore_index=True)
         frame["text"] = self.tokenizer.batch_decode(frame["token_ids"].tolist(), skip_special_tokens=True)
         return frame

@@ -13,7 +13,6 @@ parameters: scratch of other inputs is never resumed.
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import platform
 import resource
@@ -27,13 +26,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pandas as pd
 import psutil
 import typer
 
-from larpo.errors import UserError
-from larpo.hashing import digest, tree_hash
+from larpo.errors import MachineError, UserError
+from larpo.hashing import digest, file_hashes, tree_hash, tree_hash_of
 from larpo.params import Params, load_params
+from tasks.files import check_writable, disk_fault, publish, write_json, write_part
+from tasks.lock import Lock
+from tasks.recorded import check_recorded
 
 SCRATCH = Path("scratch")
 RECORDED_PACKAGES = [
@@ -95,6 +96,7 @@ class Node:
         self.settings = {dotted: _lookup(params.model_dump(mode="json"), dotted) for dotted in uses}
         # Of several processes (tasks/launch.py) the first one clears, writes and publishes.
         self.leads = os.environ.get("RANK", "0") == "0"
+        self._lock = Lock(SCRATCH / f"{self.stage}.lock", self.stage)
         self._rows: dict[str, Any] = {}
         self._notes: dict[str, Any] = {}
 
@@ -105,7 +107,20 @@ class Node:
                 raise UserError(
                     f"{path}: not found, needed by {self.stage}; run `dvc repro {self.stage}` or `dvc pull`"
                 )
-        self.input_hashes = {p.as_posix(): tree_hash(p) for p in self.inputs}
+        if self.leads:
+            self._lock.acquire()
+        try:
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def _open(self) -> None:
+        hashes = {p: file_hashes(p) for p in self.inputs}
+        if self.leads:
+            check_recorded(hashes, self.stage)
+        self.input_hashes = {p.as_posix(): tree_hash_of(found) for p, found in hashes.items()}
         self.identity = digest(self.stage, self.input_hashes, self.settings)
         home = SCRATCH / self.stage
         self.scratch = home / self.identity
@@ -116,7 +131,9 @@ class Node:
                     shutil.rmtree(old, ignore_errors=True)
         self.resumed = self.scratch.exists()
         (self.scratch / "publish").mkdir(parents=True, exist_ok=True)
-        return self
+        if self.leads:  # told now rather than after hours of work
+            for path in (*self.outputs, self.manifest_path):
+                check_writable(path.parent)
 
     def out(self, path: str | Path) -> Path:
         """Scratch place for one declared output; it is renamed to `path` at the end."""
@@ -138,17 +155,21 @@ class Node:
         self._notes.update(facts)
 
     def __exit__(self, kind, error, trace) -> None:
-        if kind is not None or not self.leads:
-            return
+        try:
+            if kind is None and self.leads:
+                self._publish()
+        finally:
+            self._lock.release()
+
+    def _publish(self) -> None:
         missing = [p for p in self.outputs if not (self.scratch / "publish" / p).exists()]
         if missing:
             raise RuntimeError(f"{self.stage} made no {', '.join(map(str, missing))}")
         record = self._manifest()
+        # Killed from here on, old outputs must not stand beside a new manifest, nor new ones beside an old.
+        self.manifest_path.unlink(missing_ok=True)
         for path in self.outputs:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir():
-                shutil.rmtree(path)
-            os.replace(self.scratch / "publish" / path, path)
+            publish(self.scratch / "publish" / path, path)
         write_json(self.manifest_path, record)
         shutil.rmtree(self.scratch, ignore_errors=True)
         rows = self._rows
@@ -179,22 +200,6 @@ def _lookup(tree: dict[str, Any], dotted: str) -> Any:
     for part in dotted.split("."):
         tree = tree[part]
     return tree
-
-
-def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON through a temporary file and one rename, so that no reader sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(temporary, path)
-
-
-def write_part(frame: pd.DataFrame, path: Path) -> None:
-    """Write a part of a node's work so that it is there completely or not at all."""
-    temporary = path.with_suffix(".tmp")
-    frame.to_parquet(temporary, index=False)
-    os.replace(temporary, path)
 
 
 def say(line: str) -> None:
@@ -260,8 +265,8 @@ def hardware() -> dict[str, Any]:
 
 
 def command(function: Callable[..., None]) -> None:
-    """Run a node's function as a command: options from its signature, one line and exit code 2 on bad
-    input, no traceback for what a user can mend."""
+    """Run a node's function as a command: options from its signature, one line and exit code 2 on bad input, one line
+    and exit code 1 where the disk is full or the like, no traceback for what a user can mend."""
 
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
@@ -269,6 +274,15 @@ def command(function: Callable[..., None]) -> None:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             raise typer.Exit(2) from None
+        except MachineError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise typer.Exit(1) from None
+        except Exception as error:
+            line = disk_fault(error, SCRATCH, Path("data"))
+            if line is None:
+                raise
+            print(f"error: {line}", file=sys.stderr, flush=True)
+            raise typer.Exit(1) from None
 
     guarded.__doc__, guarded.__annotations__ = function.__doc__, function.__annotations__
     guarded.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]

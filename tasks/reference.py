@@ -15,7 +15,8 @@ import torch
 from larpo import tables
 from larpo.checkpoints import load_model
 from larpo.logps import pack, response_logps
-from tasks.node import Node, command, load_params, progress, write_part
+from tasks.files import read_part, write_part
+from tasks.node import Node, command, load_params, progress
 from tasks.training_data import mismatched_responses, read_lists, response_lists
 
 
@@ -41,8 +42,9 @@ def main(iteration: str) -> None:
             ]
         size = params.reference.lists_per_batch
         starts = list(range(0, len(lists), size))
-        paths = {s: node.scratch / f"part-{s:08d}.parquet" for s in starts}
-        todo = [s for s in starts if not paths[s].exists()]
+        paths = {s: node.scratch / f"part-{s:08d}.part" for s in starts}
+        done = {s: part for s in starts if (part := read_part(paths[s])) is not None}
+        todo = [s for s in starts if s not in done]
         if todo:
             device = "cuda" if torch.cuda.is_available() else "cpu"
             model = load_model(policy, params.policy.dtype).to(device).eval()
@@ -58,7 +60,8 @@ def main(iteration: str) -> None:
             ]
             part = pd.DataFrame(rows, columns=["reference_logp", "n_tokens", "mismatched_logp"])
             write_part(part, paths[start])
-        values = pd.concat([pd.read_parquet(paths[s]) for s in starts], ignore_index=True)
+        parts = [done[s] if s in done else read_part(paths[s]) for s in starts]
+        values = pd.concat(parts, ignore_index=True)
         result = values.assign(prompt_id=frame["prompt_id"], response_id=frame["response_id"])
         tables.write(result[tables.SCHEMAS["reference"].names], "reference", node.out(out))
         node.note(reference_policy=which, dtype=params.policy.dtype)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from larpo import provenance
 from larpo.errors import UserError
 from larpo.hashing import seed_of, tree_hash
 from larpo.params import RewardParams
@@ -57,7 +58,16 @@ def main() -> None:
             say(f"{node.stage}: held-out accuracy {words(metrics['held_out'])}")
         for name, found in metrics.get("checks", {}).items():
             say(f"{node.stage}: {name}: accuracy {words(found)}")
-        node.note(reward=identity, data=hashes(wanted), **metrics)
+        node.note(reward=identity, data=hashes(wanted), sources=sources(wanted), **metrics)
+
+
+def sources(params: RewardParams) -> list[provenance.Source]:
+    """Where the model and its pairs come from; a policy of this run is an input of the node."""
+    found = [provenance.model(params.model, params.revision)] if params.model else []
+    sections = [*params.checks.values(), *([params.train.data] if params.train else [])]
+    return found + [
+        provenance.dataset(s.data) if s.data else provenance.generated(f"pairs: {s.source}") for s in sections
+    ]
 
 
 def read_check(params: RewardParams, name: str) -> tuple[list[Pair], dict[str, int]]:

@@ -13,7 +13,8 @@ import pandas as pd
 from larpo.errors import UserError
 from larpo.rewards import MODELS, build_reward, parts, penalised
 from larpo.sections import ScoreParams
-from tasks.node import Node, progress, write_json, write_part
+from tasks.files import read_json_part, read_part, write_json, write_part
+from tasks.node import Node, progress
 
 MODEL_PART = 256  # responses per part where a model scores them
 
@@ -52,11 +53,11 @@ def score_in_parts(
         if position - starts[-1] >= part:
             starts.append(int(position))
     bounds = list(zip(starts, [*starts[1:], len(order)], strict=True))
-    files = [node.scratch / f"part-{start:08d}.parquet" for start in starts]
+    files = [node.scratch / f"part-{start:08d}.part" for start in starts]
     for (start, end), file in progress(
         list(zip(bounds, files, strict=True)), node.stage, size=lambda item: item[0][1] - item[0][0]
     ):
-        if file.exists():
+        if read_json_part(file.with_suffix(".json")) is not None and read_part(file) is not None:
             continue
         rows = order[start:end]
         some = joined.iloc[rows]
@@ -66,7 +67,7 @@ def score_in_parts(
         )  # fmt: skip
         write_json(file.with_suffix(".json"), reward.taken())
         write_part(scored[["reward", "correct"]].reset_index(drop=True), file)
-    found = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    found = pd.concat([read_part(file) for file in files], ignore_index=True)
     found.index = pd.Index(order)
     found = found.sort_index()
     found["correct"] = found["correct"].astype(object).where(found["correct"].notna(), None)

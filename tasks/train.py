@@ -23,6 +23,7 @@ from larpo.trainer import (
     first_batch_loss,
     without_dropout,
 )
+from tasks.files import read_json_part, write_json
 from tasks.launch import launched
 from tasks.node import Node, command, load_params
 from tasks.training import check_commit, run, training_arguments
@@ -88,12 +89,12 @@ def main(iteration: str) -> None:
         # As the paper trains: without dropout's noise in the log-ratios.
         model = without_dropout(load_model(policy, params.policy.dtype))
         step0 = node.scratch / "step0.json"
-        if node.leads and not step0.exists():
+        if node.leads and read_json_part(step0) is None:
             first = lists[: params.train.lists_per_device_batch]
             loss, expected = first_batch_loss(model.to(args.device), first, objective)
             if params.reference_policy(iteration) == previous:
                 check_step0(loss, expected, params.policy.dtype)
-            step0.write_text(json.dumps({"step0_loss": loss, "step0_expected": expected}))
+            write_json(step0, {"step0_loss": loss, "step0_expected": expected})
         trainer = ListTrainer(
             model, args, lists, objective, processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)]
         )

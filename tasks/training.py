@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from larpo.errors import UserError
 from larpo.sections import OptimizerParams
+from tasks.files import is_whole_checkpoint
 from tasks.node import Node, git_state, say
 
 LOGGED = ("loss", "grad_norm", "learning_rate", "reward_accuracy", "margin")
@@ -118,16 +118,15 @@ def training_arguments(
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that a kill did not leave half-written; half-written ones are removed.
+    """The newest checkpoint that neither a kill nor a power cut left half-written; half-written ones are removed.
 
     The Trainer writes trainer_state.json last, and removes the checkpoint before only then.
     """
     complete = None
     for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1])):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
+        if is_whole_checkpoint(path):
             complete = path
-        except (OSError, json.JSONDecodeError):
+        else:
             shutil.rmtree(path, ignore_errors=True)  # another process may be removing it too
     return complete
 

@@ -54,10 +54,10 @@ CASES = {
     "sample": (
         "import tasks.sample as t; t.main('1')",
         ["data/sample/1.parquet"],
-        "*/0-t1-0000000*.parquet",
+        "*/0-t1-0000000*.part",
         "resuming",
     ),
-    "score": ("import tasks.score as t; t.PART = 2; t.main('1')", ["data/score/1.parquet"], "*/part-*.parquet", ""),
+    "score": ("import tasks.score as t; t.PART = 2; t.main('1')", ["data/score/1.parquet"], "*/part-*.part", ""),
     "train": (
         "import tasks.train as t; t.main('1')",
         ["data/policy/1", "data/train/1"],
@@ -67,7 +67,7 @@ CASES = {
     "generate": (
         "import tasks.generate as t; t.main('0', 'held_out')",
         ["data/generate/0-held_out.parquet"],
-        "*/greedy-0000000*.parquet",
+        "*/greedy-0000000*.part",
         "resuming",
     ),
 }  # fmt: skip
@@ -94,7 +94,7 @@ def test_killed_node_ends_with_the_same_bytes(prepared, node):
 
 def test_scratch_of_other_inputs_is_never_resumed(prepared):
     """Half a sampling run, then another seed: nothing of the first half is used."""
-    sign = "*/0-t1-0000000*.parquet"
+    sign = "*/0-t1-0000000*.part"
     scratch = prepared.folder / "scratch" / "sample@1"
     kill_when(prepared, CASES["sample"][0], lambda: any(scratch.glob(sign)))
     before = files(prepared.folder, "data/sample/1.parquet")

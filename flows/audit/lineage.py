@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from flows.audit.commits import Commit
-from flows.audit.run import LOCK, AuditedRun, LockedNode, directory_md5
+from flows.audit.run import LOCK, AuditedRun, LockedNode
 from larpo.audit.recompute import different_values
 from larpo.audit.results import Check, judged, unchecked
 from larpo.errors import UserError
-from larpo.hashing import file_hash, tree_hash
+from larpo.hashing import dvc_hash, file_hash, tree_hash
 
 PART = "lineage"
 CODE = ("larpo/", "tasks/", "flows/", "dvc.yaml")
@@ -124,7 +124,7 @@ def _code_of(run: AuditedRun, node: LockedNode, commit: Commit) -> list[str]:
         found = commit.files(path)
         if not found:
             failures.append(f"{node.name}: {path} is not in commit {commit.commit[:10]}")
-        elif node.deps[path].md5 != (found[""] if "" in found else directory_md5(found)):
+        elif node.deps[path].md5 != dvc_hash(found):
             failures.append(f"{node.name}: ran {path} as it is not in commit {commit.commit[:10]}; commit, run again")
     return failures
 
@@ -144,7 +144,7 @@ def sources(run: AuditedRun, manifests: dict[str, dict[str, Any]]) -> Check:
     the hash that was recorded. What entered is also an output with a hash: data/policy/0, data/prompts, data/items."""
     failures, count, told = [], 0, {}
     for name, found in origins(run, manifests).items():
-        if not found and not (name == "reward" and run.params.reward.model is None):
+        if not found and not (name == "reward" and run.params.reward.source is None):
             failures.append(f"{name}: its manifest names no source")
         for source in found:
             count += 1

@@ -6,7 +6,6 @@ is of bytes read now.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ import yaml
 from flows.graph import GraphNode, node_name, read_graph
 from flows.workspace import dvc, git
 from larpo.errors import UserError
-from larpo.hashing import file_hash
+from larpo.hashing import dvc_hash, file_hash
 from larpo.params import Params, StrictLoader, load_params, nearest
 
 LOCK, PARAMS = "dvc.lock", "params.yaml"
@@ -197,7 +196,7 @@ class AuditedRun:
         """The md5 that DVC would record for what lies there now; None where nothing does."""
         place = self.folder / path
         if place.is_dir():
-            return directory_md5({name: file_hash(place / name) for name in self.files(path)})
+            return dvc_hash({name: file_hash(place / name) for name in self.files(path)})
         return file_hash(place) if place.is_file() else None
 
     @cached_property
@@ -228,13 +227,7 @@ class AuditedRun:
                     name = path[len(entry.path) + 1 :]
                     inside = self.listing(out) if out.md5.endswith(".dir") else {"": out.md5}
                     found |= {f"{name}/{n}" if n else name: md5 for n, md5 in (inside or {}).items()}
-        return found if directory_md5(found) == entry.md5 else None
-
-
-def directory_md5(files: dict[str, str]) -> str:
-    """DVC's hash of a folder, from its files' names (relative, with `/`) and md5s."""
-    rows = [{"md5": md5, "relpath": name} for name, md5 in sorted(files.items())]
-    return hashlib.md5(json.dumps(rows, sort_keys=True).encode("utf-8")).hexdigest() + ".dir"
+        return found if dvc_hash(found) == entry.md5 else None
 
 
 @contextmanager

@@ -1,0 +1,105 @@
+"""Two runs at once in one project: the right result, or one line; never a mixture."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import tasks.lock
+import tasks.sample
+from larpo.errors import MachineError
+from tasks.lock import Lock
+from tests.conftest import Project
+from tests.faults.kit import Running, assert_nothing_runs, assert_same, products, scratch_left
+
+HOLDER = """
+import time
+from pathlib import Path
+from tasks.lock import Lock
+lock = Lock(Path("scratch/sample@1.lock"), "x")
+lock.acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+BUSY = re.compile("is busy, it is being blocked by|Unable to acquire lock|is already being run in this folder")
+
+
+@pytest.fixture
+def project(tmp_path, finished_project) -> Project:
+    return finished_project.copy(tmp_path / "project")
+
+
+def test_a_node_that_runs_already_is_refused_and_a_dead_one_is_not_in_the_way(project, monkeypatch):
+    """A process of its own holds the lock; with kill -9 it is free."""
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setattr(tasks.lock, "WAIT_SECONDS", 0.3)
+    expected = products(project.folder)
+    other = subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(MachineError, match=rf"^sample@1 is already being run .* by process {other.pid}; .*$"):
+            tasks.sample.main("1")
+        with pytest.raises(MachineError):
+            Lock(project.folder / "scratch/sample@1.lock", "x").acquire(0)
+        tasks.sample.main("2")  # another node is not concerned
+    finally:
+        other.kill()
+        other.wait()
+    tasks.sample.main("1")
+    tasks.sample.main("1")  # and it is given back
+    assert_same(products(project.folder), expected)
+
+
+def test_a_node_ends_with_the_dvc_that_runs_it(project):
+    """kill -9 of DVC alone: its node must not go on beside that of the next run."""
+    module = project.folder / "tasks/prompts.py"
+    module.write_text('import time\nprint("started", flush=True)\ntime.sleep(60)\n')
+    running = Running(project, "-m", "dvc", "repro", "-s", "prompts@1")
+    assert running.wait_for(lambda: "started" in running.lines)
+    assert len(running.tree()) == 2
+    os.kill(running.process.pid, signal.SIGKILL)
+    running.finish()
+    assert_nothing_runs(project.folder, 5)
+
+
+@pytest.mark.faults
+def test_two_commands_of_one_node(project, warm_server):
+    """Both start within a moment: at most one is refused, in one line, and the bytes are right."""
+    expected = products(project.folder)
+    project.variables = warm_server
+    for run in (["tasks.sample", "1"], ["tasks.train", "1"], ["tasks.score", "1"], ["tasks.report"]):
+        both = [Running(project, "-m", *run) for _ in range(2)]
+        ended = sorted(b.finish() for b in both)
+        assert ended[0][0] == 0 and ended[1][0] in (0, 1), ended
+        if ended[1][0]:
+            assert re.search(r"^error: \S+ is already being run in this folder, by process \d+", ended[1][1], re.M)
+        assert_same(products(project.folder), expected)
+    assert scratch_left(project.folder) == []
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("other", [["dvc", "repro"], ["flows.iterate"]], ids=["dvc", "flow"])
+def test_two_runs_of_the_graph(project, warm_server, other):
+    """DVC locks what its stages read and write: the second run stops with DVC's line, or waits (the flow)."""
+    expected = products(project.folder)
+    project.variables = warm_server
+    (project.folder / "dvc.lock").unlink()
+    for path in (project.folder / ".dvc/cache/runs").iterdir():
+        subprocess.run(["rm", "-rf", str(path)], check=True)
+    first = Running(project, "-m", "dvc", "repro")
+    assert first.wait_for(lambda: first.stages)
+    time.sleep(0.5)
+    second = Running(project, "-m", *other)
+    ended = [first.finish(), second.finish()]
+    for status, output in ended:
+        assert status == 0 or BUSY.search(output), output
+    project.dvc("repro")
+    assert_same(products(project.folder), expected)
+    assert scratch_left(project.folder) == []
+    assert_nothing_runs(project.folder)
