@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from flows import project_folder, server, supervise
-from larpo.errors import UserError
+from larpo.errors import UserError, one_line
 
 POOL = "local"
 PROFILE = """\
@@ -118,7 +118,7 @@ def main() -> int:
     try:
         serve(project_folder(), port)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         pass

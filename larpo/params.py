@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from larpo.errors import UserError
+from larpo.overlays import UNREADABLE, StrictLoader
 from larpo.sections import (
     BenchmarkName,
     BenchmarkParams,
@@ -130,6 +131,19 @@ class Params(Section):
                 )
         return self
 
+    def entry(self, section: str, name: str) -> Any:
+        """The entry `name` of `iterations`, `sft`, `best_of_n` or `retrieval`; UserError where there is none."""
+        known = getattr(self, section)
+        if name not in known:
+            hint = nearest(name, list(known)) if known else "; the section is empty"
+            raise UserError(f"params.yaml: {section}.{name} does not exist{hint}")
+        return known[name]
+
+    def check_policy(self, name: str) -> None:
+        """UserError where nothing makes a policy of that name."""
+        if name not in self.policies():
+            raise UserError(f"params.yaml: iterations: nothing makes policy {name!r}{nearest(name, self.policies())}")
+
     def policies(self) -> list[str]:
         """Names of every policy in the order they are made: 0, those of `sft`, those of the iterations."""
         return ["0", *self.sft, *sorted(self.iterations, key=int)]
@@ -187,20 +201,6 @@ def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Section)
 
 
-class StrictLoader(yaml.SafeLoader):
-    """YAML as usual, but a key that stands twice in one mapping is refused: the first would be lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        written = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]  # `<<` may stand beside
-        keys = [self.construct_object(key, deep=True) for key in written]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice in one section", written[i].start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
 def parse_params(raw: Any, name: str = "params.yaml") -> Params:
     """Check a mapping as read from YAML. `name` is the file that errors name."""
     if not isinstance(raw, dict):
@@ -233,7 +233,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         raise UserError(f"{path}: not found; run from the project's folder, where params.yaml lies")
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     params = parse_params(raw, str(path))
     check_names(params, str(path))

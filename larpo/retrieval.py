@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import importlib.metadata
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from larpo.errors import UserError
+from larpo.errors import UserError, one_line
 from larpo.hashing import digest
 from larpo.params import RetrievalParams
 from larpo.sections import EncoderParams
@@ -36,7 +37,7 @@ def _rows(path: str | Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     if not isinstance(row, dict):
                         raise UserError(f"{path}, line {number}: expected an object, found {type(row).__name__}")
                     yield f"{path}, line {number}", row
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zlib.error, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON lines ({' '.join(str(error).split())[:160]})") from None
 
 
@@ -112,9 +113,12 @@ class Encoder:
 
         options = {"revision": params.revision} if params.revision else {}
         try:
-            self.model = SentenceTransformer(model_source(params.model, where), trust_remote_code=False, **options)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:160]
+            self.model = SentenceTransformer(
+                model_source(params.model, where), trust_remote_code=False,
+                model_kwargs={"use_safetensors": True}, **options,
+            )  # fmt: skip
+        except Exception as error:  # noqa: BLE001 - as for every checkpoint (larpo.checkpoints.UNUSABLE)
+            reason = one_line(error)[:160] or type(error).__name__
             raise UserError(f"params.yaml: {where}: cannot load {params.model!r} ({reason})") from None
         self.model.max_seq_length = params.max_length
         self.params = params

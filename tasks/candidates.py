@@ -15,7 +15,7 @@ from tasks.node import Node, command, load_params
 def main(iteration: str) -> None:
     """Write data/candidates/ITERATION.parquet."""
     params = load_params()
-    previous = params.iterations[iteration].previous
+    previous = params.entry("iterations", iteration).previous
     sample_path, score_path = f"data/sample/{iteration}.parquet", f"data/score/{iteration}.parquet"
     memory = f"data/candidates/{previous}.parquet"
     out = f"data/candidates/{iteration}.parquet"

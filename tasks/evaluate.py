@@ -15,6 +15,7 @@ def main(policy: str, benchmark: str) -> None:
     """Write data/evaluate/POLICY-BENCHMARK.parquet and its metrics as .json."""
     params = load_params()
     bench = build_benchmark(params, benchmark)
+    params.check_policy(policy)
     source, outputs_path = f"data/items/{benchmark}.parquet", f"data/generate/{policy}-{benchmark}.parquet"
     stem = f"data/evaluate/{policy}-{benchmark}"
     with Node(

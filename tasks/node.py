@@ -31,7 +31,7 @@ import pandas as pd
 import psutil
 import typer
 
-from larpo.errors import UserError
+from larpo.errors import UserError, one_line
 from larpo.hashing import digest, tree_hash
 from larpo.params import Params, load_params
 
@@ -261,7 +261,7 @@ def command(function: Callable[..., None]) -> None:
         try:
             function(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
             raise typer.Exit(2) from None
 
     guarded.__doc__, guarded.__annotations__ = function.__doc__, function.__annotations__

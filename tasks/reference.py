@@ -22,6 +22,7 @@ from tasks.training_data import mismatched_responses, read_lists, response_lists
 def main(iteration: str) -> None:
     """Write data/reference/ITERATION.parquet."""
     params = load_params()
+    params.entry("iterations", iteration)
     which = params.reference_policy(iteration)
     policy = f"data/policy/{which}"
     lists_path, candidates_path = f"data/lists/{iteration}.parquet", f"data/candidates/{iteration}.parquet"

@@ -17,7 +17,7 @@ from tasks.node import Node, command, load_params, write_json
 def main(name: str) -> None:
     """Write data/evaluate/retrieval-NAME.parquet and its Recall@N as .json."""
     params = load_params()
-    wanted = params.retrieval[name]
+    wanted = params.entry("retrieval", name)
     vectors, stem = f"data/embed/{name}", f"data/evaluate/retrieval-{name}"
     with Node(
         "retrieve", name, params, uses=[f"retrieval.{name}"], inputs=[wanted.corpus, wanted.queries, vectors],

@@ -66,10 +66,10 @@ def read_training_lists(lists_path: str, candidates_path: str, reference_path: s
 def main(iteration: str) -> None:
     """Write data/policy/ITERATION and the training curves in data/train/ITERATION."""
     params = load_params()
+    previous = params.entry("iterations", iteration).previous
     if launched(params.train.launch, "tasks.train", iteration):
         return
     check_commit()
-    previous = params.iterations[iteration].previous
     policy = f"data/policy/{previous}"
     paths = [f"data/{kind}/{iteration}.parquet" for kind in ("lists", "candidates", "reference")]
     out, curves = f"data/policy/{iteration}", f"data/train/{iteration}"

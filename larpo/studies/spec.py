@@ -13,8 +13,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from larpo.errors import UserError
-from larpo.overlays import lay_all
-from larpo.params import Params, StrictLoader, check_names, nearest, parse_params
+from larpo.overlays import UNREADABLE, StrictLoader, lay_all
+from larpo.params import Params, check_names, nearest, parse_params
 from larpo.sections import PolicyName, Section
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
@@ -234,7 +234,7 @@ def put(tree: dict[str, Any], dotted: str, value: Any, where: str) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.load(path.read_text("utf-8"), Loader=StrictLoader)
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:160]})") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected a mapping, found {type(raw).__name__}")
