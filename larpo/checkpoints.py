@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,14 @@ from larpo.errors import UserError, one_line
 # Bars that redraw a line are noise in a log; nodes print lines of their own.
 transformers_logging.disable_progress_bar()
 
-# What the libraries raise for weights that are absent, cut short, of an unknown kind, or for a wrong option.
-# Nothing narrower names them: a broken tokenizer.json raises a bare Exception, a wrong size in config.json a class of its
-# own, a quantised checkpoint without its library ImportError.
+# What the libraries raise for weights that are absent, cut short, of an unknown kind, or for a wrong option. Nothing
+# narrower names them: a broken tokenizer.json raises a bare Exception, a wrong size in config.json a class of its own,
+# a quantised checkpoint without its library an ImportError.
 UNUSABLE = (Exception,)
 # Stated, not left out: transformers would ask at the terminal whether a checkpoint's code may run.
 NO_CODE = {"trust_remote_code": False}
+# Weights that do not fit are left to `check_weights`, which names them.
+WHOLE = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
 
 def line(error: Exception) -> str:
@@ -65,14 +69,37 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
 def load_model(folder: str | Path, dtype: str, /, **options: Any) -> PreTrainedModel:
     """Causal language model of a checkpoint, whole and finite; safetensors only, no remote code. `options` (those of
     the engine) go to `from_pretrained`."""
-    settings = options | {"dtype": dtype_of(dtype), "use_safetensors": True} | NO_CODE
+    settings = options | {"dtype": dtype_of(dtype), "use_safetensors": True} | WHOLE | NO_CODE
+    check_attention(folder, options.get("attn_implementation"))
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True, **settings)
+        with errors_only():
+            model, found = AutoModelForCausalLM.from_pretrained(str(folder), **settings)
     except UNUSABLE as error:
         asked = f" with engine.options {', '.join(options)}" if options else ""
         raise UserError(f"{folder}: no usable checkpoint{asked} ({line(error)})") from None
     check_weights(model, found, str(folder))
     return model
+
+
+@contextmanager
+def errors_only() -> Iterator[None]:
+    """transformers tells what it found wrong with weights as a table of warnings; `check_weights` says it in a line."""
+    spoken = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(spoken)
+
+
+def check_attention(folder: str | Path, asked: object = None, where: str | None = None) -> None:
+    """Refuse attention named by a hub id, in config.json or in `engine.options`: it would be fetched as code."""
+    with suppress(OSError, ValueError, AttributeError, RecursionError):
+        asked = asked or json.loads((Path(folder) / "config.json").read_text("utf-8")).get("attn_implementation")
+    if isinstance(asked, str) and "/" in asked:
+        raise UserError(
+            f"{where or folder}: attn_implementation {asked!r} is code of the hub, never run; expected sdpa or eager"
+        )
 
 
 def check_weights(model: PreTrainedModel, found: dict[str, Any], where: str) -> None:
@@ -87,6 +114,11 @@ def check_weights(model: PreTrainedModel, found: dict[str, Any], where: str) -> 
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise UserError(f"{where}: the checkpoint {what} {keys[0]}{more}; expected the weights of its config.json")
+    for key, stored, expected in sorted(found["mismatched_keys"]):
+        raise UserError(
+            f"{where}: the weight {key} has shape {tuple(stored)}, config.json expects {tuple(expected)}; expected the "
+            "weights of its config.json"
+        )
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes, those that get their weights from the first one have none yet
     for name, weight in model.named_parameters():
@@ -111,10 +143,10 @@ def check_tokens(model: PreTrainedModel, ids: Iterable[Sequence[int]], where: st
 def end_tokens(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids that end a response: the tokenizer's end token first, then those that the checkpoint's
     generation_config.json adds (an instruct Gemma ends its turns with `<end_of_turn>`, not with `<eos>`)."""
+    named = None
     try:
-        named = GenerationConfig.from_pretrained(str(folder)).eos_token_id
-    except OSError:  # no such file
-        named = None
+        if (Path(folder) / "generation_config.json").exists():
+            named = GenerationConfig.from_pretrained(str(folder)).eos_token_id
     except UNUSABLE as error:
         raise UserError(f"{folder}/generation_config.json: not usable ({line(error)})") from None
     return ends_of(tokenizer, named)

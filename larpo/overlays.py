@@ -10,8 +10,7 @@ import yaml
 
 from larpo.errors import UserError
 
-# What YAML raises for bytes that are no text, text that is no YAML, numbers and dates that are none, and nesting without
-# end.
+# What YAML raises for bytes that are no text, text that is no YAML, dates that are none, and nesting without end.
 UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from pathlib import Path
 from types import UnionType
@@ -216,7 +217,9 @@ def parse_params(raw: Any, name: str = "params.yaml") -> Params:
             ) from None
         if first["type"] == "value_error" and not first["loc"]:
             raise UserError(f"{name}: {first['ctx']['error']}") from None
-        found = "" if first["type"] == "missing" else f", found {reprlib.repr(first['input'])}"
+        # A password in an address is the only secret that a value may hold; the line ends up in logs.
+        value = re.sub(r"//[^/@]*@", "//…@", reprlib.repr(first["input"]))
+        found = "" if first["type"] == "missing" else f", found {value}"
         raise UserError(f"{name}: {where}: {first['msg'][0].lower()}{first['msg'][1:]}{found}") from None
 
 

@@ -1,5 +1,5 @@
-"""What parameters may not say: settings that libraries would take and that would let a checkpoint's code run, load another
-model than the graph's, write outside data/ and scratch/, or put a key into a file.
+"""What parameters may not say: settings that libraries would take and that would let a checkpoint's code run, load
+another model than the graph's, write outside data/ and scratch/, or put a key into a file.
 
 `engine.options`, `trainer_options` and a judge's `options` are passed on as they are, apart from these.
 """
@@ -43,7 +43,8 @@ ENGINE_TAKEN = {
     "worker_cls": _CODE, "worker_extension_cls": _CODE, "logits_processors": _CODE, "io_processor_plugin": _CODE,
     "use_safetensors": _PICKLE, "weights_only": _PICKLE, "load_format": _PICKLE, "pt_load_map_location": _PICKLE,
     "model": _POLICY, "tokenizer": _POLICY, "subfolder": _POLICY, "state_dict": _POLICY, "adapter_kwargs": _POLICY,
-    "config": _POLICY, "gguf_file": _POLICY, "revision": _POLICY, "hf_config_path": _POLICY, "dtype": "engine.dtype says it",
+    "config": _POLICY, "gguf_file": _POLICY, "revision": _POLICY, "hf_config_path": _POLICY,
+    "dtype": "engine.dtype says it",
 }  # fmt: skip
 _SCRATCH = "a node writes into its scratch folder, and resumes from there"
 _UPLOAD = "a node publishes to data/ and nowhere else"

@@ -17,6 +17,7 @@ from typing import Any
 from larpo.errors import UserError
 from larpo.hashing import digest, unit_interval
 from larpo.sections import PairsParams
+from larpo.tables import readable
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLE = {"Human": "user", "Assistant": "assistant"}
@@ -47,7 +48,7 @@ def read_pairs(params: PairsParams, key: str) -> tuple[list[Pair], dict[str, int
     """
     pairs: list[Pair] = []
     dropped: Counter[str] = Counter()
-    for number, row in enumerate(_load(params, key)):
+    for number, row in enumerate(readable(_load(params, key), params.data)):
         found = _pair(row, params, f"{params.data}, row {number}", key)
         if isinstance(found, Pair):
             pairs.append(found)
@@ -85,7 +86,7 @@ def _load(params: PairsParams, key: str) -> Any:
 def _pair(row: dict[str, Any], params: PairsParams, where: str, key: str) -> Pair | str:
     """The pair of one row, or the reason why it states none."""
     if {"input", "output_1", "output_2", "label"} <= row.keys():
-        better = {1: ("output_1", "output_2"), 2: ("output_2", "output_1")}.get(row["label"])
+        better = {"1": ("output_1", "output_2"), "2": ("output_2", "output_1")}.get(str(row["label"]))
         if better is None:
             return "tie"
         prompt, chosen, rejected = row["input"], *(row[name] for name in better)
@@ -96,7 +97,7 @@ def _pair(row: dict[str, Any], params: PairsParams, where: str, key: str) -> Pai
                 f"{where}: no column {lost[0]!r}, found {', '.join(row)}; set {key}.chosen_field and rejected_field"
             )
         prompt, chosen, rejected = row.get(params.prompt_field), row[params.chosen_field], row[params.rejected_field]
-        scores = (row.get("metadata") or {}) | row
+        scores = row if not isinstance(row.get("metadata"), dict) else row["metadata"] | row
         if scores.get("score_chosen") is not None and scores["score_chosen"] == scores.get("score_rejected"):
             return "tie"
     if isinstance(chosen, str) and isinstance(rejected, str) and prompt is None:

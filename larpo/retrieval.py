@@ -63,6 +63,8 @@ def read_passages(path: str | Path) -> Iterator[Passage]:
             raise UserError(f"{where}: passage id {key!r} appears twice; expected each once")
         seen.add(key)
         yield Passage(key, str(row.get("title") or ""), row["text"])
+    if not seen:
+        raise UserError(f"{path}: no passages; expected rows with id, title and text")
 
 
 def read_queries(path: str | Path) -> pd.DataFrame:
@@ -74,7 +76,10 @@ def read_queries(path: str | Path) -> pd.DataFrame:
         question = row.get("question")
         if not isinstance(question, str) or not isinstance(answers, list) or not answers:
             raise UserError(f"{where}: expected a question and a list of answers, found {str(row)[:80]}")
-        gold = None if row.get("gold") is None else [str(g) for g in row["gold"]]
+        gold = row.get("gold")
+        if gold is not None and not isinstance(gold, list):
+            raise UserError(f"{where}: gold: expected a list of passage ids, found {str(gold)[:80]}")
+        gold = None if gold is None else [str(g) for g in gold]
         rows.append((str(row.get("id", digest("query", question))), question, [str(a) for a in answers], gold))
     frame = pd.DataFrame(rows, columns=["query_id", "question", "answers", "gold"])
     if frame.empty:

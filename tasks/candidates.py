@@ -30,7 +30,7 @@ def main(iteration: str) -> None:
                 f"{score_path}: {len(rewards)} rewards for {len(responses)} responses of {sample_path}, "
                 f"{len(new)} match; run `dvc repro --force score@{iteration}`"
             )
-        earlier = tables.read("candidates", memory)
+        earlier = tables.read("candidates", memory, empty=True)
         frame = pd.concat([earlier, new], ignore_index=True) if len(earlier) else new
         tables.write(frame, "candidates", node.out(out))
         node.rows(read=len(new) + len(earlier), written=len(frame))

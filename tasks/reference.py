@@ -16,7 +16,7 @@ from larpo import tables
 from larpo.checkpoints import load_model
 from larpo.logps import pack, response_logps
 from tasks.node import Node, command, load_params, progress, write_part
-from tasks.training_data import mismatched_responses, read_lists, response_lists
+from tasks.training_data import check_list_tokens, mismatched_responses, read_lists, response_lists
 
 
 def main(iteration: str) -> None:
@@ -47,6 +47,7 @@ def main(iteration: str) -> None:
         if todo:
             device = "cuda" if torch.cuda.is_available() else "cpu"
             model = load_model(policy, params.policy.dtype).to(device).eval()
+            check_list_tokens(model, lists, candidates_path)
         for start in progress(todo, node.stage, "lists", lambda s: min(size, len(lists) - s)):
             batch = lists[start : start + size]
             with torch.inference_mode():

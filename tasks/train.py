@@ -26,7 +26,7 @@ from larpo.trainer import (
 from tasks.launch import launched
 from tasks.node import Node, command, load_params
 from tasks.training import check_commit, run, training_arguments
-from tasks.training_data import mismatched_responses, read_lists, response_lists
+from tasks.training_data import check_list_tokens, mismatched_responses, read_lists, response_lists
 
 
 def read_training_lists(lists_path: str, candidates_path: str, reference_path: str) -> list[TrainingList]:
@@ -87,6 +87,7 @@ def main(iteration: str) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
         # As the paper trains: without dropout's noise in the log-ratios.
         model = without_dropout(load_model(policy, params.policy.dtype))
+        check_list_tokens(model, [entry.tokens for entry in lists], paths[1])
         step0 = node.scratch / "step0.json"
         if node.leads and not step0.exists():
             first = lists[: params.train.lists_per_device_batch]
