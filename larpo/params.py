@@ -136,8 +136,7 @@ class Params(Section):
         """The entry `name` of `iterations`, `sft`, `best_of_n` or `retrieval`; UserError where there is none."""
         known = getattr(self, section)
         if name not in known:
-            hint = nearest(name, list(known)) if known else "; the section is empty"
-            raise UserError(f"params.yaml: {section}.{name} does not exist{hint}")
+            raise UserError(f"params.yaml: {section}.{name} does not exist{nearest(name, list(known))}")
         return known[name]
 
     def check_policy(self, name: str) -> None:
@@ -174,6 +173,8 @@ class Params(Section):
 
 def nearest(name: str, known: list[str]) -> str:
     """`"; did you mean 'x'?"` for the closest known name, or the list of names when none is close."""
+    if not known:
+        return "; there are none"
     match = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {match[0]!r}?" if match else f"; expected one of {', '.join(sorted(known))}"
 
