@@ -150,6 +150,18 @@ def shards(passages: Iterator[Passage], size: int) -> Iterator[list[Passage]]:
         yield part
 
 
+def read_vectors(path: str | Path) -> np.ndarray:
+    """(n, d) float32 vectors of a .npy file; one of Python objects would be a pickle, and is never loaded."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        usable = isinstance(found, np.ndarray) and found.dtype == np.float32 and found.ndim == 2
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: not readable ({one_line(error)[:160]}); run `dvc repro --force` on embed") from None
+    if not usable or not np.isfinite(found).all():
+        raise UserError(f"{path}: expected a table of finite float32 numbers; run `dvc repro --force` on embed")
+    return found
+
+
 def search(
     queries: np.ndarray, parts: list[Path], sizes: list[int], top: int, params: RetrievalParams
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -181,9 +193,9 @@ def search(
             faiss.METRIC_INNER_PRODUCT,
         )  # fmt: skip
         index.nprobe = options["nprobe"]
-        index.train(np.load(parts[0]))
+        index.train(read_vectors(parts[0]))
         for part in parts:
-            index.add(np.load(part))
+            index.add(read_vectors(part))
         similar, places = index.search(queries, top)
         if (places < 0).any():
             raise UserError(
@@ -194,7 +206,7 @@ def search(
     places = np.empty((len(queries), 0), dtype=np.int64)
     for part, offset in zip(parts, offsets, strict=False):
         index = faiss.IndexFlatIP(dimension)
-        index.add(np.load(part))
+        index.add(read_vectors(part))
         s, p = index.search(queries, min(top, index.ntotal))
         similar, places = np.hstack([similar, s]), np.hstack([places, p + offset])
         # Ties go to the earlier passage, whatever the shards.

@@ -85,7 +85,7 @@ def train(node: Node, params: RewardParams, seed: int) -> tuple[Path, dict, list
     from larpo.reward_checkpoints import fetch_classifier, write_identity
     from larpo.reward_trainer import BradleyTerryTrainer, EncodedPair
     from larpo.rewards.encoding import Encoder
-    from tasks.training import LiveMetrics, check_commit, last_complete_checkpoint, training_arguments
+    from tasks.training import LiveMetrics, check_commit, last_complete_checkpoint, resume, training_arguments
 
     settings = params.train
     check_commit()
@@ -121,7 +121,7 @@ def train(node: Node, params: RewardParams, seed: int) -> tuple[Path, dict, list
     last = last_complete_checkpoint(Path(args.output_dir))
     if last:
         say(f"{node.stage}: resuming from {last.name}")
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    resume(trainer, last)
     folder = node.out(OUT)
     trainer.save_model(str(folder))
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle
