@@ -125,7 +125,7 @@ class JudgeClient:
             timeout=params.timeout,
             max_retries=0,
         )
-        file = re.sub(r"[^A-Za-z0-9._-]+", "_", params.model) + "-" + digest(params.model, length=6) + ".jsonl"
+        file = re.sub(r"[^A-Za-z0-9._-]+", "_", params.model)[:80] + "-" + digest(params.model, length=6) + ".jsonl"
         self.store = Store(Path(store) / file)
 
     def complete(

@@ -165,7 +165,7 @@ def load_study(folder: Path, name: str) -> Study:
         No such study, or a wrong key, cell or measure; the line names it.
     """
     path = folder / f"{name}.yaml"
-    if not re.fullmatch(NAME, name):
+    if not re.fullmatch(NAME, name) or len(name) > 64:
         raise UserError(f"study {reprlib.repr(name)}: expected a name in studies/, such as table3; `larpo study list`")
     if not path.is_file():
         raise UserError(f"{path}: not found{nearest(name, names(folder)) if folder.is_dir() else ''}")
