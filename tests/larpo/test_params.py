@@ -12,6 +12,17 @@ from tests.conftest import ROOT, TINY_PARAMS
 GOOD = yaml.safe_load(TINY_PARAMS.format(policy="here"))
 
 
+def changed(dotted: str, value: object) -> dict:
+    """GOOD with one key set."""
+    raw = copy.deepcopy(GOOD)
+    *path, last = dotted.split(".")
+    place = raw
+    for key in path:
+        place = place[key]
+    place[last] = value
+    return raw
+
+
 def test_the_projects_own_file_is_right_and_says_what_dvc_unrolls():
     params = load_params(ROOT / "params.yaml")
     assert set(params.evaluate.policies) == {"0", *params.iterations}
