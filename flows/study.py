@@ -24,6 +24,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.iterate import some_server
 from flows.study_runner import Runner, StudyFailed, alone
+from flows.workspace import Workspace
 from larpo.errors import UserError
 from larpo.hashing import digest
 from larpo.studies import Run, expand, load_study
@@ -155,5 +156,6 @@ def run(
     project = project_folder()
     expand(load_study(project / STUDIES, name), project / STUDIES, scale, seeds, overlays or [])
     jobs_of(scale, jobs)
+    Workspace(project, name)  # refuses a project that is not under Git
     with some_server():
         return larpo_study(name=name, scale=scale, seeds=seeds, jobs=jobs, overlays=overlays)

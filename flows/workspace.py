@@ -238,7 +238,7 @@ class Workspace:
 def free_name(project: str | Path, name: str) -> str:
     """`name` as Git and DVC allow it; numbered where an experiment of the project already has it."""
     project = Path(project)
-    base = "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split()) or "run"
+    base = "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())[:64].rstrip("-") or "run"
     refs = git(project, "for-each-ref", "--format=%(refname)", "refs/exps", check=False).splitlines()
     taken = {ref.rsplit("/", 1)[-1] for ref in refs}
     return next(n for n in [base, *(f"{base}-{i}" for i in range(2, len(taken) + 3))] if n not in taken)

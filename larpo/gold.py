@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
+from larpo.checkpoints import apply_template
+
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> int:
     """Token id that the chat template puts behind an assistant's turn: one of `ends`, the first that follows the
     content; the first of them all where the template writes none."""
     content = "solution"
     messages = [{"role": "user", "content": "problem"}, {"role": "assistant", "content": content}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    text = apply_template(tokenizer, messages, tokenizer.name_or_path)
     tail = tokenizer(text[text.rindex(content) + len(content) :], add_special_tokens=False)["input_ids"]
     return next((token for token in tail if token in ends), ends[0])
 

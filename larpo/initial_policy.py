@@ -7,7 +7,18 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from larpo.checkpoints import UNUSABLE, check_tokenizer, dtype_of, ends_of, line
+from larpo.checkpoints import (
+    NO_CODE,
+    UNUSABLE,
+    WHOLE,
+    check_attention,
+    check_tokenizer,
+    check_weights,
+    dtype_of,
+    ends_of,
+    errors_only,
+    line,
+)
 from larpo.errors import UserError
 from larpo.packages import installed
 from larpo.scratch import scratch_policy
@@ -37,17 +48,23 @@ def fetch_initial_policy(params: PolicyParams, folder: Path) -> dict[str, Any]:
         options = {"revision": params.revision} if params.revision else {}
         facts = {"origin": "hub", "revision": params.revision}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options, **NO_CODE)
     except UNUSABLE as error:
         raise UserError(
             f"params.yaml: policy.model: {params.model!r} has no usable tokenizer ({line(error)})"
         ) from None
-    check_tokenizer(tokenizer, params.model)
+    where = f"params.yaml: policy.model: {params.model!r}"
+    check_tokenizer(tokenizer, where)
+    check_attention(source, where=where)
     gguf = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {"use_safetensors": True}
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype_of(params.dtype), **options, **gguf)
+        with errors_only():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype_of(params.dtype), **options, **gguf, **WHOLE, **NO_CODE
+            )
     except UNUSABLE as error:
         raise UserError(f"params.yaml: policy.model: cannot load {params.model!r} ({line(error)})") from None
+    check_weights(model, found, where)
     model.generation_config.do_sample = False
     # What ends a response must survive in the checkpoint, whatever engine reads it next. A GGUF has no
     # generation_config.json, so its chat end token is the tokenizer's.

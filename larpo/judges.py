@@ -6,7 +6,9 @@ hold the prompt and the outputs to judge). A killed run goes on with what the st
 
 from __future__ import annotations
 
+import base64
 import errno
+import html
 import json
 import os
 import random
@@ -17,9 +19,9 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlparse
+from urllib.parse import quote, urlparse
 
-from larpo.errors import UserError
+from larpo.errors import UserError, one_line
 from larpo.hashing import digest
 
 LONGEST_PAUSE, LONGEST_ASKED = 60.0, 600.0  # seconds, by ourselves and where the server asks for more
@@ -59,6 +61,16 @@ def check_key(params: JudgeSettings, name: str) -> None:
             f"params.yaml: judges.{name}.api_key_env: the environment variable {params.api_key_env} is not set; "
             f"{params.base_url or 'the OpenAI API'} needs a key"
         )
+
+
+def forms(key: str | None) -> list[str]:
+    """A key in every form that a server might repeat it in, longest first; none for a key that is missing or so short
+    that it would stand in any text."""
+    if key is None or len(key) < 8:
+        return []
+    encoded = [base64.b64encode(part.encode()).decode() for part in (key, f"Bearer {key}")]
+    told = [key, quote(key, safe=""), json.dumps(key)[1:-1], html.escape(key), *encoded]
+    return sorted({*told, *(e.rstrip("=") for e in encoded)}, key=len, reverse=True)
 
 
 class Store:
@@ -118,6 +130,7 @@ class JudgeClient:
         import openai
 
         self.params, self.name, self.pause = params, name, pause
+        self._secrets = forms(os.environ.get(params.api_key_env))
         self._openai = openai
         self._client = openai.OpenAI(
             api_key=os.environ.get(params.api_key_env) or "none",
@@ -125,7 +138,7 @@ class JudgeClient:
             timeout=params.timeout,
             max_retries=0,
         )
-        file = re.sub(r"[^A-Za-z0-9._-]+", "_", params.model) + "-" + digest(params.model, length=6) + ".jsonl"
+        file = re.sub(r"[^A-Za-z0-9._-]+", "_", params.model)[:80] + "-" + digest(params.model, length=6) + ".jsonl"
         self.store = Store(Path(store) / file)
 
     def complete(
@@ -192,7 +205,7 @@ class JudgeClient:
         if refused is not None:
             raise refused
         if failed:
-            reason = " ".join(str(failed[0]).split())[:160] or type(failed[0]).__name__
+            reason = self._without_key(one_line(failed[0]))[:160] or type(failed[0]).__name__
             unsent = len(todo) - done - len(failed)
             raise UserError(
                 f"judge {self.name}: {len(failed)} of {len(bodies)} requests failed at each of {self.params.attempts} "
@@ -213,7 +226,8 @@ class JudgeClient:
         """One reply, after as many attempts as it takes."""
         for attempt in range(1, self.params.attempts + 1):
             try:
-                return _reply(self._client.chat.completions.create(**body).model_dump(mode="json"))
+                reply = _reply(self._client.chat.completions.create(**body).model_dump(mode="json"))
+                return json.loads(self._without_key(json.dumps(reply, ensure_ascii=False)))
             except self._openai.APIStatusError as error:
                 told = f"{error.code} {error.message}"
                 for reason, words in FINAL.items() if error.status_code == 400 else ():
@@ -222,7 +236,7 @@ class JudgeClient:
                 if error.status_code < 500 and error.status_code not in RETRIED:
                     raise UserError(
                         f"params.yaml: judges.{self.name}: {self._client.base_url} refuses {self.params.model!r}: "
-                        f"{error.status_code} {' '.join(str(error.message).split())[:200]}"
+                        f"{error.status_code} {self._without_key(one_line(error.message))[:200]}"
                     ) from None
                 if attempt == self.params.attempts:
                     raise
@@ -235,6 +249,12 @@ class JudgeClient:
                     raise
                 self._rest(attempt, None)
         raise AssertionError("unreachable: attempts ≥ 1")
+
+    def _without_key(self, text: str) -> str:
+        """What a server said, for files and messages: some repeat the request's headers, and the key with them."""
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
+        return text
 
     def _rest(self, attempt: int, asked: str | None, scale: int = 1) -> None:
         seconds = min(self.pause * scale * 2 ** (attempt - 1) * (1 + random.random() / 4), LONGEST_PAUSE)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from pathlib import Path
 from types import UnionType
@@ -16,6 +17,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from larpo.errors import UserError
+from larpo.overlays import UNREADABLE, StrictLoader
 from larpo.sections import (
     BenchmarkName,
     BenchmarkParams,
@@ -148,6 +150,18 @@ class Params(Section):
                 f"trained on evaluation prompts; found {train.held_out:g}"
             )
 
+    def entry(self, section: str, name: str) -> Any:
+        """The entry `name` of `iterations`, `sft`, `best_of_n` or `retrieval`; UserError where there is none."""
+        known = getattr(self, section)
+        if name not in known:
+            raise UserError(f"params.yaml: {section}.{name} does not exist{nearest(name, list(known))}")
+        return known[name]
+
+    def check_policy(self, name: str) -> None:
+        """UserError where nothing makes a policy of that name."""
+        if name not in self.policies():
+            raise UserError(f"params.yaml: iterations: nothing makes policy {name!r}{nearest(name, self.policies())}")
+
     def policies(self) -> list[str]:
         """Names of every policy in the order they are made: 0, those of `sft`, those of the iterations."""
         return ["0", *self.sft, *sorted(self.iterations, key=int)]
@@ -177,6 +191,8 @@ class Params(Section):
 
 def nearest(name: str, known: list[str]) -> str:
     """`"; did you mean 'x'?"` for the closest known name, or the list of names when none is close."""
+    if not known:
+        return "; there are none"
     match = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {match[0]!r}?" if match else f"; expected one of {', '.join(sorted(known))}"
 
@@ -205,20 +221,6 @@ def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Section)
 
 
-class StrictLoader(yaml.SafeLoader):
-    """YAML as usual, but a key that stands twice in one mapping is refused: the first would be lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        written = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]  # `<<` may stand beside
-        keys = [self.construct_object(key, deep=True) for key in written]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice in one section", written[i].start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
 def parse_params(raw: Any, name: str = "params.yaml") -> Params:
     """Check a mapping as read from YAML. `name` is the file that errors name."""
     if not isinstance(raw, dict):
@@ -234,7 +236,9 @@ def parse_params(raw: Any, name: str = "params.yaml") -> Params:
             ) from None
         if first["type"] == "value_error" and not first["loc"]:
             raise UserError(f"{name}: {first['ctx']['error']}") from None
-        found = "" if first["type"] == "missing" else f", found {reprlib.repr(first['input'])}"
+        # A password in an address is the only secret that a value may hold; the line ends up in logs.
+        value = re.sub(r"//[^/@]*@", "//…@", reprlib.repr(first["input"]))
+        found = "" if first["type"] == "missing" else f", found {value}"
         raise UserError(f"{name}: {where}: {first['msg'][0].lower()}{first['msg'][1:]}{found}") from None
 
 
@@ -251,7 +255,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         raise UserError(f"{path}: not found; run from the project's folder, where params.yaml lies")
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     params = parse_params(raw, str(path))
     check_names(params, str(path))

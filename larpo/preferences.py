@@ -21,6 +21,7 @@ from larpo.hashing import digest
 from larpo.prompts import in_share
 from larpo.sections import PairsParams
 from larpo.sums import sum_pairs
+from larpo.tables import readable
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLE = {"Human": "user", "Assistant": "assistant"}
@@ -51,7 +52,7 @@ def read_pairs(params: PairsParams, key: str) -> tuple[list[Pair], dict[str, int
     """
     pairs: list[Pair] = []
     dropped: Counter[str] = Counter()
-    for number, row in enumerate(_load(params, key)):
+    for number, row in enumerate(readable(_load(params, key), params.name)):
         found = _pair(row, params, f"{params.name}, row {number}", key)
         if isinstance(found, Pair):
             pairs.append(found)
@@ -92,7 +93,7 @@ def _load(params: PairsParams, key: str) -> Any:
 def _pair(row: dict[str, Any], params: PairsParams, where: str, key: str) -> Pair | str:
     """The pair of one row, or the reason why it states none."""
     if {"input", "output_1", "output_2", "label"} <= row.keys():
-        better = {1: ("output_1", "output_2"), 2: ("output_2", "output_1")}.get(row["label"])
+        better = {"1": ("output_1", "output_2"), "2": ("output_2", "output_1")}.get(str(row["label"]))
         if better is None:
             return "tie"
         prompt, chosen, rejected = row["input"], *(row[name] for name in better)
@@ -103,7 +104,7 @@ def _pair(row: dict[str, Any], params: PairsParams, where: str, key: str) -> Pai
                 f"{where}: no column {lost[0]!r}, found {', '.join(row)}; set {key}.chosen_field and rejected_field"
             )
         prompt, chosen, rejected = row.get(params.prompt_field), row[params.chosen_field], row[params.rejected_field]
-        scores = (row.get("metadata") or {}) | row
+        scores = row if not isinstance(row.get("metadata"), dict) else row["metadata"] | row
         if scores.get("score_chosen") is not None and scores["score_chosen"] == scores.get("score_rejected"):
             return "tie"
     if isinstance(chosen, str) and isinstance(rejected, str) and prompt is None:

@@ -20,6 +20,7 @@ from larpo.hashing import digest, seed_of, unit_interval
 from larpo.params import nearest
 from larpo.sections import SourceParams
 from larpo.sums import sums
+from larpo.tables import readable
 
 Prompt = tuple[str, list[dict[str, str]], str | None, str | None]
 """(source, messages, reference answer or None, a whole reference response or None)"""
@@ -111,7 +112,7 @@ def dataset_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
                 f"{params.dataset}: no column {key!r}, found {', '.join(rows.column_names)}; "
                 "set prompts.prompt_field and prompts.answer_field"
             )
-    for row in rows.shuffle(seed=seed):
+    for row in readable(rows.shuffle(seed=seed), params.dataset):
         answer, solution = (
             None if key is None or row[key] is None else str(row[key])
             for key in (params.answer_field, params.solution_field)
@@ -124,7 +125,8 @@ def _inside(params: SourceParams, answer: str | None) -> str | None:
     """The part of an answer that `answer_pattern` names; the whole without one."""
     if params.answer_pattern is None or answer is None:
         return answer
-    if not (found := re.search(params.answer_pattern, answer)):
+    found = re.search(params.answer_pattern, answer)
+    if found is None or found[1] is None:
         raise UserError(
             f"{params.dataset}: answer {reprlib.repr(answer)} does not match prompts.answer_pattern "
             f"{params.answer_pattern!r}; expected a match in every row"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from larpo.errors import UserError
+from larpo.errors import UserError, one_line
 from larpo.hashing import digest
 from larpo.packages import installed
 from larpo.params import RetrievalParams
@@ -36,7 +37,7 @@ def _rows(path: str | Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     if not isinstance(row, dict):
                         raise UserError(f"{path}, line {number}: expected an object, found {type(row).__name__}")
                     yield f"{path}, line {number}", row
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zlib.error, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON lines ({' '.join(str(error).split())[:160]})") from None
 
 
@@ -62,6 +63,8 @@ def read_passages(path: str | Path) -> Iterator[Passage]:
             raise UserError(f"{where}: passage id {key!r} appears twice; expected each once")
         seen.add(key)
         yield Passage(key, str(row.get("title") or ""), row["text"])
+    if not seen:
+        raise UserError(f"{path}: no passages; expected rows with id, title and text")
 
 
 def read_queries(path: str | Path) -> pd.DataFrame:
@@ -73,7 +76,10 @@ def read_queries(path: str | Path) -> pd.DataFrame:
         question = row.get("question")
         if not isinstance(question, str) or not isinstance(answers, list) or not answers:
             raise UserError(f"{where}: expected a question and a list of answers, found {str(row)[:80]}")
-        gold = None if row.get("gold") is None else [str(g) for g in row["gold"]]
+        gold = row.get("gold")
+        if gold is not None and not isinstance(gold, list):
+            raise UserError(f"{where}: gold: expected a list of passage ids, found {str(gold)[:80]}")
+        gold = None if gold is None else [str(g) for g in gold]
         rows.append((str(row.get("id", digest("query", question))), question, [str(a) for a in answers], gold))
     frame = pd.DataFrame(rows, columns=["query_id", "question", "answers", "gold"])
     if frame.empty:
@@ -105,9 +111,12 @@ class Encoder:
 
         options = {"revision": params.revision} if params.revision else {}
         try:
-            self.model = SentenceTransformer(model_source(params.model, where), trust_remote_code=False, **options)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:160]
+            self.model = SentenceTransformer(
+                model_source(params.model, where), trust_remote_code=False,
+                model_kwargs={"use_safetensors": True}, **options,
+            )  # fmt: skip
+        except Exception as error:  # noqa: BLE001 - as for every checkpoint (larpo.checkpoints.UNUSABLE)
+            reason = one_line(error)[:160] or type(error).__name__
             raise UserError(f"params.yaml: {where}: cannot load {params.model!r} ({reason})") from None
         self.model.max_seq_length = params.max_length
         self.params = params
@@ -132,6 +141,18 @@ def shards(passages: Iterator[Passage], size: int) -> Iterator[list[Passage]]:
     """Lists of `size` passages, the last one shorter."""
     while part := list(islice(passages, size)):
         yield part
+
+
+def read_vectors(path: str | Path) -> np.ndarray:
+    """(n, d) float32 vectors of a .npy file; one of Python objects would be a pickle, and is never loaded."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        usable = isinstance(found, np.ndarray) and found.dtype == np.float32 and found.ndim == 2
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: not readable ({one_line(error)[:160]}); run `dvc repro --force` on embed") from None
+    if not usable or not np.isfinite(found).all():
+        raise UserError(f"{path}: expected a table of finite float32 numbers; run `dvc repro --force` on embed")
+    return found
 
 
 def search(
@@ -165,9 +186,9 @@ def search(
             faiss.METRIC_INNER_PRODUCT,
         )  # fmt: skip
         index.nprobe = options["nprobe"]
-        index.train(np.load(parts[0]))
+        index.train(read_vectors(parts[0]))
         for part in parts:
-            index.add(np.load(part))
+            index.add(read_vectors(part))
         similar, places = index.search(queries, top)
         if (places < 0).any():
             raise UserError(
@@ -178,7 +199,7 @@ def search(
     places = np.empty((len(queries), 0), dtype=np.int64)
     for part, offset in zip(parts, offsets, strict=False):
         index = faiss.IndexFlatIP(dimension)
-        index.add(np.load(part))
+        index.add(read_vectors(part))
         s, p = index.search(queries, min(top, index.ntotal))
         similar, places = np.hstack([similar, s]), np.hstack([places, p + offset])
         # Ties go to the earlier passage, whatever the shards.

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Gguf
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
-from larpo.checkpoints import UNUSABLE, dtype_of, line
+from larpo.checkpoints import NO_CODE, UNUSABLE, dtype_of, line
 from larpo.errors import UserError
 from larpo.hashing import digest, tree_hash
 from larpo.packages import installed
@@ -83,9 +83,9 @@ def fetch_classifier(params: RewardParams, dtype: str, new_head: bool) -> tuple[
     spoken = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a new head is said by name below, not as a table of warnings
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options, **NO_CODE)
         model, found = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=dtype_of(dtype), output_loading_info=True, **options, **gguf, **labels
+            source, dtype=dtype_of(dtype), output_loading_info=True, **options, **gguf, **labels, **NO_CODE
         )
     except UNUSABLE as error:
         if params.source.count("/") == 1 and "safetensors" in str(error) and "file named" in str(error):
@@ -130,9 +130,9 @@ def check_length(model: PreTrainedModel, max_length: int) -> None:
 def load_classifier(folder: Path, dtype: str) -> tuple[PreTrainedModel, Tokenizer]:
     """The reward model of the node `reward`."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), **NO_CODE)
         model = AutoModelForSequenceClassification.from_pretrained(
-            str(folder), dtype=dtype_of(dtype), use_safetensors=True
+            str(folder), dtype=dtype_of(dtype), use_safetensors=True, **NO_CODE
         )
     except UNUSABLE as error:
         raise UserError(f"{folder}: no usable reward model ({line(error)}); run `dvc repro reward`") from None

@@ -8,15 +8,26 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-IterationName = Annotated[str, BeforeValidator(str), Field(pattern=r"^(0|[1-9][0-9]*)$")]
+from larpo.passed_on import ENGINE_TAKEN, JUDGE_TAKEN, TRAINER_TAKEN, check_address, without
+
+IterationName = Annotated[str, BeforeValidator(str), Field(pattern=r"^(0|[1-9][0-9]*)$", max_length=9)]
 # The first letter tells a fine-tuned policy from an iteration's, and no name holds the "-" of POLICY-BENCHMARK.
-SFTName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+SFTName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 POLICY = r"(0|[1-9][0-9]*|[a-z][a-z0-9_]*)"
-PolicyName = Annotated[str, BeforeValidator(str), Field(pattern=f"^{POLICY}$")]
+PolicyName = Annotated[str, BeforeValidator(str), Field(pattern=f"^{POLICY}$", max_length=64)]
 # A benchmark's name is part of file names, of DVC's stage names and of dotted keys.
-BenchmarkName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
+BenchmarkName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$", max_length=64)]
+_NUMBERS = (int, float, int | None, float | None)
 
 
 RULES, POLICIES = "larpo/rewards/rules.py", "data/policy/"
@@ -27,6 +38,14 @@ class Section(BaseModel):
     """Base of every section: unknown keys are refused, values cannot be changed after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def no_truth_values_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `yes` and `on` as true, which would pass for 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation in _NUMBERS:
+            raise ValueError("expected a number")
+        return value
 
 
 class ScratchParams(Section):
@@ -131,6 +150,11 @@ class EngineParams(Section):
     batch_size: int = Field(64, ge=1, description="prompts per engine call; part of the recipe (see docs)")
     options: dict[str, Any] = Field({}, description="passed to the engine as they are")
 
+    @field_validator("options")
+    @classmethod
+    def names_no_code(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return without(options, ENGINE_TAKEN)
+
 
 class SampleParams(Section):
     responses: int = Field(8, ge=2, description="k, responses per prompt and iteration")
@@ -184,7 +208,7 @@ class OptimizerParams(Section):
 
     learning_rate: float = Field(gt=0)
     epochs: int = Field(1, ge=1)
-    max_steps: int = Field(-1, description="stop early after so many optimizer steps; -1: all epochs")
+    max_steps: int = Field(-1, ge=-1, description="stop early after so many optimizer steps; -1: all epochs")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps, rounded up, but never all of them")
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     weight_decay: float = Field(0.0, ge=0)
@@ -196,6 +220,18 @@ class OptimizerParams(Section):
         None, description="an Accelerate configuration (configs/fsdp-8x80gb.yaml): train in its processes; null: in one"
     )
     trainer_options: dict[str, Any] = Field({}, description="further transformers.TrainingArguments, as they are")
+
+    @field_validator("max_steps")
+    @classmethod
+    def some_steps(cls, steps: int) -> int:
+        if steps == 0:
+            raise ValueError("expected 1 or more, or -1 for all epochs")
+        return steps
+
+    @field_validator("trainer_options")
+    @classmethod
+    def writes_nowhere_else(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return without(options, TRAINER_TAKEN)
 
 
 class TrainParams(OptimizerParams):
@@ -370,6 +406,16 @@ class JudgeParams(Section):
     attempts: int = Field(6, ge=1, description="tries per request, with growing pauses")
     timeout: float = Field(120, gt=0, description="seconds per try")
     options: dict[str, Any] = Field({}, description="further fields of each request, as they are")
+
+    @field_validator("base_url")
+    @classmethod
+    def is_an_address_without_a_password(cls, url: str | None) -> str | None:
+        return check_address(url)
+
+    @field_validator("options")
+    @classmethod
+    def holds_no_key(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return without(options, JUDGE_TAKEN)
 
 
 class EncoderParams(Section):

@@ -7,8 +7,9 @@ names, so the same rows are the same bytes.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -141,7 +142,7 @@ def check(frame: pd.DataFrame, table: str, where: str) -> pa.Table:
     repeated = frame.duplicated(KEYS[table])
     if repeated.any():
         row = int(repeated.to_numpy().argmax())
-        key = ", ".join(f"{k}={frame[k].iloc[row]!r}" for k in KEYS[table])
+        key = ", ".join(f"{k}={_plain(frame[k].iloc[row])!r}" for k in KEYS[table])
         raise UserError(f"{where}, row {row}: {key} appears twice; {'+'.join(KEYS[table])} must be unique")
     return arrow
 
@@ -152,7 +153,7 @@ _EXPECTED = {
     _FLOAT: "a finite number",
     _BOOL: "true or false",
     _IDS: "a list of token ids",
-    _MESSAGES: "a list of messages with a role and a content",
+    _MESSAGES: "a list of messages with a role and a content, the last not blank",
 }
 _KINDS = {
     _TEXT: {"string"},
@@ -183,18 +184,26 @@ def _column(values: pd.Series, field: pa.Field, where: str) -> pa.Array:
     if len(values) and wrong(values):
         row = next((i for i in range(len(values)) if wrong(values.iloc[i : i + 1])), 0)
         value = values.iloc[row]
-        found = reprlib.repr(value.item() if isinstance(value, np.generic) else value)
+        found = reprlib.repr(_plain(value))
         raise UserError(f"{where}, row {row}: column {field.name!r} expects {_EXPECTED[field.type]}, found {found}")
     return pa.array(values if len(values) else [], type=field.type, from_pandas=True)
+
+
+def _plain(value: object) -> object:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _are_messages(messages: object) -> bool:
     if isinstance(messages, str) or not isinstance(messages, Iterable):
         return False
     found = list(messages)
-    return bool(found) and all(
-        isinstance(m, dict) and set(m) == {"role", "content"} and all(isinstance(v, str) for v in m.values())
-        for m in found
+    return (
+        bool(found)
+        and all(
+            isinstance(m, dict) and set(m) == {"role", "content"} and all(isinstance(v, str) for v in m.values())
+            for m in found
+        )
+        and bool(found[-1]["content"].strip())
     )
 
 
@@ -205,8 +214,9 @@ def write(frame: pd.DataFrame, table: str, path: str | Path) -> None:
     pq.write_table(arrow, path, compression="zstd", version="2.6", row_group_size=1 << 16, store_schema=False)
 
 
-def read(table: str, path: str | Path, columns: list[str] | None = None) -> pd.DataFrame:
-    """Read and check a table; token ids come as int32 arrays, messages as lists of dicts."""
+def read(table: str, path: str | Path, columns: list[str] | None = None, empty: bool = False) -> pd.DataFrame:
+    """Read and check a table; token ids come as int32 arrays, messages as lists of dicts. One without rows is refused
+    unless it may be `empty`: what is made of it would be as empty, and nobody would know why."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: not found; run `dvc repro` for the node that makes it, or `dvc pull`")
@@ -218,6 +228,18 @@ def read(table: str, path: str | Path, columns: list[str] | None = None) -> pd.D
             "restore it with `dvc checkout --force`"
         ) from None
     frame = check(frame, table, str(path)).to_pandas()
+    if frame.empty and not empty:
+        raise UserError(
+            f"{path}: table {table!r} has no rows; expected some, run `dvc repro` for the node that makes it"
+        )
     if "messages" in frame:
         frame["messages"] = [[dict(m) for m in messages] for messages in frame["messages"]]
     return frame if columns is None else frame[columns]
+
+
+def readable(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+    """Rows of a dataset; its text is decoded only here, so bytes that are none are found here."""
+    try:
+        yield from rows
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: not UTF-8 text ({error.reason}, byte {error.object[error.start]:#x})") from None

@@ -15,7 +15,7 @@ KEY = ["prompt_id", "temperature", "sample", "turn"]
 def main(name: str) -> None:
     """Write data/evaluate/best_of_n-NAME.parquet (a row per sample) and its curve as .json."""
     params = load_params()
-    wanted = params.best_of_n[name]
+    wanted = params.entry("best_of_n", name)
     which = f"{wanted.policy}-{wanted.benchmark}"
     items_path, outputs_path = f"data/items/{wanted.benchmark}.parquet", f"data/generate/{which}.parquet"
     scores_path, stem = f"data/evaluate/{which}.parquet", f"data/evaluate/best_of_n-{name}"

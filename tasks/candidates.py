@@ -15,7 +15,7 @@ from tasks.node import Node, command, load_params
 def main(iteration: str) -> None:
     """Write data/candidates/ITERATION.parquet."""
     params = load_params()
-    previous = params.iterations[iteration].previous
+    previous = params.entry("iterations", iteration).previous
     sample_path, score_path = f"data/sample/{iteration}.parquet", f"data/score/{iteration}.parquet"
     memory = f"data/candidates/{previous}.parquet"
     out = f"data/candidates/{iteration}.parquet"
@@ -30,7 +30,7 @@ def main(iteration: str) -> None:
                 f"{score_path}: {len(rewards)} rewards for {len(responses)} responses of {sample_path}, "
                 f"{len(new)} match; run `dvc repro --force score@{iteration}`"
             )
-        earlier = tables.read("candidates", memory)
+        earlier = tables.read("candidates", memory, empty=True)
         frame = pd.concat([earlier, new], ignore_index=True) if len(earlier) else new
         tables.write(frame, "candidates", node.out(out))
         node.rows(read=len(new) + len(earlier), written=len(frame))

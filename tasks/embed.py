@@ -16,7 +16,7 @@ from tasks.node import Node, command, load_params, say
 def main(name: str) -> None:
     """Write data/embed/NAME: passages-*.npy with their ids-*.json, and queries.npy."""
     params = load_params()
-    wanted = params.retrieval[name]
+    wanted = params.entry("retrieval", name)
     out = f"data/embed/{name}"
     with Node(
         "embed", name, params, uses=[f"retrieval.{name}"], inputs=[wanted.corpus, wanted.queries], outputs=[out],

@@ -5,6 +5,8 @@ A judge's replies are kept in judgements/ (outside DVC's outputs, so that none i
 
 from __future__ import annotations
 
+import pandas as pd
+
 from larpo import tables
 from larpo.benchmarks import build_benchmark
 from larpo.errors import UserError
@@ -15,6 +17,7 @@ def main(policy: str, benchmark: str) -> None:
     """Write data/evaluate/POLICY-BENCHMARK.parquet and its metrics as .json."""
     params = load_params()
     bench = build_benchmark(params, benchmark)
+    params.check_policy(policy)
     source, outputs_path = f"data/items/{benchmark}.parquet", f"data/generate/{policy}-{benchmark}.parquet"
     stem = f"data/evaluate/{policy}-{benchmark}"
     with Node(
@@ -25,6 +28,7 @@ def main(policy: str, benchmark: str) -> None:
     ) as node:  # fmt: skip
         items = tables.read("items", source)
         outputs = tables.read("outputs", outputs_path)
+        check_outputs(items, outputs, source, outputs_path)
         try:
             scored = bench.score(items, outputs)
         except UserError as error:
@@ -39,6 +43,19 @@ def main(policy: str, benchmark: str) -> None:
         metrics = {"benchmark": benchmark, "policy": policy, **bench.aggregate(items, frame)}
         write_json(node.out(f"{stem}.json"), metrics)
         node.rows(read=len(outputs), written=len(frame))
+
+
+def check_outputs(items: pd.DataFrame, outputs: pd.DataFrame, items_path: str, outputs_path: str) -> None:
+    """Refuse outputs that are not those of the items: answers to others, or items that were never asked."""
+    fix = f"not made from {items_path}; run `dvc repro --force` on the generate node"
+    unknown = ~outputs["prompt_id"].isin(items["prompt_id"])
+    if unknown.any():
+        raise UserError(
+            f"{outputs_path}, row {int(unknown.to_numpy().argmax())}: answers no item of {items_path}, {fix}"
+        )
+    greedy = outputs.loc[(outputs["sample"] < 0) & (outputs["turn"] == 0), "prompt_id"]
+    if lost := int((~items["prompt_id"].isin(greedy)).sum()):
+        raise UserError(f"{outputs_path}: {lost} of {len(items)} items have no greedy answer, {fix}")
 
 
 if __name__ == "__main__":

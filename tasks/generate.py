@@ -22,7 +22,9 @@ REVISE = "Check your answer for mistakes. Then give your revised answer to the s
 def main(policy: str, benchmark: str) -> None:
     """Write data/generate/POLICY-BENCHMARK.parquet."""
     params = load_params()
-    wanted, bench = params.benchmarks[benchmark].generate, build_benchmark(params, benchmark)
+    bench = build_benchmark(params, benchmark)
+    wanted = params.benchmarks[benchmark].generate
+    params.check_policy(policy)
     if getattr(bench, "judge", None) is not None:
         check_key(bench.judge, bench.judge_name)  # hours of generation must not end at a missing key
     checkpoint, source = f"data/policy/{policy}", f"data/items/{benchmark}.parquet"

@@ -17,6 +17,7 @@ from tasks.node import Node, command, load_params
 def main(iteration: str) -> None:
     """Write data/lists/ITERATION.parquet."""
     params = load_params()
+    params.entry("iterations", iteration)
     source, prompts = f"data/candidates/{iteration}.parquet", f"data/prompts/{iteration}.parquet"
     out = f"data/lists/{iteration}.parquet"
     window = params.memory_window(iteration)

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import psutil
 import typer
 
-from larpo.errors import MachineError, UserError
+from larpo.errors import MachineError, UserError, one_line
 from larpo.hashing import digest, file_hashes, tree_hash, tree_hash_of
 from larpo.params import Params, load_params
 from tasks.files import check_writable, disk_fault, publish, write_json, write_part
@@ -272,7 +272,7 @@ def command(function: Callable[..., None]) -> None:
         try:
             function(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
             raise typer.Exit(2) from None
         except MachineError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)

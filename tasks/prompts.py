@@ -13,6 +13,7 @@ from tasks.node import Node, command, load_params
 def main(iteration: str) -> None:
     """Write data/prompts/ITERATION.parquet."""
     params = load_params()
+    params.entry("iterations", iteration)
     out = f"data/prompts/{iteration}.parquet"
     # `draw: same` leaves the iteration out of the seed, so every iteration sees the same prompts.
     seed = seed_of(params.seed, "prompts", iteration if params.prompts.draw == "fresh" else "same")

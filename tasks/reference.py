@@ -17,12 +17,13 @@ from larpo.checkpoints import load_model
 from larpo.logps import pack, response_logps
 from tasks.files import read_part, write_part
 from tasks.node import Node, command, load_params, progress
-from tasks.training_data import mismatched_responses, read_lists, response_lists
+from tasks.training_data import check_list_tokens, mismatched_responses, read_lists, response_lists
 
 
 def main(iteration: str) -> None:
     """Write data/reference/ITERATION.parquet."""
     params = load_params()
+    params.entry("iterations", iteration)
     which = params.reference_policy(iteration)
     policy = f"data/policy/{which}"
     lists_path, candidates_path = f"data/lists/{iteration}.parquet", f"data/candidates/{iteration}.parquet"
@@ -48,6 +49,7 @@ def main(iteration: str) -> None:
         if todo:
             device = "cuda" if torch.cuda.is_available() else "cpu"
             model = load_model(policy, params.policy.dtype).to(device).eval()
+            check_list_tokens(model, lists, candidates_path)
         for start in progress(todo, node.stage, "lists", lambda s: min(size, len(lists) - s)):
             batch = lists[start : start + size]
             with torch.inference_mode():

@@ -57,9 +57,12 @@ def inputs(params: Params) -> list[str]:
 def read_json(path: str | Path) -> dict[str, Any]:
     """One JSON file; says which one when it is broken."""
     try:
-        return json.loads(Path(path).read_text("utf-8"))
-    except ValueError as error:
+        found = json.loads(Path(path).read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); restore it with `dvc checkout --force`") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object; restore it with `dvc checkout --force`")
+    return found
 
 
 def manifest(path: str) -> dict[str, Any] | None:
@@ -225,7 +228,13 @@ def read_scores(params: Params, prompts: dict[str, pd.DataFrame]) -> list[Benchm
             stem = f"data/evaluate/{p}-{name}"
             evaluation = tables.read("evaluations", f"{stem}.parquet")
             check_separate(prompts, {name: evaluation})
-            score = policy_score(read_json(f"{stem}.json") | {"policy": p}, evaluation)
+            metrics = read_json(f"{stem}.json")
+            if (metrics.get("policy"), metrics.get("benchmark")) != (p, name) or "items" not in metrics:
+                raise UserError(
+                    f"{stem}.json: expected the scores of policy {p} on {name}; "
+                    f"run `dvc repro --force evaluate@{p}-{name}`"
+                )
+            score = policy_score(metrics, evaluation)
             for point in score.recall:
                 told = score.passes.get(point.n)
                 if told is not None and abs(told.value - point.estimate.value) > 1e-9:

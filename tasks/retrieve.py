@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from larpo import tables
-from larpo.retrieval import read_passages, read_queries, search
+from larpo.retrieval import read_passages, read_queries, read_vectors, search
 from larpo.retrieval_scores import judge_hits, recall_at
 from tasks.node import Node, command, load_params, write_json
 
@@ -17,7 +17,7 @@ from tasks.node import Node, command, load_params, write_json
 def main(name: str) -> None:
     """Write data/evaluate/retrieval-NAME.parquet and its Recall@N as .json."""
     params = load_params()
-    wanted = params.retrieval[name]
+    wanted = params.entry("retrieval", name)
     vectors, stem = f"data/embed/{name}", f"data/evaluate/retrieval-{name}"
     with Node(
         "retrieve", name, params, uses=[f"retrieval.{name}"], inputs=[wanted.corpus, wanted.queries, vectors],
@@ -25,9 +25,9 @@ def main(name: str) -> None:
     ) as node:  # fmt: skip
         queries = read_queries(wanted.queries)
         parts = sorted(Path(vectors).glob("passages-*.npy"))
-        sizes = [len(np.load(p, mmap_mode="r")) for p in parts]
+        sizes = [len(read_vectors(p)) for p in parts]
         top = max(wanted.ns)
-        similar, places = search(np.load(f"{vectors}/queries.npy"), parts, sizes, top, wanted)
+        similar, places = search(read_vectors(f"{vectors}/queries.npy"), parts, sizes, top, wanted)
         found = pd.DataFrame(
             {
                 "query_id": np.repeat(queries["query_id"].to_numpy(), top),

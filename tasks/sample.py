@@ -23,7 +23,7 @@ from tasks.node import Node, command, load_params
 def main(iteration: str) -> None:
     """Write data/sample/ITERATION.parquet."""
     params = load_params()
-    this = params.iterations[iteration]
+    this = params.entry("iterations", iteration)
     policy, prompts_path = f"data/policy/{this.previous}", f"data/prompts/{iteration}.parquet"
     out = f"data/sample/{iteration}.parquet"
     seed = seed_of(params.seed, "sample", iteration)

@@ -13,6 +13,7 @@ PART = 4096  # responses per part: what a kill can cost
 def main(iteration: str) -> None:
     """Write data/score/ITERATION.parquet."""
     params = load_params()
+    params.entry("iterations", iteration)
     prompts_path, sample_path = f"data/prompts/{iteration}.parquet", f"data/sample/{iteration}.parquet"
     out = f"data/score/{iteration}.parquet"
     with Node(

@@ -25,7 +25,7 @@ from tasks.training import check_commit, run, training_arguments
 def main(name: str) -> None:
     """Write data/policy/NAME, its training curves in data/sft/NAME and the empty data/candidates/NAME.parquet."""
     params = load_params()
-    this = params.sft[name]
+    this = params.entry("sft", name)
     if launched(this.launch, "tasks.sft", name):
         return
     check_commit()

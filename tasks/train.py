@@ -27,7 +27,7 @@ from tasks.files import read_json_part, write_json
 from tasks.launch import launched
 from tasks.node import Node, command, load_params
 from tasks.training import check_commit, run, training_arguments
-from tasks.training_data import mismatched_responses, read_lists, response_lists
+from tasks.training_data import check_list_tokens, mismatched_responses, read_lists, response_lists
 
 
 def read_training_lists(lists_path: str, candidates_path: str, reference_path: str) -> list[TrainingList]:
@@ -67,10 +67,10 @@ def read_training_lists(lists_path: str, candidates_path: str, reference_path: s
 def main(iteration: str) -> None:
     """Write data/policy/ITERATION and the training curves in data/train/ITERATION."""
     params = load_params()
+    previous = params.entry("iterations", iteration).previous
     if launched(params.train.launch, "tasks.train", iteration):
         return
     check_commit()
-    previous = params.iterations[iteration].previous
     policy = f"data/policy/{previous}"
     paths = [f"data/{kind}/{iteration}.parquet" for kind in ("lists", "candidates", "reference")]
     out, curves = f"data/policy/{iteration}", f"data/train/{iteration}"
@@ -88,6 +88,7 @@ def main(iteration: str) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
         # As the paper trains: without dropout's noise in the log-ratios.
         model = without_dropout(load_model(policy, params.policy.dtype))
+        check_list_tokens(model, [entry.tokens for entry in lists], paths[1])
         step0 = node.scratch / "step0.json"
         if node.leads and read_json_part(step0) is None:
             first = lists[: params.train.lists_per_device_batch]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from dvclive import Live
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from larpo.errors import UserError
+from larpo.errors import UserError, one_line
 from larpo.sections import OptimizerParams
 from tasks.files import is_whole_checkpoint
 from tasks.node import Node, git_state, say
@@ -131,6 +132,18 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     return complete
 
 
+def resume(trainer: Trainer, last: Path | None) -> None:
+    """Train, from a checkpoint in scratch where there is one. Its optimizer, schedule and random state are pickles:
+    transformers reads them as data (`weights_only`), and one that holds anything else is refused here."""
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{last}: holds more than numbers, or is broken ({one_line(error)[:160]}); nothing of it was run: remove "
+            "the folder and start the node again"
+        ) from None
+
+
 def check_commit() -> None:
     """DVCLive asks Git for the commit; without one its own error would come after the training."""
     git = git_state()
@@ -146,7 +159,7 @@ def run(node: Node, trainer: Trainer, weights: Path, curves: Path) -> None:
     last = last_complete_checkpoint(Path(trainer.args.output_dir))
     if last and node.leads:
         say(f"{node.stage}: resuming from {last.name}")
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    resume(trainer, last)
     trainer.save_model(str(weights))  # gathers the shards of all processes
     if not node.leads:
         return

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pandas as pd
+from transformers import PreTrainedModel
 
 from larpo import tables
+from larpo.checkpoints import check_tokens
 from larpo.errors import UserError
 from larpo.logps import ResponseList
 
@@ -26,7 +28,28 @@ def read_lists(lists_path: str, candidates_path: str) -> pd.DataFrame:
             f"{lists_path}, row {int(lost.argmax())}: its response is not in {candidates_path}; "
             "run `dvc repro --force` on the lists node"
         )
+    blank = (frame["token_ids"].map(len) == 0) | (frame["prompt_token_ids"].map(len) == 0)
+    if blank.any():
+        raise UserError(
+            f"{lists_path}, row {int(blank.to_numpy().argmax())}: its prompt or response has no tokens in "
+            f"{candidates_path}; run `dvc repro --force` on the lists node"
+        )
+    rewards, ranks = frame.groupby("prompt_id", sort=False)["reward"], frame.groupby("prompt_id", sort=False).cumcount()
+    for wrong, what in (
+        (rewards.transform("size") < 2, "a list needs two responses or more, found one"),
+        (frame["rank"] != ranks, "expected ranks 0, 1, 2 … in order"),
+        (rewards.diff() > 0, "expected rewards that fall within a list"),
+    ):
+        if wrong.any():
+            raise UserError(
+                f"{lists_path}, row {int(wrong.to_numpy().argmax())}: {what}; run `dvc repro --force` on the lists node"
+            )
     return frame
+
+
+def check_list_tokens(model: PreTrainedModel, lists: list[ResponseList], where: str) -> None:
+    """Refuse lists whose tokens the model does not have; `where` is the file that they come from."""
+    check_tokens(model, (ids for entry in lists for ids in (entry.prompt_ids, *entry.response_ids)), where)
 
 
 def response_lists(frame: pd.DataFrame) -> list[ResponseList]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,6 +22,9 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
 }
+# DVC keeps what it knows of every project in one folder; that of the tests goes with them.
+os.environ["DVC_SITE_CACHE_DIR"] = tempfile.mkdtemp(prefix="larpo-tests-dvc-")
+atexit.register(shutil.rmtree, os.environ["DVC_SITE_CACHE_DIR"], ignore_errors=True)
 # As on a user's machine: nodes store bytecode, which DVC must not take for a change.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

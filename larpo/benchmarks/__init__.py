@@ -118,7 +118,7 @@ def read_rows(path: str | Path, what: str) -> list[dict[str, Any]]:
     if text.lstrip().startswith("["):
         try:
             rows = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not valid JSON ({error})") from None
         numbered = list(enumerate(rows))
     else:
@@ -128,7 +128,7 @@ def read_rows(path: str | Path, what: str) -> list[dict[str, Any]]:
         for i, line in lines:
             try:
                 numbered.append((i, json.loads(line)))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {i}: not valid JSON ({error}); expected one object per line") from None
     for i, row in numbered:
         if not isinstance(row, dict):

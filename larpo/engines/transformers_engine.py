@@ -14,7 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from larpo.checkpoints import end_tokens, load_model, load_tokenizer
+from larpo.checkpoints import check_tokens, end_tokens, load_model, load_tokenizer
 from larpo.engines import Completion, Sampling
 from larpo.params import EngineParams
 
@@ -48,6 +48,7 @@ class TransformersEngine:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = load_model(checkpoint, params.dtype, **params.options).to(self.device).eval()
         tokenizer = load_tokenizer(checkpoint)
+        self.checkpoint = checkpoint
         # A checkpoint's own defaults (a repetition penalty, top-k) would change the policy that is sampled:
         # π_β is the model's softmax at our temperature and nothing else.
         self.model.generation_config = GenerationConfig()
@@ -67,6 +68,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[list[Completion]]:
         """See `larpo.engines.Engine`. One seed drives the whole batch: the batch is part of the recipe."""
+        check_tokens(self.model, prompts, self.checkpoint)
         length = max(map(len, prompts))
         ids = torch.full((len(prompts), length), self.pad, device=self.device)
         mask = torch.zeros_like(ids)

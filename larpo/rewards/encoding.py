@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from larpo.errors import UserError
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -68,16 +66,9 @@ class Encoder:
         return Encoded(whole[:first] + whole[first + cut :], cut=cut, excess=over - cut)
 
     def _render(self, messages: Messages, open_turn: bool) -> str:
-        from jinja2.exceptions import TemplateError
+        from larpo.checkpoints import apply_template
 
-        try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn)
-        except TemplateError as error:
-            roles = ", ".join(m["role"] for m in messages)
-            raise UserError(
-                f"{self.where}: the reward model's chat template refuses a conversation of {roles} ({error}); "
-                "leave out prompts.system, or use prompts whose turns alternate"
-            ) from None
+        return apply_template(self.tokenizer, messages, self.where, add_generation_prompt=open_turn)
 
     def _ids(self, text: str) -> list[int]:
         """Token ids with exactly one BOS: the template may write it, the tokenizer may add it, or both."""

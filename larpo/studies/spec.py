@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,12 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from larpo.errors import UserError
-from larpo.overlays import lay_all
-from larpo.params import Params, StrictLoader, check_names, nearest, parse_params
+from larpo.overlays import UNREADABLE, StrictLoader, lay_all
+from larpo.params import Params, check_names, nearest, parse_params
 from larpo.sections import PolicyName, Section
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+NAME = r"[a-z0-9][a-z0-9_]*"
+Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=64)]
 Finding = Annotated[str, Field(pattern=r"^F[1-9]$")]
 ScaleName = Literal["cpu", "paper"]
 Settings = Annotated[
@@ -26,7 +28,7 @@ Settings = Annotated[
 
 
 class Scale(Section):
-    base: str = Field(description="file in studies/ with complete parameters")
+    base: str = Field(pattern=rf"^{NAME}\.yaml$", description="file in studies/ with complete parameters")
     set: Settings = {}
     policy: PolicyName | None = Field(None, description="what a cell measures where it does not say itself")
 
@@ -46,7 +48,10 @@ class Cell(Section):
 class Source(Section):
     """Where a number stands in a run's outputs."""
 
-    file: str = Field(description="a file of the run, such as data/evaluate/{policy}-held_out.json")
+    file: str = Field(
+        pattern=r"^(data|report)(/[A-Za-z0-9_{}-][A-Za-z0-9_{}.-]*)+$",
+        description="a file of the run, such as data/evaluate/{policy}-held_out.json",
+    )
     key: str = Field(description="path in it, parts divided by `/`, such as pass/8/value")
     percent: bool = Field(True, description="a share, shown as percent")
     label: str | None = Field(None, description="in place of the measure's, where the scales measure different things")
@@ -162,6 +167,8 @@ def load_study(folder: Path, name: str) -> Study:
         No such study, or a wrong key, cell or measure; the line names it.
     """
     path = folder / f"{name}.yaml"
+    if not re.fullmatch(NAME, name) or len(name) > 64:
+        raise UserError(f"study {reprlib.repr(name)}: expected a name in studies/, such as table3; `larpo study list`")
     if not path.is_file():
         raise UserError(f"{path}: not found{nearest(name, names(folder)) if folder.is_dir() else ''}")
     raw = _read(path)
@@ -171,6 +178,8 @@ def load_study(folder: Path, name: str) -> Study:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "string_pattern_mismatch":
+            reason += f", found {reprlib.repr(first['input'])}"
         raise UserError(f"{path}: {where + ': ' if where else ''}{reason}") from None
     if study.name != name:
         raise UserError(f"{path}: name: expected {name!r}, as the file is called, found {study.name!r}")
@@ -236,7 +245,7 @@ def put(tree: dict[str, Any], dotted: str, value: Any, where: str) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.load(path.read_text("utf-8"), Loader=StrictLoader)
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:160]})") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected a mapping, found {type(raw).__name__}")

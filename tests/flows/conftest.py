@@ -205,7 +205,8 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.serve", "--port", str(port)],
             cwd=project.folder,
-            env=plain | {LOG: str(project.log)},
+            # A setting that would open the server to the network.
+            env=plain | {LOG: str(project.log), "PREFECT_SERVER_API_HOST": "0.0.0.0"},
             stdout=out,
             stderr=subprocess.STDOUT,
         )

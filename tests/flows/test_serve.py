@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -31,6 +32,18 @@ def test_a_taken_port_is_one_line(serving: Serving, plain: dict[str, str]) -> No
     assert done.returncode == 2
     expected = f"error: port {serving.port} on 127.0.0.1 is taken by another program; choose another with --port\n"
     assert done.stderr == expected
+
+
+def test_nothing_listens_but_on_loopback(serving: Serving) -> None:
+    parent = psutil.Process(serving.process.pid)
+    heard = [
+        connection.laddr
+        for process in (parent, *parent.children(recursive=True))
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert serving.port in {address.port for address in heard}
+    assert {address.ip for address in heard} <= {"127.0.0.1", "::1"}
 
 
 def test_deployments_name_no_folder_and_every_study_has_one() -> None:

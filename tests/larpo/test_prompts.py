@@ -63,19 +63,6 @@ def test_too_few_prompts_is_one_line():
         draw(few, 500, 0, held_out=False)
 
 
-@pytest.mark.parametrize(
-    ("tasks", "message"),
-    [
-        ([], "prompts.tasks: expected at least one"),
-        ([{"name": "chain_sums"}], "no 'chain_sums'; did you mean 'chain_sum'"),
-        ([{"name": "chain_sum", "config": {"terms": 2}}], "prompts.tasks: chain_sum: .*terms"),
-    ],
-)
-def test_wrong_generators_are_one_line(tasks, message):
-    with pytest.raises(UserError, match=message):
-        draw(PromptsParams(tasks=tasks, per_iteration=1), 1, 0, held_out=False)
-
-
 def rows(tmp_path, lines: list[dict]) -> PromptsParams:
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
@@ -92,26 +79,6 @@ def test_prompts_from_a_file_of_ones_own(tmp_path):
     assert set(frame["answer"]) <= {str(i) for i in range(40)} and frame["source"].eq(params.dataset).all()
     with pytest.raises(UserError, match="held-out prompts asked for"):
         draw(params, tested + 1, 0, held_out=True)
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ({"question": "x", "answer": "1"}, "no column 'prompt', found"),
-        ({"prompt": "x"}, "no column 'answer'"),
-        ({"prompt": 3, "answer": "1"}, "prompt 3 is neither text nor chat messages"),
-        ({"prompt": [{"role": "user"}], "answer": "1"}, "neither text nor chat messages"),
-    ],
-)
-def test_wrong_files_are_one_line(tmp_path, line, message):
-    with pytest.raises(UserError, match=message):
-        draw(rows(tmp_path, [line]), 1, 0, held_out=False)
-
-
-def test_a_missing_file_is_one_line(tmp_path):
-    params = PromptsParams(source="dataset", dataset=str(tmp_path / "none.jsonl"), per_iteration=1)
-    with pytest.raises(UserError, match=r"prompts.dataset: file .*none.jsonl not found"):
-        draw(params, 1, 0, held_out=False)
 
 
 def test_a_metadata_field_may_be_the_question():

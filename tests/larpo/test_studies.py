@@ -145,14 +145,15 @@ def test_a_peak_is_the_best_inner_cell_against_the_better_end():
 
 
 def test_a_measure_that_is_not_there_is_named(tmp_path):
-    (tmp_path / "m.json").write_text(json.dumps({"pass": {"8": {"value": 0.5}}, "list": [{"x": 2}], "bad": None}))
-    assert read_value(tmp_path, Source(file="m.json", key="pass/8/value")) == 0.5
-    assert read_value(tmp_path, Source(file="m.json", key="list/0/x")) == 2.0
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/m.json").write_text(json.dumps({"pass": {"8": {"value": 0.5}}, "list": [{"x": 2}], "bad": None}))
+    assert read_value(tmp_path, Source(file="data/m.json", key="pass/8/value")) == 0.5
+    assert read_value(tmp_path, Source(file="data/m.json", key="list/0/x")) == 2.0
     for key, words in (("pass/4/value", "no '4'"), ("bad", "expected a number, found None"), ("list/9/x", "no '9'")):
         with pytest.raises(UserError, match=words):
-            read_value(tmp_path, Source(file="m.json", key=key))
+            read_value(tmp_path, Source(file="data/m.json", key=key))
     with pytest.raises(UserError, match="not readable"):
-        read_value(tmp_path, Source(file="n.json", key="x"))
+        read_value(tmp_path, Source(file="data/n.json", key="x"))
 
 
 def test_page_and_findings_say_what_the_numbers_say(folder):
@@ -183,7 +184,7 @@ def test_every_study_of_the_project_expands(name):
 
 def test_a_claim_about_what_a_scale_does_not_measure_leaves_its_finding_undecided(folder):
     """Of two claims one holds, the other is about a measure of another scale."""
-    other = {"label": "other", "paper": {"file": "x.json", "key": "y"}}
+    other = {"label": "other", "paper": {"file": "data/x.json", "key": "y"}}
     claims = [*STUDY["claims"]["F4"], {"says": "other", "more": [["one", "other"]], "less": [["two", "other"]]}]
     changed(folder, measures=STUDY["measures"] | {"other": other}, claims={"F4": claims})
     values = {"one": {"score": [0.5, 0.6]}, "two": {"score": [0.2, 0.3]}}

@@ -1,0 +1,61 @@
+"""What parameters may not say: settings that libraries would take and that would let a checkpoint's code run, load
+another model than the graph's, write outside data/ and scratch/, or put a key into a file.
+
+`engine.options`, `trainer_options` and a judge's `options` are passed on as they are, apart from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+
+def without(options: dict[str, Any], taken: Mapping[str, str]) -> dict[str, Any]:
+    """`options` that are passed on as they are, refused where one is in `taken` (name → why it cannot be set)."""
+    for name in options:
+        if name in taken:
+            raise ValueError(f"{name!r} cannot be set here: {taken[name]}")
+    return options
+
+
+def check_address(url: str | None) -> str | None:
+    """A server's address as it may stand in a file: http(s), with a host, without a password."""
+    if url is None:
+        return url
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        usable, parts = False, None
+    if not usable:
+        raise ValueError("expected an address such as http://127.0.0.1:8000/v1")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("expected an address without a name and a password; a key belongs in the environment")
+    return url
+
+
+_CODE = "no code of a checkpoint is ever run"
+_PICKLE = "weights are read from safetensors alone, never from a pickle"
+_POLICY = "the policy of the graph is what is loaded"
+ENGINE_TAKEN = {
+    "trust_remote_code": _CODE, "code_revision": _CODE, "auto_map": _CODE, "hf_overrides": _CODE,
+    "worker_cls": _CODE, "worker_extension_cls": _CODE, "logits_processors": _CODE, "io_processor_plugin": _CODE,
+    "use_safetensors": _PICKLE, "weights_only": _PICKLE, "load_format": _PICKLE, "pt_load_map_location": _PICKLE,
+    "model": _POLICY, "tokenizer": _POLICY, "subfolder": _POLICY, "state_dict": _POLICY, "adapter_kwargs": _POLICY,
+    "config": _POLICY, "gguf_file": _POLICY, "revision": _POLICY, "hf_config_path": _POLICY,
+    "dtype": "engine.dtype says it",
+}  # fmt: skip
+_SCRATCH = "a node writes into its scratch folder, and resumes from there"
+_UPLOAD = "a node publishes to data/ and nowhere else"
+TRAINER_TAKEN = {
+    "output_dir": _SCRATCH, "logging_dir": _SCRATCH, "resume_from_checkpoint": _SCRATCH,
+    "push_to_hub": _UPLOAD, "hub_token": _UPLOAD, "hub_model_id": _UPLOAD, "report_to": "curves go to data/ alone",
+}  # fmt: skip
+_KEY = "manifests record it, and a key belongs in the environment variable that api_key_env names"
+JUDGE_TAKEN = {
+    "extra_headers": _KEY,
+    "api_key": _KEY,
+    "model": "judges.NAME.model says it",
+    "stream": "replies are kept whole",
+}
