@@ -139,6 +139,12 @@ def test_a_reward_that_is_trained(tmp_path):
     trained = 3 * 1_440_000 * (work + 4 * 32 * 4096 * 400) / (67e12 * 0.4)
     measured = 120_000 * (work + 4 * 32 * 4096 * 200) / (989e12 * 0.5)
     assert found.hours.value == pytest.approx((trained + measured) / 3600)
+    # On a policy: of its size, Mistral's. Pairs of sums are counted: 3645 careless ones, 8100 lengths.
+    pairs = {"source": "sums", "sums": {"errors": ["careless", "length"]}}
+    head = {"start": "data/policy/0", "train": train | {"data": pairs, "held_out": 0.1}}
+    found = node(plan_of(**{"reward": head, "prompts.held_out": 0.1}), "reward")
+    assert found.memory["weights"].value == 4 * 7_241_732_096
+    assert found.train_tokens.value == pytest.approx(11_745 * 0.9 * 2 * 2 * 400)
     rules = node(plan_of(), "reward")
     assert rules.notes == ("no model: rules, on the CPU",) and rules.hours is None
 

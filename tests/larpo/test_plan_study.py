@@ -34,18 +34,20 @@ STAGES = read_stages(ROOT / "dvc.yaml")
 def test_unrolled_as_dvc_does(tmp_path):
     """Names, what each stage needs, and the parameters it depends on, beside what DVC itself reads. Stages: policy,
     reward, report; 2 of sft; 7 per iteration; 3 items, 3 policies · 3 benchmarks twice; best_of_n, embed, retrieve:
-    3 + 2 + 14 + 3 + 18 + 3 = 43."""
+    3 + 2 + 14 + 3 + 18 + 3 = 43. The reward is a head on a policy of the run, so DVC makes that first."""
     from dvc.dependency import ParamsDependency
     from dvc.repo import Repo
 
     from flows.graph import read_graph
 
-    raw = paper(**FULL)
+    head = {"start": "data/policy/base", "train": {"data": {"data": "a/b"}, "learning_rate": 1e-5}}
+    raw = paper(**FULL | {"reward": head})
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
     (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
     Repo.init(str(tmp_path), no_scm=True).close()
     theirs, ours = read_graph(tmp_path), unroll(STAGES, raw)
     assert set(ours) == set(theirs) and len(ours) == 43
+    assert set(theirs["reward"].needs) == {"sft@base"}
     for name, makers in needs(ours).items():
         assert {m for found in makers.values() for m in found} == set(theirs[name].needs), name
     with Repo(str(tmp_path)) as repo:
