@@ -109,8 +109,8 @@ def larpo_study(
         held.enter_context(alone(project, name, scale))
         environment: dict[str, str] = {}
         if scale == "cpu":
-            # Tiny models: one thread each, and no run waits for libraries to be imported.
-            threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+            # Tiny models: one thread each, for two only wait for each other; and no run waits for imports.
+            threads = {"OMP_NUM_THREADS": "1"}
             environment = threads | held.enter_context(warm.server(threads))
         runner = Runner(project, study.sources(scale), environment)
         held.callback(runner.stop)

@@ -140,6 +140,11 @@ def named_paths(tree: Any, root: Path) -> Iterator[Path]:
                 yield path
 
 
+def _content(path: Path) -> str:
+    """Identity of an untracked file; a link is where it leads, for that may be a folder."""
+    return f"link to {os.readlink(path)}" if path.is_symlink() else file_hash(path)
+
+
 class Workspace:
     """The clone for one run. `folder` is the DVC project in it."""
 
@@ -167,7 +172,7 @@ class Workspace:
                 "params": params,
                 "commit": git(self.top, "rev-parse", "HEAD"),
                 "changes": digest(git(self.top, "diff", "--binary", "HEAD", "--", ":(top)", *excluded)),
-                "untracked": {p: file_hash(self.top / p) for p in untracked if not p.startswith(WRITTEN)},
+                "untracked": {p: _content(self.top / p) for p in untracked if not p.startswith(WRITTEN)},
             }
         )
         if marker.is_file() and marker.read_text("utf-8") == identity:

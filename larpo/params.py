@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from larpo.errors import UserError
 from larpo.overlays import UNREADABLE, StrictLoader
+from larpo.reward_sections import RewardParams
 from larpo.sections import (
     BenchmarkName,
     BenchmarkParams,
@@ -33,7 +34,6 @@ from larpo.sections import (
     ReferenceParams,
     ReportParams,
     RetrievalParams,
-    RewardParams,
     SampleParams,
     ScoreParams,
     Section,

@@ -19,7 +19,7 @@ from typing import Any
 from larpo.errors import UserError
 from larpo.hashing import digest
 from larpo.prompts import in_share
-from larpo.sections import PairsParams
+from larpo.reward_sections import PairsParams
 from larpo.sums import sum_pairs
 from larpo.tables import readable
 

@@ -19,7 +19,7 @@ from larpo.checkpoints import NO_CODE, UNUSABLE, dtype_of, line
 from larpo.errors import UserError
 from larpo.hashing import digest, tree_hash
 from larpo.packages import installed
-from larpo.sections import RewardParams
+from larpo.reward_sections import RewardParams
 
 IDENTITY = "reward.json"
 

@@ -116,12 +116,13 @@ def publish(made: Path, path: Path) -> None:
     beside = path.with_name(f".{path.name}.new")
     remove(beside)  # of a run that was killed while it copied
     if made.stat().st_dev != path.parent.stat().st_dev:
-        if made.is_dir():
-            shutil.copytree(made, beside)
-        else:
-            shutil.copy2(made, beside)
-        for file in _files(beside):
-            sync(file)
+        try:
+            shutil.copytree(made, beside) if made.is_dir() else shutil.copy2(made, beside)
+            for file in _files(beside):
+                sync(file)
+        except BaseException:
+            remove(beside)  # half a copy, and what fills the disk
+            raise
         made = beside
     if path.is_dir():
         shutil.rmtree(path)
@@ -174,7 +175,8 @@ REASONS = {
 }
 FULL = 1 << 20  # bytes left where an error that names no cause is put down to a full disk
 IN_RUST = re.compile(r"[Oo]s (?:error |\{ code: )(\d+)")  # tokenizers, safetensors
-TORCH_WRITES = re.compile(r"PytorchStreamWriter|inline_container|iostream error")
+# Torch, and SQLite in DVCLive, say only that they could not write.
+UNNAMED = re.compile(r"PytorchStreamWriter|inline_container|iostream error|disk I/O error|database or disk is full")
 
 
 def disk_fault(error: BaseException, *folders: Path) -> str | None:
@@ -205,7 +207,7 @@ def _number(error: BaseException, folders: tuple[Path, ...]) -> int | None:
             return error.errno
     elif found := IN_RUST.search(str(error)):
         return int(found[1])
-    if TORCH_WRITES.search(str(error)):
+    if UNNAMED.search(str(error)):
         if shutil.disk_usage(_fullest(folders)).free < FULL:
             return errno.ENOSPC
         if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:

@@ -15,9 +15,9 @@ from larpo.errors import UserError
 from larpo.hashing import seed_of, tree_hash
 from larpo.params import RewardParams
 from larpo.preferences import Pair, read_pairs
+from larpo.reward_sections import PairsParams
 from larpo.rewards.classifier import SequenceClassification
 from larpo.rewards.pairrm import PairRMReward
-from larpo.sections import PairsParams
 from larpo.statistics import wilson
 from tasks.node import Node, command, load_params, say, write_json
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from larpo.reward_checkpoints import write_identity
-from larpo.sections import RewardParams
+from larpo.reward_sections import RewardParams
 
 MARKERS = ["source", "candidate1", "candidate2", "candidate"]
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz 0123456789+-=:?\n"

@@ -13,7 +13,8 @@ from larpo.errors import UserError
 from larpo.params import Params
 from larpo.plan.plans import Plan
 from larpo.plan.sizes import is_file
-from larpo.sections import PairsParams, SourceParams
+from larpo.reward_sections import PairsParams
+from larpo.sections import SourceParams
 
 
 @dataclass(frozen=True)

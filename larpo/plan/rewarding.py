@@ -10,8 +10,8 @@ from larpo.plan.estimates import Estimate, forward_hours, forward_memory, gib, n
 from larpo.plan.launching import read_launch
 from larpo.plan.plans import NodePlan
 from larpo.plan.sizes import rows_of, unknown_size
+from larpo.reward_sections import PairsParams, RewardParams
 from larpo.rewards import MODELS, parts
-from larpo.sections import PairsParams, RewardParams
 from larpo.sums import sum_pairs
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ import pandas as pd
 
 from larpo.errors import UserError
 from larpo.params import nearest
-from larpo.sections import RewardParams, ScoreParams
+from larpo.reward_sections import RewardParams
+from larpo.sections import ScoreParams
 
 
 class Reward(Protocol):

@@ -23,7 +23,7 @@ from transformers.utils import cached_file
 from larpo.checkpoints import NO_CODE, UNUSABLE, dtype_of, line
 from larpo.errors import UserError
 from larpo.reward_checkpoints import model_source
-from larpo.sections import RewardParams
+from larpo.reward_sections import RewardParams
 
 SOURCE, CANDIDATE1, CANDIDATE2 = "<|source|>", "<|candidate1|>", "<|candidate2|>"
 

@@ -67,6 +67,7 @@ def judged(tmp_path, finished_project, warm_server, monkeypatch) -> Project:
     project = finished_project.copy(tmp_path / "project")
     project.variables = warm_server
     monkeypatch.chdir(project.folder)
+    monkeypatch.setenv("LARPO_JUDGEMENTS", str(project.folder / "judgements"))
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["benchmarks"]["q"] = {
         "benchmark": "mixeval", "data": str(ROOT / "data/samples/questions"), "judge": "j",
@@ -97,7 +98,8 @@ def test_kills_while_a_faulty_judge_is_paid(judged):
         at(server)
         tasks.evaluate.main("0", "q")
         expected, needed = outputs(), server.answered
-        assert needed == len(server.bodies) == 28 and len(expected) == 2
+        # 28 questions; the judge is asked differently where its reply was cut off.
+        assert needed == len(server.bodies) == len(asked(server)) > 28 and len(expected) == 2
     shutil.rmtree("judgements")
     for path in expected:
         Path(path).unlink()

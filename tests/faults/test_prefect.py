@@ -98,7 +98,7 @@ def test_a_node_that_dies_is_tried_again_and_others_are_not(project, server):
 
 
 def test_a_server_that_is_restarted_in_the_middle(project):
-    """kill -9 while a node runs, another server in its place: the run goes on; the next one finds all up to date."""
+    """kill -9 while a node runs, another server in its place: the run goes on, the next one finds all up to date."""
     port, home = free_port(), project.folder / ".prefect"
     url = f"http://127.0.0.1:{port}/api"
     with running(home, port, ui=False):

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, DebertaV2Model
 
 from larpo.errors import UserError
+from larpo.reward_sections import RewardParams
 from larpo.rewards import build_reward
 from larpo.rewards.pairrm import full_scores
 from larpo.rewards.pairrm_model import PairRM, fetch_pairrm
-from larpo.sections import RewardParams
 from tests.reward_models import decoder, pairrm, with_identity
 
 ASKED = [{"role": "user", "content": "name a fruit"}]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from larpo.params import parse_params
 from larpo.plan import Assumptions, build_plan
 from larpo.plan.rewarding import comparisons
-from larpo.sections import RULES
+from larpo.reward_sections import RULES
 from tests.conftest import ROOT
 from tests.larpo.test_plan_runs import FSFAIRX, PAIRRM, arithmetic, estimates, node, paper, plan_of
 

@@ -21,7 +21,7 @@ from larpo.plan.graph import keys, needs, read_stages, select, unroll
 from larpo.plan.needs import needs_of
 from larpo.plan.render_study import render_overview, render_study, study_json
 from larpo.plan.study import StudyPlan, plan_study, sum_up
-from larpo.sections import RULES
+from larpo.reward_sections import RULES
 from larpo.studies.spec import expand, load_study, names, targets
 from tests.conftest import ROOT
 from tests.larpo.test_plan_nodes import FULL

@@ -13,8 +13,9 @@ import torch
 from larpo.errors import UserError
 from larpo.preferences import Pair, read_pairs
 from larpo.prompts import draw, is_held_out
+from larpo.reward_sections import PairsParams
 from larpo.reward_trainer import bradley_terry
-from larpo.sections import PairsParams, SourceParams
+from larpo.sections import SourceParams
 from tests.conftest import ROOT
 
 ASKED = [{"role": "user", "content": "hi"}]

@@ -13,9 +13,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from larpo.errors import UserError
 from larpo.reward_checkpoints import fetch_classifier, read_identity
+from larpo.reward_sections import RewardParams
 from larpo.rewards import build_reward, check_reward
 from larpo.rewards.encoding import Encoder, batches, plain
-from larpo.sections import RewardParams, ScoreParams
+from larpo.sections import ScoreParams
 from tests.conftest import ROOT
 from tests.reward_models import characters, decoder, encoder, with_identity
 
