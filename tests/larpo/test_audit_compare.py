@@ -211,12 +211,14 @@ def reference(*logps: float) -> pd.DataFrame:
 
 
 def test_log_probabilities_may_deviate_and_nothing_else(pair):
-    """|−9.009 + 9| / (1 + 9) = 0.0009 ≤ 0.001; −9.011 gives 0.0011."""
-    paths = pair("reference", reference(-1, -9), reference(-1, -9.009))
+    """|−9.0009 + 9| / (1 + 9) = 0.00009 ≤ 0.0001; −9.0011 gives 0.00011."""
+    paths = pair("reference", reference(-1, -9), reference(-1, -9.0009))
     close = compare("reference", *paths)
-    assert close.how == "within tolerance" and "0.0009 (reference_logp, row 1), allowed 0.001" in close.detail
-    far = compare("reference", *pair("reference", reference(-1, -9), reference(-1, -9.011)))
-    assert far.difference == ("row 1 (prompt_id p, response_id r1), column reference_logp: expected -9.0, found -9.011")
+    assert close.how == "within tolerance" and "9e-05 (reference_logp, row 1), allowed 0.0001" in close.detail
+    far = compare("reference", *pair("reference", reference(-1, -9), reference(-1, -9.0011)))
+    assert far.difference == (
+        "row 1 (prompt_id p, response_id r1), column reference_logp: expected -9.0, found -9.0011"
+    )
     other = compare("reference", *pair("reference", reference(-1, -9), reference(-1, -9).assign(n_tokens=[3, 4])))
     assert other.how == "differs" and "column n_tokens: expected 3, found 4" in other.difference
     assert compare("lists", *paths).how == "differs"
@@ -224,13 +226,13 @@ def test_log_probabilities_may_deviate_and_nothing_else(pair):
 
 def test_a_rules_rewards_are_exact_and_a_models_are_not(pair):
     frame = pd.DataFrame({"response_id": ["r"], "reward": [1.0], "correct": [True], "reward_name": "x"})
-    paths = pair("rewards", frame, frame.assign(reward=1.0001))
+    paths = pair("rewards", frame, frame.assign(reward=1.00001))
     assert compare("score", *paths).how == "differs"
     assert compare("score", *paths, Terms(rule=False)).how == "within tolerance"
 
 
 def test_curves_hold_numbers_and_configurations_do_not(tmp_path):
-    for folder, loss, eps in (("a", 2.0, 1.0), ("b", 2.02, 1.001)):
+    for folder, loss, eps in (("a", 2.0, 1.0), ("b", 2.002, 1.001)):
         home = tmp_path / folder
         home.mkdir()
         (home / "loss.tsv").write_text(f"step\tloss\n1\t{loss}\n")
@@ -240,7 +242,14 @@ def test_curves_hold_numbers_and_configurations_do_not(tmp_path):
     assert found.difference == "config.json: eps: expected 1.0, found 1.001"
     (tmp_path / "b/config.json").write_text(json.dumps({"eps": 1.0}))
     found = compare("train", tmp_path / "a", tmp_path / "b")
-    assert found.how == "within tolerance" and "0.0067, allowed 0.01" in found.detail  # 0.02 / (1 + 2)
+    assert found.how == "within tolerance" and "0.00067, allowed 0.001" in found.detail  # 0.002 / (1 + 2)
+    # Pairs that rounding alone orders: told on the same machine, and no question on another.
+    for folder, share in (("a", 0.25), ("b", 0.5)):
+        (tmp_path / folder / "reward_accuracy.tsv").write_text(f"step\treward_accuracy\n1\t{share}\n")
+        (tmp_path / folder / "metrics.json").write_text(json.dumps({"reward_accuracy": share, "step": 1}))
+    found = compare("train", tmp_path / "a", tmp_path / "b")
+    assert found.difference == "metrics.json: reward_accuracy: expected 0.25, found 0.5"
+    assert compare("train", tmp_path / "a", tmp_path / "b", ELSEWHERE).how == "within tolerance"
 
 
 def test_the_sign_flip_test_by_hand():
