@@ -134,7 +134,7 @@ class Again:
         except Changed as error:
             found = fails(PART, node.name, 1, "an input is not what dvc.lock records", [str(error)])
         except UserError as error:
-            found = fails(PART, node.name, 1, "its record is not readable", [str(error)])
+            found = fails(PART, node.name, 1, "what the run holds of it cannot be read", [str(error)])
         except RuntimeError as error:  # of git and dvc
             found = unchecked(PART, node.name, " ".join(str(error).split())[:300])
         self.say(f"{node.name}: {found.verdict}, {found.failures[0] if found.failures else found.detail}")

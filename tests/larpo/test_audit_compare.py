@@ -39,6 +39,12 @@ def responses(texts: list[str], cut: tuple[int, ...] = (), temperature: float = 
     )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+    """Files of a few hundred bytes are read in several chunks, as large ones are."""
+    monkeypatch.setattr(differences, "CHUNK", 64)
+
+
 @pytest.fixture
 def pair(tmp_path: Path):
     """Write two frames as one table, return the two paths."""
