@@ -135,6 +135,9 @@ class Again:
             found = fails(PART, node.name, 1, "an input is not what dvc.lock records", [str(error)])
         except UserError as error:
             found = fails(PART, node.name, 1, "what the run holds of it cannot be read", [str(error)])
+        except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            found = fails(PART, node.name, 1, "its record or its files are not as a run leaves them", [what])
         except RuntimeError as error:  # of git and dvc
             found = unchecked(PART, node.name, " ".join(str(error).split())[:300])
         self.say(f"{node.name}: {found.verdict}, {found.failures[0] if found.failures else found.detail}")
@@ -151,12 +154,12 @@ class Again:
         if commit not in self.clones:
             self.clones[commit] = Clone(self.run, commit, self.home)
         clone = self.clones[commit]
-        added = clone.stage(node)
+        command, added = clone.command(node), clone.stage(node)
         with ExitStack() as stack:
             environment = self._environment(node, clone, stack)
-            self.say(f"{node.name}: {clone.commands[node.name]} (took {manifest.get('seconds')} s when recorded)")
+            self.say(f"{node.name}: {command} (took {manifest.get('seconds')} s when recorded)")
             start = time.monotonic()
-            status, line = self._execute(clone.commands[node.name], clone.folder, environment)
+            status, line = self._execute(command, clone.folder, environment)
             seconds = time.monotonic() - start
         if status:
             return self._failed(node, status, line, judge_of(self.run.params, node.name) is not None)

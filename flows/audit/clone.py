@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from flows.audit.run import LOCK, MANIFEST, PARAMS, AuditedRun, Entry, LockedNode, directory_md5
+from flows.audit.run import LOCK, PARAMS, AuditedRun, Entry, LockedNode, directory_md5
 from flows.graph import kind_of
 from flows.workspace import git, named_paths
 from larpo.hashing import file_hash
@@ -72,6 +72,10 @@ def copy(source: Path, target: Path) -> None:
             shutil.copyfileobj(a, b, 1 << 22)
 
 
+def _inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
 class Clone:
     """The run's repository at one commit, with the run's params.yaml and dvc.lock laid over.
 
@@ -96,22 +100,17 @@ class Clone:
         self.folder = self.top / run.folder.relative_to(Path(top).resolve())
         self._lay_over()
         self.code = AuditedRun(self.folder)
-        self.commands = self._commands()
 
     def _lay_over(self) -> None:
         for name in (PARAMS, LOCK):
             copy(self.run.folder / name, self.folder / name)
 
-    def _commands(self) -> dict[str, str]:
-        """Node → its command, as DVC reads it from the commit's dvc.yaml with the run's parameters."""
-        from dvc.repo import Repo
-
-        with Repo(str(self.folder)) as repo:
-            return {
-                stage.name: stage.cmd if isinstance(stage.cmd, str) else " && ".join(stage.cmd)
-                for stage in repo.index.stages
-                if stage.cmd and hasattr(stage, "name")
-            }
+    def command(self, node: LockedNode) -> str:
+        """What the commit's dvc.yaml runs, with the run's parameters."""
+        if node.name not in self.code.declared:
+            raise Unfit(f"dvc.yaml of commit {self.commit[:12]} has no such node")
+        command = self.code.declared[node.name].cmd
+        return command if isinstance(command, str) else " && ".join(command)
 
     def stage(self, node: LockedNode) -> list[str]:
         """Put everything in place that the node reads; returns what was not in the commit but in the run's folder.
@@ -126,8 +125,6 @@ class Clone:
         git(self.top, "checkout", "--quiet", "--force", "HEAD", "--", ".")
         git(self.top, "clean", "-ffdxq", "-e", "__pycache__")
         self._lay_over()
-        if node.name not in self.commands:
-            raise Unfit(f"dvc.yaml of commit {self.commit[:12]} has no such node")
         self._link()
         given, added = set(self.run.sources), []
         for path, entry in node.deps.items():
@@ -148,6 +145,9 @@ class Clone:
         source, target = self.run.folder / path, self.folder / path
         if not source.exists():
             raise Unfit(f"{path} is not here; fetch it with `dvc pull`")
+        # Nothing is ever written through a link or a path that leads out of the clone, into the originals.
+        if not (target.is_symlink() or _inside(target, self.folder)) or not _inside(target.parent, self.folder):
+            raise Changed(f"{path}: lies outside the run and is not what dvc.lock records")
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
         else:
@@ -165,17 +165,12 @@ class Clone:
 
     def _link(self) -> None:
         """Link data and models that parameters name and neither Git nor a node provides."""
-        made = set(self.run.producer)
+        made = list(self.run.producer)
         home = self.top.parents[len(Path(DEPTH).parts)]
         for path in named_paths(yaml.safe_load((self.run.folder / PARAMS).read_text("utf-8")), self.run.folder):
             name = os.path.relpath(path, self.run.folder)
             here = Path(os.path.normpath(self.folder / name))
-            if name not in made and here.is_relative_to(home) and not os.path.lexists(here):
+            ours = any(out == name or out.startswith(f"{name}/") for out in made)
+            if not ours and here.is_relative_to(home) and not os.path.lexists(here):
                 here.parent.mkdir(parents=True, exist_ok=True)
                 here.symlink_to(path)
-
-    def made(self, path: str) -> Path:
-        return self.folder / path
-
-
-__all__ = ["MANIFEST", "Changed", "Clone", "Unfit", "copy", "temporary"]

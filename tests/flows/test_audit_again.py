@@ -146,6 +146,18 @@ def test_inputs_and_code_are_those_of_dvc_lock(changed, again):
     assert found["reward"][0] == "holds"
 
 
+def test_nothing_is_written_through_what_parameters_name(changed, again):
+    """A folder of the run named as data, which is linked where Git does not hold it, and inputs that lie in it."""
+    changed.set('policy: {model: "', f'policy: {{model: "{changed.folder}/data/lists", revision: "')
+    path = changed.folder / "data/prompts/2.manifest.json"
+    path.write_text("[1]")
+    before = contents(changed.folder)
+    checks = again(changed.folder, "reference@1", "prompts@2")
+    assert checks["reference@1"].verdict == "holds"
+    assert checks["prompts@2"].verdict == "fails" and "not as a run leaves them" in checks["prompts@2"].detail
+    assert contents(changed.folder) == before
+
+
 def test_a_node_that_fails_here_is_told_apart_from_one_that_cannot_run_here(changed, again):
     """Without vLLM the sampler cannot run; a commit whose code fails is the run's own fault."""
     changed.set("name: transformers", "name: vllm")
