@@ -25,9 +25,9 @@ another version of its library, is within tolerance.
 
 Why these numbers. Other thread counts, vector units and BLAS add floats in another order. Measured with SmolLM2-135M
 in float32 on a processor with AVX-512: with kernels that do without it (ATEN_CPU_CAPABILITY=default, SSE4.2 in MKL and
-oneDNN) the deviations stand at the constants; with two threads instead of one reference and embed made the same bytes.
-A tolerance leaves room for longer texts and trainings, which was not measured; in bfloat16 another machine may differ
-by more, and is then told to differ.
+oneDNN) the deviations stand at the constants; with two threads instead of one reference, embed and train made the same
+bytes. A tolerance leaves room for longer texts and trainings, which was not measured; in bfloat16 another machine may
+differ by more, and is then told to differ.
 """
 
 from __future__ import annotations
