@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import reprlib
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
@@ -32,7 +33,8 @@ class Unreadable(Exception):
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    """In one line that is the same every time: no addresses of objects."""
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))[:120] or type(error).__name__
 
 
 def first_difference(expected: Path, found: Path) -> str | None:
