@@ -27,7 +27,7 @@ class Change:
     Attributes
     ----------
     kind
-        command, parameter, reads (other outputs than before), code, data, packages, machine, engine.
+        command, parameter, seed, reads (other outputs than before), code, data, packages, machine, engine.
     what
         A dotted key, a file, a package, a property of the machine.
     before, after
@@ -72,7 +72,19 @@ def declared(a: AuditedRun, b: AuditedRun, name: str) -> list[Change]:
     manifests = [manifest_of(run, name) for run in (a, b)]
     for key, was, now in differences(_params(one), _params(other)):
         values = [_value(value, key, manifest) for value, manifest in zip((was, now), manifests, strict=True)]
-        found.append(Change("parameter", key, *values))
+        found.append(Change("seed" if key.split(".")[-1] == "seed" else "parameter", key, *values))
+    return found + _given(*manifests)
+
+
+def _given(one: dict[str, Any], other: dict[str, Any]) -> list[Change]:
+    """Models and datasets from outside that both name and that are no longer the same (larpo.provenance)."""
+    sides = [{s.get("name"): s for s in (m.get("notes") or {}).get("sources") or []} for m in (one, other)]
+    found = []
+    for source in (name for name in sides[0] if name in sides[1]):
+        for fact in ("hash", "version"):
+            was, now = (side[source].get(fact) for side in sides)
+            if was != now and was is not None and now is not None:
+                found.append(Change("data", f"{source} ({fact})", short(was, 12), short(now, 12)))
     return found
 
 
@@ -83,7 +95,7 @@ def recorded(a: AuditedRun, b: AuditedRun, name: str) -> list[Change]:
     for kind, sides in (
         ("packages", [m.get("packages") for m in (one, other)]),
         ("machine", [m.get("hardware") for m in (one, other)]),
-        ("engine", [m.get("notes", {}).get("engine") for m in (one, other)]),
+        ("engine", [(m.get("notes") or {}).get("engine") for m in (one, other)]),
     ):
         if all(isinstance(side, dict) for side in sides):
             for key, was, now in differences(*sides):
@@ -101,11 +113,11 @@ def hints(a: AuditedRun, b: AuditedRun, name: str) -> list[str]:
     for label, manifest in (("a", one), ("b", other)):
         if manifest.get("resumed"):
             found.append(f"{label} was resumed after a stop")
-        if manifest.get("git", {}).get("dirty"):
+        if (manifest.get("git") or {}).get("dirty"):
             found.append(f"{label} ran with uncommitted changes")
-        origin = manifest.get("notes", {}).get("origin")
-        if origin == "folder":
-            found.append(f"{label} read a model folder that no hash names: {manifest['notes'].get('model')}")
+        notes = manifest.get("notes") or {}
+        if notes.get("origin") == "folder" and "sources" not in notes:
+            found.append(f"{label} read a model folder whose hash it did not record: {notes.get('model')}")
     return found
 
 
@@ -233,7 +245,7 @@ def _git_bytes(folder: Path, *arguments: str) -> bytes:
 
 
 def _undeclared_code(a: AuditedRun, b: AuditedRun, one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Files of larpo/ and tasks/ that differ between the manifests' commits; a blob's id is the same in any repository."""
+    """Files of larpo/ and tasks/ that differ between the manifests' commits; equal blobs have equal ids anywhere."""
     sides = []
     for run, manifest in ((a, one), (b, other)):
         commit = commit_of(manifest)

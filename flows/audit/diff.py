@@ -1,4 +1,4 @@
-"""Why the numbers of two runs differ: the first node in which they part, what it was given, and what follows from it."""
+"""Why the numbers of two runs differ: the first node in which they part, what it was given, and what follows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import networkx as nx
 
 from flows.audit.changes import Change, declared, hints, recorded
-from flows.audit.run import AuditedRun
+from flows.audit.run import AuditedRun, LockedNode
 from flows.graph import kind_of
 from larpo.hashing import file_hash
 
@@ -205,6 +205,11 @@ def merged_order(a: AuditedRun, b: AuditedRun) -> list[str]:
         return list(place)
 
 
+def _read(run: AuditedRun, node: LockedNode) -> dict[str, str]:
+    """Path → md5 of what it read that other nodes made."""
+    return {path: entry.md5 for path, entry in node.deps.items() if path not in run.sources}
+
+
 def _key(change: Change) -> tuple[str, ...]:
     # "reads" and "command" name the node; another node's are another change.
     return (change.kind, change.what, change.before, change.after)
@@ -264,7 +269,7 @@ def _first_row(a: AuditedRun, b: AuditedRun, name: str, lying: dict[str, dict[st
                 return f"{path}/{file}: only in {'a' if file in sides[0] else 'b'}"
             path, places = f"{path}/{file}", [place / file for place in places]
         if all(place.is_file() for place in places):
-            return f"{path}: {first_difference(*places) or 'same content, other bytes'}"
+            return f"{path}: {first_difference(*places)} (expected: a, found: b)"
     return None
 
 

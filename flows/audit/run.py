@@ -231,10 +231,15 @@ class AuditedRun:
         return found if directory_md5(found) == entry.md5 else None
 
 
-def directory_md5(files: dict[str, str]) -> str:
-    """DVC's hash of a folder, from its files' names (relative, with `/`) and md5s."""
+def directory_object(files: dict[str, str]) -> bytes:
+    """What DVC's cache holds of a folder, from its files' names (relative, with `/`) and md5s."""
     rows = [{"md5": md5, "relpath": name} for name, md5 in sorted(files.items())]
-    return hashlib.md5(json.dumps(rows, sort_keys=True).encode("utf-8")).hexdigest() + ".dir"
+    return json.dumps(rows, sort_keys=True).encode("utf-8")
+
+
+def directory_md5(files: dict[str, str]) -> str:
+    """DVC's hash of a folder."""
+    return hashlib.md5(directory_object(files)).hexdigest() + ".dir"
 
 
 @contextmanager
