@@ -20,10 +20,11 @@ from flows.audit.run import AuditedRun, Entry, LockedNode
 
 METADATA = "ro-crate-metadata.json"
 VERSION = "1.1"
+WORKFLOW = "https://w3id.org/workflowhub/workflow-ro-crate/1.0"
 PROFILES = {
     "https://w3id.org/ro/wfrun/process/0.5": ("Process Run Crate", "0.5"),
     "https://w3id.org/ro/wfrun/workflow/0.5": ("Workflow Run Crate", "0.5"),
-    "https://w3id.org/workflowhub/workflow-ro-crate/1.0": ("Workflow RO-Crate", "1.0"),
+    WORKFLOW: ("Workflow RO-Crate", "1.0"),
 }
 # Names for md5 and sha256.
 TERMS = "https://w3id.org/ro/terms/workflow-run/context"
@@ -75,6 +76,8 @@ def describe(run: AuditedRun, pack: Mapping[str, Any], members: Mapping[str, tup
     started, ended = _span(manifests)
     crate = ROCrate(version=VERSION)
     crate.metadata.extra_contexts.append(TERMS)
+    profiles = (crate.metadata.profile, WORKFLOW)
+    crate.metadata["conformsTo"] = [{"@id": url} for url in profiles]
     crate.name = str(getattr(run.params.report, "title", None) or "LARPO run")
     crate.description = (
         f"A run of LARPO at commit {pack['commit'][:12]}: {len(run.nodes)} nodes with their outputs, code, parameters "
@@ -88,8 +91,9 @@ def describe(run: AuditedRun, pack: Mapping[str, Any], members: Mapping[str, tup
     ]
     crate.root_dataset["license"] = _licence(crate, run, members)
     files = {name: _file(crate, name, *members[name]) for name in members if not _output_of(run, name)}
-    workflow = _workflow(crate, members["run/dvc.yaml"])
+    workflow = _workflow(crate, members["run/dvc.yaml"], pack["commit"])
     crate.mainEntity = workflow
+    files["README.md"]["about"] = crate.root_dataset
     code = files["repository.bundle"]
     code["name"], code["version"] = "the code and its history as a Git bundle", pack["commit"]
     code["description"] = f"git clone -b run repository.bundle; commit {pack['commit']}"
@@ -101,6 +105,7 @@ def describe(run: AuditedRun, pack: Mapping[str, Any], members: Mapping[str, tup
     whole = {
         "@type": "CreateAction",
         "name": "the run",
+        "description": "dvc repro",
         "instrument": workflow,
         "object": [files[name] for name in ("run/params.yaml",) if name in files] + sources.get("", []),
         "result": [outputs[path] for path in outputs if path.startswith("report/")] or list(outputs.values()),
@@ -114,8 +119,13 @@ def _entity(crate: ROCrate, identifier: str, properties: dict[str, Any]) -> Cont
     """An entity whose properties may be other entities."""
     made = crate.add(ContextEntity(crate, identifier, {"@type": properties.pop("@type")}))
     for name, value in properties.items():
-        made[name] = value
+        made[name] = _plain(value)
     return made
+
+
+def _plain(value: Any) -> Any:
+    """A list of one as its element, as RO-Crate wants it."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _file(crate: ROCrate, name: str, size: int, sha256: str) -> Any:
@@ -124,10 +134,11 @@ def _file(crate: ROCrate, name: str, size: int, sha256: str) -> Any:
     return crate.add_file(dest_path=name, properties=facts)
 
 
-def _workflow(crate: ROCrate, file: tuple[int, str]) -> Any:
+def _workflow(crate: ROCrate, file: tuple[int, str], commit: str) -> Any:
     language = {"name": "DVC pipeline", "url": {"@id": "https://dvc.org/"}, "alternateName": "dvc.yaml"}
     crate.add(dvc := ComputerLanguage(crate, identifier="https://dvc.org/", properties=language))
-    facts = {"name": "the graph of LARPO", "contentSize": str(file[0]), "sha256": file[1]}
+    facts = {"name": "the graph of LARPO", "version": commit, "contentSize": str(file[0]), "sha256": file[1]}
+    facts["encodingFormat"] = FORMATS[".yaml"]
     return crate.add_workflow(dest_path="run/dvc.yaml", properties=facts, lang=dvc)
 
 
@@ -158,7 +169,7 @@ def _output(
         facts["description"] += f"; {entry.files} files, md5 as DVC makes it of their names and md5s"
         found = crate.add_dataset(dest_path=f"run/{path}/", properties=facts)
         inside = [name for name in members if name.startswith(f"run/{path}/")]
-        found["hasPart"] = [_file(crate, name, *members[name]) for name in inside]
+        found["hasPart"] = _plain([_file(crate, name, *members[name]) for name in inside])
         found["contentSize"] = str(sum(members[name][0] for name in inside))
         return found
     made = _file(crate, f"run/{path}", *members[f"run/{path}"])
@@ -209,13 +220,13 @@ def _action(
         )
         for key, value in (manifest.get("params") or {}).items()
     ]
+    given = [files[f"run/{path}"] for path in node.deps if f"run/{path}" in files]
     facts = {
         "@type": "CreateAction",
         "name": node.name,
         "description": node.cmd,
         "instrument": crate.get(tool),
-        "object": [*read, *[files[f"run/{p}"] for p in node.deps if f"run/{p}" in files], *sources.get(node.name, [])]
-        + settings,
+        "object": [*read, *given, *sources.get(node.name, []), *settings],
         "result": [outputs[path] for path in node.outs],
     }
     started, ended = _times(manifest)

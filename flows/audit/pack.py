@@ -1,4 +1,4 @@
-"""A finished run as one file for a reviewer: its history, outputs, parameters and records; the same run, the same bytes.
+"""A finished run as one file: its history, outputs, parameters and records. The same run makes the same bytes.
 
     pack.json               what is in it, what was left out, what a reader has to bring
     README.md               how to open it
