@@ -31,7 +31,7 @@ KEPT = Path(".larpo/pack")
 # Git's and DVC's own folders are made here and never taken from a pack.
 OWN = frozenset({".git", ".dvc", ".larpo"})
 # What a commit may hold in .dvc/: a cache or config.local from there would be believed.
-COMMITTED_DVC = ("config", ".gitignore", "plots/")
+COMMITTED_DVC = frozenset({"config", ".gitignore", "plots"})
 ALREADY = "expected a folder that does not exist or is empty"
 
 
@@ -180,7 +180,7 @@ def _check_project(project: Path, clone: Path, facts: dict[str, Any]) -> None:
     prefix = f"{facts['folder']}/" if facts["folder"] else ""
     for path in run_git(clone, "ls-files", "-z").decode("utf-8", "replace").split("\0"):
         inside = path.removeprefix(f"{prefix}.dvc/")
-        if (inside != path and not inside.startswith(COMMITTED_DVC)) or path.split("/")[0] == ".larpo":
+        if (inside != path and inside.split("/")[0] not in COMMITTED_DVC) or path.split("/")[0] == ".larpo":
             raise UserError(f"commit {facts['commit'][:12]}: holds {path}, which would be believed; not opened")
 
 
