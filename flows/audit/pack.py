@@ -207,7 +207,9 @@ def _beside(
     needed = []
     tree = load_yaml(run.folder / PARAMS)
     data = [run.folder / path for path in run.sources if path not in code]
-    for place in dict.fromkeys([*data, *named_paths(tree, run.folder), *_bare_names(tree, run.folder)]):
+    # What manifests name comes first: whether it exists here must not decide whether a reader is told of it.
+    places = [*data, *_recorded(run), *named_paths(tree, run.folder), *_bare_names(tree, run.folder)]
+    for place in dict.fromkeys(places):
         if (lack := _add_data(run, members, commit, place, data_limit)) is not None:
             needed.append(lack)
     for judge in run.params.judges.values():
@@ -225,9 +227,11 @@ def _add_data(
         return {"path": str(place), "why": "outside the run's folder"}
     path = place.relative_to(run.folder).as_posix()
     made = [out for out in run.producer if f"{out}/".startswith(f"{path}/") or path.startswith(f"{out}/")]
-    if made or path == "." or not place.exists():
+    if made or path == ".":
         return None
     committed = commit.files(path)
+    if not place.exists():
+        return None if committed else {"path": path, "why": "not there any more"}
     files = [f"{path}/{f}" for f in run.files(path)] if place.is_dir() else [path]
     files = [f for f in files if f[len(path) + 1 :] not in committed and f"run/{f}" not in members]
     size = sum((run.folder / f).stat().st_size for f in files)
@@ -235,6 +239,16 @@ def _add_data(
         return {"path": path, "why": f"{_mib(size)}, over the limit of {_mib(limit)}"}
     members |= {f"run/{f}": Member(f"run/{f}", run.folder / f).hashed() for f in files}
     return None
+
+
+def _recorded(run: AuditedRun) -> list[Path]:
+    """Local models and datasets that the nodes' manifests name (larpo.provenance)."""
+    found = set()
+    for node in run.nodes:
+        for source in (manifest_of(run, node.name).get("notes") or {}).get("sources") or []:
+            if source.get("kind") in ("folder", "file"):
+                found.add(Path(os.path.normpath(run.folder / str(source["name"]))))
+    return sorted(found)
 
 
 def _bare_names(tree: Any, folder: Path) -> Iterator[Path]:
