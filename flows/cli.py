@@ -66,7 +66,7 @@ def score(
 
 @app.command()
 def audit(
-    run: str = typer.Argument(None, help="a folder, a Git revision or an experiment's name; default: this project"),
+    run: str = typer.Argument(None, help="a folder, pack, Git revision or experiment; default: this project"),
     node: list[str] = typer.Option([], help="execute this node again; repeat for more"),
     every: bool = typer.Option(False, "--all", help="execute every node again"),
     again: bool = typer.Option(True, help="execute one node of each kind again"),

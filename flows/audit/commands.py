@@ -23,7 +23,7 @@ def _told(work: Callable[[], list[str]]) -> None:
 
 
 def pack_command(
-    run: str = typer.Argument(None, help="a folder, a Git revision or an experiment's name; default: this project"),
+    run: str = typer.Argument(None, help="a folder, pack, Git revision or experiment; default: this project"),
     out: Path = typer.Option(None, "--out", help="the file to write; default: RUN-COMMIT.larpo.tar in this folder"),
     checkpoints: bool = typer.Option(True, help="with --no-checkpoints: without the folders that hold weights"),
     data_limit: float = typer.Option(1.0, min=0, help="GiB up to which a dataset of one's own goes in"),
