@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from flows.audit.commands import pack_command, unpack_command
 from larpo.benchmarks import BENCHMARKS, score_file
 from larpo.errors import UserError, one_line
 
@@ -18,6 +19,9 @@ app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None,
     help="LARPO: alignment from ranked lists. The pipeline itself is `dvc repro`.",
 )  # fmt: skip
+
+app.command("pack")(pack_command)
+app.command("unpack")(unpack_command)
 
 SCORE_HELP = """Score outputs that exist already; prints the scores as JSON.
 
@@ -62,7 +66,7 @@ def score(
 
 @app.command()
 def audit(
-    run: str = typer.Argument(None, help="a folder, a Git revision or an experiment's name; default: this project"),
+    run: str = typer.Argument(None, help="a folder, pack, Git revision or experiment; default: this project"),
     node: list[str] = typer.Option([], help="execute this node again; repeat for more"),
     every: bool = typer.Option(False, "--all", help="execute every node again"),
     again: bool = typer.Option(True, help="execute one node of each kind again"),

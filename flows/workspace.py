@@ -121,7 +121,8 @@ def git(folder: Path, *arguments: str, check: bool = True) -> str:
 
 def dvc(folder: Path, *arguments: str) -> str:
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
+    # -P: a module of the folder's (it may be a stranger's run) must not stand in for one of ours.
+    command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"dvc {' '.join(arguments)}: {(done.stderr or done.stdout).strip()}")

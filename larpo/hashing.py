@@ -56,9 +56,12 @@ def tree_hash_of(hashes: dict[str, str]) -> str:
     return hashes[""] if "" in hashes else digest([list(item) for item in hashes.items()], length=32)
 
 
-def dvc_hash(hashes: dict[str, str]) -> str:
-    """What dvc.lock holds for the same file or folder."""
-    if "" in hashes:
-        return hashes[""]
+def dvc_object(hashes: dict[str, str]) -> bytes:
+    """What DVC's cache holds of a folder whose files have these hashes by relative name (with `/`)."""
     rows = [{"md5": hashes[name], "relpath": name} for name in sorted(hashes)]
-    return hashlib.md5(json.dumps(rows, sort_keys=True).encode("utf-8")).hexdigest() + ".dir"
+    return json.dumps(rows, sort_keys=True).encode("utf-8")
+
+
+def dvc_hash(hashes: dict[str, str]) -> str:
+    """What dvc.lock holds for the file or folder that `file_hashes` read."""
+    return hashes[""] if "" in hashes else hashlib.md5(dvc_object(hashes)).hexdigest() + ".dir"

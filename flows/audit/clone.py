@@ -16,10 +16,10 @@ from pathlib import Path
 
 import yaml
 
-from flows.audit.run import LOCK, PARAMS, AuditedRun, Entry, LockedNode, directory_md5
+from flows.audit.run import LOCK, PARAMS, AuditedRun, Entry, LockedNode
 from flows.graph import kind_of
 from flows.workspace import git, named_paths
-from larpo.hashing import file_hash
+from larpo.hashing import dvc_hash, file_hash
 
 FICLONE = 0x40049409  # Linux: a copy that shares its blocks until one of the two is written
 DEPTH = "1/2/3"  # a path `../../x` of params.yaml stays within the temporary folder
@@ -156,7 +156,7 @@ class Clone:
             names = self.run.files(path)
             for name in names:
                 copy(source / name, target / name)
-            found = directory_md5({name: file_hash(target / name) for name in names})
+            found = dvc_hash({name: file_hash(target / name) for name in names})
         else:
             copy(source, target)
             found = file_hash(target)

@@ -232,12 +232,19 @@ class AuditedRun:
 
 @contextmanager
 def open_run(project: Path, run: str | None) -> Iterator[AuditedRun]:
-    """A run by its folder, by a Git revision of `project` or by the name of a DVC experiment; None: `project` itself.
+    """A run by its folder, a pack's file, a Git revision of `project` or an experiment's name; None: `project` itself.
 
-    A revision is checked out, with its data from the project's cache, in a clone that is removed afterwards.
+    A pack is opened in a temporary folder. A revision is checked out, with its data from the project's cache, in a
+    clone that is removed afterwards.
     """
     if run is None or (Path(run) / "dvc.yaml").is_file():
         yield AuditedRun(project if run is None else run)
+        return
+    if Path(run).is_file():
+        from flows.audit.unpack import open_pack
+
+        with open_pack(Path(run)) as folder:
+            yield AuditedRun(folder)
         return
     commit = find_commit(project, run)
     top = Path(git(project, "rev-parse", "--show-toplevel"))
