@@ -69,7 +69,11 @@ def audit(
     run: str = typer.Argument(None, help="a folder, pack, Git revision or experiment; default: this project"),
     node: list[str] = typer.Option([], help="execute this node again; repeat for more"),
     every: bool = typer.Option(False, "--all", help="execute every node again"),
-    again: bool = typer.Option(True, help="execute one node of each kind again"),
+    again: bool | None = typer.Option(
+        None,
+        "--again/--no-again",
+        help="execute one node of each kind again; default: if the run is this project's own",
+    ),
     diff: tuple[str, str] | None = typer.Option(None, metavar="RUN_A RUN_B", help="why two runs' numbers differ"),
     out: Path = typer.Option(None, help="folder of audit.html and audit.json; default: report/ of this project"),
     as_json: bool = typer.Option(False, "--json", help="print JSON"),
@@ -80,7 +84,7 @@ def audit(
     runs are equal, 1 if they differ.
     """
     from flows import project_folder
-    from flows.audit.audit import Again
+    from flows.audit.audit import Again, is_own
     from flows.audit.audit import audit as whole
     from flows.audit.commands import diff_command
     from flows.audit.run import open_run
@@ -89,26 +93,24 @@ def audit(
     project = project_folder()
     try:
         if diff is not None:
-            if run or node or every or not again:
+            if run or node or every or again is not None:
                 raise UserError(
                     "larpo audit: --diff compares two runs and takes neither a run nor nodes; leave them out"
                 )
             raise typer.Exit(diff_command(*diff, as_json))
-        if sum((bool(node), every, not again)) > 1:
+        if sum((bool(node), every, again is False)) > 1:
             raise UserError("larpo audit: --node, --all and --no-again exclude each other; give one")
         with open_run(project, run) as found:
-            wanted = Again(tuple(node), every, not again)
-            tree = whole(
-                found, wanted, out or project / "report", lambda line: print(line, file=sys.stderr, flush=True)
-            )
+            wanted, own, folder = Again(tuple(node), every, again), is_own(project, run), out or project / "report"
+            tree = whole(found, wanted, own, folder, lambda line: print(line, file=sys.stderr, flush=True))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(2) from None
     if as_json:
         print(json.dumps(tree, indent=1, ensure_ascii=False))
     else:
         print_audit(tree)
-        print((out or project / "report") / "audit.html")
+        print(folder / "audit.html")
     raise typer.Exit(0 if tree["holds"] else 1)
 
 

@@ -19,7 +19,7 @@ from flows.audit.run import AuditedRun
 from flows.workspace import git
 from larpo.audit.card import Answer, Evidence, card
 from larpo.audit.page import record, render
-from larpo.audit.results import Check, fails
+from larpo.audit.results import Check, fails, unchecked
 from larpo.errors import UserError
 from tasks.node import git_state, package_versions
 
@@ -29,11 +29,17 @@ LOCKS = ("requirements/lock.txt",)
 
 @dataclass(frozen=True)
 class Again:
-    """Which nodes are executed again: named ones, every one, none, or (nothing set) one of each kind."""
+    """Which nodes are executed again: named ones, every one, or one of each kind.
+
+    `asked` null executes them where the run is this project's own, for executing a stranger's run runs its code.
+    """
 
     nodes: tuple[str, ...] = ()
     every: bool = False
-    none: bool = False
+    asked: bool | None = None
+
+    def wanted(self, own: bool) -> bool:
+        return bool(self.nodes or self.every or (own if self.asked is None else self.asked))
 
 
 def check_science(run: AuditedRun) -> Iterator[Check]:
@@ -43,7 +49,14 @@ def check_science(run: AuditedRun) -> Iterator[Check]:
         yield from science.check_science(run)
 
 
-def parts_of(run: AuditedRun, again: Again, say: Callable[[str], None]) -> dict[str, Callable[[], list[Check]]]:
+def is_own(project: Path, run: str | None) -> bool:
+    """Whether `run`, as `open_run` takes it, is of this project: its folder, one of its revisions or experiments."""
+    return run is None or not Path(run).exists() or Path(run).resolve() == project.resolve()
+
+
+def parts_of(
+    run: AuditedRun, again: Again, own: bool, say: Callable[[str], None]
+) -> dict[str, Callable[[], list[Check]]]:
     """Part → function that checks it, each relying on those before. One that breaks off fails with its reason."""
 
     def whole(part: str, made: Callable[[], Iterable[Check]]) -> Callable[[], list[Check]]:
@@ -62,10 +75,13 @@ def parts_of(run: AuditedRun, again: Again, say: Callable[[str], None]) -> dict[
         "lineage": lambda: check_lineage(run),
         "science": lambda: check_science(run),
     }
-    if not again.none:
+    if again.wanted(own):
         nodes = list(again.nodes) or None
         choose(run, nodes, again.every)  # a wrong name is told before anything is hashed
         parts["again"] = lambda: run_again(run, nodes, again.every, say)
+    elif again.asked is None:
+        why = "the run is not this project's, and executing its nodes runs its code; ask for it with --again"
+        parts["again"] = lambda: [unchecked("again", "nodes executed again", why)]
     return {part: whole(part, made) for part, made in parts.items()}
 
 
@@ -80,8 +96,9 @@ def finish(run: AuditedRun, checks: list[Check], started: datetime, seconds: flo
     return tree
 
 
-def audit(run: AuditedRun, again: Again, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Audit `run`; the page and its JSON lie in `out` afterwards. Nothing in the run's folder is changed.
+def audit(run: AuditedRun, again: Again, own: bool, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Audit `run` (`own`: this project's, see `Again`); the page and its JSON lie in `out` afterwards. Nothing else in
+    the run's folder is changed.
 
     Raises
     ------
@@ -90,7 +107,7 @@ def audit(run: AuditedRun, again: Again, out: Path, say: Callable[[str], None]) 
     """
     started, clock = datetime.now(UTC), time.monotonic()
     checks = []
-    for part, check in parts_of(run, again, say).items():
+    for part, check in parts_of(run, again, own, say).items():
         say(f"{part} …")
         checks += check()
     return finish(run, checks, started, time.monotonic() - clock, out)

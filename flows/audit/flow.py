@@ -13,7 +13,7 @@ from flows import project_folder  # first: sets what Prefect reads on import
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.audit.audit import Again, finish, parts_of
+from flows.audit.audit import Again, finish, is_own, parts_of
 from flows.audit.run import open_run
 from larpo.audit.results import Check
 
@@ -49,16 +49,17 @@ def check_part(name: str, part: Part) -> int:
     persist_result=False,
 )
 def larpo_audit(
-    run: str | None = None, nodes: list[str] | None = None, every: bool = False, again: bool = True
+    run: str | None = None, nodes: list[str] | None = None, every: bool = False, again: bool | None = None
 ) -> dict[str, Any]:
     """Audit a run of this project.
 
     Parameters
     ----------
     run
-        A Git revision, the name of an experiment, or a folder; default: what lies in the project's folder.
+        A Git revision, the name of an experiment, a folder or a pack; default: what lies in the project's folder.
     nodes, every, again
-        Nodes to execute again by name; or every node; or none. Default: one of each kind.
+        Nodes to execute again by name; or every node; or, true, one of each kind; false: none. Default: one of each
+        kind where the run is this project's own, for a stranger's run would run a stranger's code.
 
     Returns
     -------
@@ -75,8 +76,8 @@ def larpo_audit(
     started, clock = datetime.now(UTC), time.monotonic()
     with open_run(project, run) as found:
         checks: list[Check] = []
-        wanted = Again(tuple(nodes or ()), every, not again)
-        for name, check in parts_of(found, wanted, lambda line: logger.info("%s", line)).items():
+        wanted = Again(tuple(nodes or ()), every, again)
+        for name, check in parts_of(found, wanted, is_own(project, run), lambda line: logger.info("%s", line)).items():
             part = Part(check)
             state = check_part(name, part, return_state=True)
             if not part.checks:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from flows.graph import GraphNode, node_name, read_graph
 from flows.workspace import dvc, git
@@ -27,6 +28,8 @@ from larpo.params import Params, StrictLoader, load_params, nearest
 LOCK, PARAMS = "dvc.lock", "params.yaml"
 MANIFEST = ".manifest.json"
 AUDITS = Path(".larpo/audit")
+PACKED = Path(".larpo/pack/pack.json")
+"""Where an unpacked run keeps what its pack said of itself."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,42 @@ def read_lock(path: Path) -> dict[str, LockedNode]:
     return found
 
 
+class Source(BaseModel):
+    """As larpo.provenance writes it."""
+
+    name: str
+    kind: str
+    version: str | None
+    licence: str | None
+    hash: str | None
+
+
+class Notes(BaseModel):
+    sources: list[Source] = []
+
+
+class GitState(BaseModel):
+    commit: str | None = None
+    dirty: bool | None = None
+    changed: list[str] = []
+
+
+class Record(BaseModel):
+    """What of a manifest the audit reads; it may have been written by anyone."""
+
+    node: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    params: dict[str, Any]
+    git: GitState = GitState()
+    notes: Notes = Notes()
+    rows: dict[str, Any] = {}
+    packages: dict[str, str] = {}
+    hardware: dict[str, Any] = {}
+    seconds: float = 0
+    peak_memory_bytes: int = 0
+
+
 class AuditedRun:
     """The run in `folder`.
 
@@ -125,6 +164,13 @@ class AuditedRun:
     def nodes(self) -> list[LockedNode]:
         """Locked nodes that dvc.yaml still declares, in the graph's order."""
         return [self.lock[name] for name in self.graph if name in self.lock]
+
+    @cached_property
+    def left_out(self) -> frozenset[str]:
+        """Outputs that a pack was made without; dvc.lock still has their hashes."""
+        path = self.folder / PACKED
+        facts = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        return frozenset(row["path"] for row in facts.get("left_out", []))
 
     @cached_property
     def missing(self) -> list[str]:
@@ -172,7 +218,12 @@ class AuditedRun:
             raise UserError(f"{node.name}: dvc.lock names no manifest among its outputs")
         path = self.folder / node.manifest
         try:
-            return json.loads(path.read_text("utf-8"))
+            Record.model_validate_json(content := path.read_bytes())
+            return json.loads(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "content"
+            raise UserError(f"{node.manifest}: not a node's manifest: {where}: {first['msg']}") from None
         except (OSError, ValueError) as error:
             raise UserError(f"{node.manifest}: not a readable manifest ({error})") from None
 

@@ -50,10 +50,24 @@ LISTS_SCORED = 8  # lists per iteration whose log-probabilities are computed aga
 def check_science(run: AuditedRun) -> Iterator[Check]:
     """Every check of this part; one that cannot read a table fails with that table's line."""
     for name, check in CHECKS.items():
+        absent = [path for path in reads(run, name) if path in run.left_out and not (run.folder / path).exists()]
+        if absent:
+            yield unchecked(PART, name, f"{absent[0]} is not in the pack")
+            continue
         try:
             yield check(run, name)
         except UserError as error:
             yield judged(PART, name, 1, "a table or a file cannot be read", [str(error)])
+
+
+def reads(run: AuditedRun, name: str) -> list[str]:
+    """Folders of weights that a check loads: what a pack may leave out."""
+    params = run.params
+    if name == "rewards" and params.reward.source is not None:
+        return ["data/reward"]
+    if name == "reference log-probabilities":
+        return [f"data/policy/{params.reference_policy(s)}" for s in params.iterations]
+    return [f"data/policy/{i.previous}" for i in params.iterations.values()] if name == "losses at step 0" else []
 
 
 def _table(kind: str, path: str) -> pd.DataFrame:

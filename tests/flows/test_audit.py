@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.audit.audit import reproducibility_card
+from flows.audit.audit import Again, is_own, parts_of, reproducibility_card
 from flows.audit.files import check_bytes
 from flows.audit.lineage import check_lineage
 from flows.audit.run import AuditedRun, open_run
@@ -198,6 +198,39 @@ def test_a_manifest_that_does_not_fit(copy, case):
     edit_json(copy.folder / path, change)
     check = parts(copy.folder)[name]
     assert check.verdict == "fails" and words in check.failures[0], check
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.update(git=[]), "git: "),
+        (lambda m: m.update(inputs=3), "inputs: "),
+        (lambda m: m["notes"].update(sources=[{"name": 1}]), "notes.sources.0.name: "),
+        (lambda m: m.update(seconds="long"), "seconds: "),
+        (lambda m: m.pop("node"), "node: "),
+    ],
+)
+def test_a_manifest_of_another_shape_is_told_in_one_line(copy, change, words):
+    """It may have been written by anyone: every part of the audit goes on without it."""
+    edit_json(copy.folder / "data/lists/1.manifest.json", change)
+    check = parts(copy.folder)["manifests"]
+    assert check.verdict == "fails" and len(check.failures) == 1
+    assert check.failures[0].startswith(f"data/lists/1.manifest.json: not a node's manifest: {words}")
+    assert len(reproducibility_card(AuditedRun(copy.folder), [check])) == 7
+
+
+def test_nodes_are_executed_for_ones_own_run_only_unless_asked(finished_project, copy, monkeypatch):
+    """Executing a stranger's run runs a stranger's code."""
+    project = finished_project.folder
+    assert is_own(project, None) and is_own(project, "HEAD") and is_own(project, str(project))
+    assert not is_own(project, str(copy.folder))
+    run = AuditedRun(copy.folder)
+    (check,) = parts_of(run, Again(), False, print)["again"]()
+    assert check.verdict == "not checked" and "--again" in check.detail
+    assert "again" not in parts_of(run, Again(asked=False), True, print)
+    assert Again().wanted(True) and Again(asked=True).wanted(False) and Again(("lists",)).wanted(False)
+    with pytest.raises(UserError, match=r"node 'lits@1' is not in .*did you mean 'lists@1'"):
+        parts_of(run, Again(("lits@1",)), False, print)
 
 
 def test_code_that_was_run_but_never_committed(copy):

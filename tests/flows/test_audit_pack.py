@@ -14,6 +14,7 @@ import pytest
 from rocrate.rocrate import ROCrate
 from typer.testing import CliRunner
 
+from flows.audit.audit import check_science
 from flows.audit.bundle import clone_bundle, run_git, write_bundle
 from flows.audit.commands import diff_command
 from flows.audit.files import check_bytes
@@ -242,6 +243,12 @@ def test_without_checkpoints(finished_project, tmp_path):
     entry = run.lock["train@1"].outs["data/policy/1"]
     assert other.md5("data/policy/1") is None
     assert other.listing(entry) == run.listing(entry) is not None, "what it held is known all the same"
+    # An audit says what it could not check, and nothing else fails for it.
+    told = {c.name: c for c in [*check_bytes(other), *check_lineage(other), *check_science(other)]}
+    assert {c.verdict for c in told.values()} == {"holds", "counted", "not checked"}
+    assert "3 outputs are not in the pack and were not checked" in told["outputs"].detail
+    for name in ("reference log-probabilities", "losses at step 0"):
+        assert (told[name].verdict, told[name].detail) == ("not checked", "data/policy/0 is not in the pack")
 
 
 def test_uncommitted_files_and_data_of_ones_own(copy, tmp_path, monkeypatch):
