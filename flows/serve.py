@@ -117,6 +117,7 @@ def serve(project: Path, port: int) -> None:
         raise UserError(f"{project / 'prefect.yaml'}: not found; run from the project's folder")
     home, url = Path(os.environ["PREFECT_HOME"]), server.api_url(port)
     environment = server.environment(home, port)
+    server.check_port(port)
     only = Lock(home / "serve.lock", "the service (make serve)")
     only.acquire(wait=2.0)
     print(f"Starting Prefect's server on {server.HOST}:{port}; log: {home / 'server.log'}", flush=True)

@@ -54,6 +54,11 @@ def port_is_free(port: int) -> bool:
     return True
 
 
+def check_port(port: int) -> None:
+    if not port_is_free(port):
+        raise UserError(f"port {port} on {HOST} is taken by another program; choose another with --port")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
@@ -79,8 +84,7 @@ def running(home: Path, port: int, ui: bool = True) -> Iterator[subprocess.Popen
     UserError
         The port is taken, or the server ends or does not answer in time.
     """
-    if not port_is_free(port):
-        raise UserError(f"port {port} on {HOST} is taken by another program; choose another with --port")
+    check_port(port)
     home.mkdir(parents=True, exist_ok=True)
     log = home / "server.log"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
