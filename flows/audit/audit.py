@@ -21,7 +21,7 @@ from larpo.audit.card import Answer, Evidence, card
 from larpo.audit.page import record, render
 from larpo.audit.results import Check, fails, unchecked
 from larpo.errors import UserError
-from tasks.node import git_state, package_versions
+from tasks.node import package_versions
 
 PAGE, RECORD = "audit.html", "audit.json"
 LOCKS = ("requirements/lock.txt",)
@@ -114,8 +114,10 @@ def audit(run: AuditedRun, again: Again, own: bool, out: Path, say: Callable[[st
 
 
 def _facts(run: AuditedRun, started: datetime, seconds: float) -> dict[str, Any]:
-    packages, ours = package_versions(), git_state()
-    auditor = f"larpo {str(ours['commit'])[:12]}{' with changes' if ours['dirty'] else ''}"
+    packages, code = package_versions(), Path(__file__).resolve().parents[2]
+    commit = git(code, "rev-parse", "--short=12", "HEAD", check=False)
+    changed = git(code, "status", "--porcelain", "--untracked-files=no", check=False)
+    auditor = f"larpo {commit or 'outside Git'}{' with changes' if changed else ''}"
     return {
         "run": run.folder.name,
         "commit": git(run.folder, "rev-parse", "HEAD", check=False) or None,

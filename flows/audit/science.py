@@ -16,6 +16,7 @@ import torch
 from flows.audit.run import AuditedRun
 from flows.audit.scores import metrics, outputs_scored, report_scores
 from larpo import tables
+from larpo.audit.compare import LOGP
 from larpo.audit.overlap import (
     last_texts,
     near_duplicates,
@@ -24,7 +25,7 @@ from larpo.audit.overlap import (
     shared_passages,
     shared_texts,
 )
-from larpo.audit.recompute import EXACT, MODEL_TOLERANCE, close, different_rows, rewards_again
+from larpo.audit.recompute import EXACT, close, different_rows, rewards_again
 from larpo.audit.results import Check, counted, judged, unchecked
 from larpo.checkpoints import load_model
 from larpo.errors import UserError
@@ -171,7 +172,7 @@ def rewards(run: AuditedRun, name: str) -> Check:
         if by_model:
             rows = rows[responses["prompt_id"].isin(_chosen(responses["prompt_id"], PROMPTS_SCORED))]
         again = rewards_again(score, prompts, responses.loc[rows], Path("data/reward"))
-        tolerance = MODEL_TOLERANCE if by_model else EXACT
+        tolerance = LOGP if by_model else EXACT
         failures += different_rows(path, recorded.loc[rows], again, ["reward", "correct"], tolerance)
         count += len(rows)
     how = f"{score.reward}, {f'{PROMPTS_SCORED} prompts an iteration' if by_model else 'every response'}"
@@ -229,11 +230,11 @@ def reference(run: AuditedRun, name: str) -> Check:
         sizes = [int(lengths[b, j]) for b, entry in enumerate(batch) for j in range(len(entry.response_ids))]
         again = pd.DataFrame({"reference_logp": values, "n_tokens": sizes}, index=some.index)
         here = recorded.loc[some.index]
-        failures += different_rows(path, here, again, ["reference_logp", "n_tokens"], MODEL_TOLERANCE)
+        failures += different_rows(path, here, again, ["reference_logp", "n_tokens"], LOGP)
         largest = max(largest, float((here["reference_logp"] - again["reference_logp"]).abs().max()))
         count += len(some)
     detail = f"{LISTS_SCORED} lists an iteration, computed again; largest difference {largest:.2g}"
-    return judged(PART, name, count, f"{detail}, allowed {MODEL_TOLERANCE:g} · (1 + |log π|)", failures)
+    return judged(PART, name, count, f"{detail}, allowed {LOGP:g} · (1 + |log π|)", failures)
 
 
 def step0(run: AuditedRun, name: str) -> Check:

@@ -17,9 +17,6 @@ import pandas as pd
 from larpo.rewards import build_reward, penalised
 from larpo.sections import ScoreParams
 
-MODEL_TOLERANCE = 1e-3
-"""A model's reward or log-probability x may differ by this times (1 + |x|): batches of another shape are summed in
-another order."""
 EXACT = 1e-9
 """Numbers that a rule or a formula makes are the same up to the last bits of a float."""
 
