@@ -1,6 +1,6 @@
 """Writes requirements/licences.md: the licence that every locked package states of itself.
 
-    .venv/bin/python requirements/licences.py
+.venv/bin/python requirements/licences.py
 """
 
 from __future__ import annotations
