@@ -20,4 +20,5 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished_project:
     for name in ("data", "report"):
         shutil.copytree(finished_project.folder / name, folder / name)
     monkeypatch.chdir(folder)
+    monkeypatch.delenv("LARPO_JUDGEMENTS", raising=False)  # which importing flows/ sets
     return folder

@@ -87,6 +87,7 @@ def ready(tmp_path_factory, finished_project):
 @pytest.mark.parametrize("name", FAULTS)
 def test_wrong_answers(ready, monkeypatch, name):
     monkeypatch.chdir(ready)
+    monkeypatch.delenv("LARPO_JUDGEMENTS", raising=False)
     monkeypatch.setenv("SOME_JUDGES_KEY", "k")
     fault, words = FAULTS[name]
     start = time.monotonic()
@@ -98,6 +99,7 @@ def test_wrong_answers(ready, monkeypatch, name):
 
 def test_no_server_at_the_address(ready, monkeypatch):
     monkeypatch.chdir(ready)
+    monkeypatch.delenv("LARPO_JUDGEMENTS", raising=False)
     with ChatServer(lambda body: "?") as server:
         url = server.url
     refused(Case("", judge(url), "evaluate 0 q", ("judge j", "Connection error", "were not sent")))
@@ -106,6 +108,7 @@ def test_no_server_at_the_address(ready, monkeypatch):
 def test_a_judge_that_answers_garbage_loses_no_score(ready, monkeypatch):
     """Not refused: what cannot be read has no score, and the metrics say how many."""
     monkeypatch.chdir(ready)
+    monkeypatch.delenv("LARPO_JUDGEMENTS", raising=False)
     with ChatServer(lambda body: "\x00 <script> I cannot say [[") as server:
         judge(server.url)()
         status, said = invoke(["evaluate", "0", "q"])

@@ -65,7 +65,8 @@ def test_no_trace_of_the_key(finished_project, tmp_path, monkeypatch, capfd):
         path.write_text(yaml.safe_dump(raw, sort_keys=False))
 
         # Through Prefect, DVC and the nodes: five replies, then a refusal.
-        plain = {k: v for k, v in project.environment.items() if k != "DVC_SITE_CACHE_DIR"}
+        own = ("DVC_SITE_CACHE_DIR", "LARPO_JUDGEMENTS", "PREFECT_HOME", "PREFECT_API_URL")
+        plain = {k: v for k, v in project.environment.items() if k not in own}
         command = [sys.executable, "-m", "flows.iterate", "--target", "evaluate@0-q"]
         done = subprocess.run(
             command, cwd=project.folder, env=plain | {"PLANTED_KEY": KEY}, capture_output=True, text=True, check=False
@@ -79,6 +80,7 @@ def test_no_trace_of_the_key(finished_project, tmp_path, monkeypatch, capfd):
         server.faults.clear()
         monkeypatch.chdir(project.folder)
         monkeypatch.setenv("PLANTED_KEY", KEY)
+        monkeypatch.delenv("LARPO_JUDGEMENTS", raising=False)
         status, error = invoke(["evaluate", "0", "q"])
         assert status == 0, error
     kept = next((project.folder / "judgements").glob("*.jsonl")).read_text()

@@ -60,7 +60,7 @@ def test_sft_learns_and_an_iteration_starts_from_it(sft_project):
     # Its responses end where the references end: with the end token.
     responses = tables.read("responses", project.folder / "data/sample/1.parquet")
     assert (responses["finish_reason"] == "stop").mean() > 0.9
-    assert tables.read("candidates", project.folder / "data/candidates/base.parquet").empty
+    assert tables.read("candidates", project.folder / "data/candidates/base.parquet", empty=True).empty
     params = load_params(project.folder / "params.yaml")
     seen = draw(params.sft["base"].data, 40, 0, held_out=False)["messages"]
     assert not any(is_held_out(params.prompts, messages) for messages in seen)
