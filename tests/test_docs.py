@@ -173,13 +173,14 @@ def test_every_command_exists_and_takes_what_it_is_given(tmp_path):
     from dvc.utils.hydra import apply_overrides
     from typer.main import get_command
 
+    from flows.audit.flow import larpo_audit
     from flows.cli import app
     from flows.iterate import larpo
     from flows.study import larpo_study
 
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
     deployed = [d["name"] for d in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]]
-    flows = {flow.name: set(flow.parameters.properties) for flow in (larpo, larpo_study)}
+    flows = {flow.name: set(flow.parameters.properties) for flow in (larpo, larpo_study, larpo_audit)}
     for words in commands():
         if words[0] == "make":
             assert words[1] in targets, words
@@ -196,7 +197,7 @@ def test_every_command_exists_and_takes_what_it_is_given(tmp_path):
             flow, _, deployment = words[3].partition("/")
             given = {words[i + 1].partition("=")[0] for i, w in enumerate(words) if w == "--param"}
             assert given <= flows[flow], words
-            assert deployment in (deployed if flow == "larpo" else names(ROOT / "studies")), words
+            assert deployment in (names(ROOT / "studies") if flow == "larpo-study" else deployed), words
         elif words[:3] == ["dvc", "exp", "run"]:
             overrides = [words[i + 1] for i, w in enumerate(words) if w == "-S"]
             shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")

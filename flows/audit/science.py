@@ -72,7 +72,8 @@ def reads(run: AuditedRun, name: str) -> list[str]:
 
 
 def _table(kind: str, path: str) -> pd.DataFrame:
-    return tables.read(kind, path)
+    # The memory before the first iteration is empty.
+    return tables.read(kind, path, empty=kind == "candidates")
 
 
 def _chosen(ids: pd.Series, wanted: int) -> list[str]:

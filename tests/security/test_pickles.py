@@ -65,10 +65,13 @@ def stopped(workspace, monkeypatch):
 
 @pytest.mark.parametrize("name", STATE)
 def test_state_of_the_trainer_in_scratch(stopped, name):
-    for make in (plant, plant_zip):
-        make(stopped / name)
-        refused(Case(name, nothing, "train 1", ("scratch/train@1", "nothing of it was run", "remove the folder")))
-        unharmed()
+    plant_zip(stopped / name)
+    refused(Case(name, nothing, "train 1", ("scratch/train@1", "nothing of it was run", "remove the folder")))
+    unharmed()
+    plant(stopped / name)  # not even the zip that torch writes: the checkpoint is left out
+    status, said = invoke(["train", "1"])
+    assert status == 0 and "resuming" not in said, said
+    unharmed()
 
 
 def test_weights_and_settings_of_the_trainer_in_scratch(stopped):
