@@ -170,6 +170,21 @@ class Project:
         path.write_text(text.replace(old, new))
 
 
+def larpo_command(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """`larpo ARGUMENTS` in `folder`, in this process: importing the libraries takes longer than what is asked."""
+    import contextlib
+
+    from typer.testing import CliRunner
+
+    from flows.cli import app
+
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(app, list(arguments), env=variables)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(["larpo", *arguments], done.exit_code, done.stdout, done.stderr)
+
+
 @pytest.fixture
 def project(tmp_path: Path, tiny_policy: Path) -> Project:
     return Project(tmp_path / "project", tiny_policy)

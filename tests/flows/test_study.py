@@ -11,7 +11,7 @@ import yaml
 
 from flows.study_runner import Runner, alone
 from larpo.studies import expand, load_study
-from tests.conftest import Project
+from tests.conftest import Project, larpo_command
 
 STUDY = """
 name: small
@@ -100,23 +100,18 @@ def test_only_what_is_missing_runs_again(project):
     assert page.read_text() == text
 
 
-@pytest.mark.slow
-def test_an_overlay_reaches_the_runs(project):
-    """Sections of a file are laid over the base: other parameters, so the run is made again with them."""
+def test_an_overlay_makes_other_runs(project):
+    """Sections of a file are laid over the base: other parameters, so what was measured counts no more."""
     (project.folder / "over.yaml").write_text("train: {epochs: 2}\n")
-    before = records(project)
-    study(project, "--seeds", "1", "--with", "over.yaml")
-    after = records(project)
-    assert {k for k in after if after[k]["identity"] != before.get(k, {}).get("identity")} == {
-        "lambdarank-s0", "listmle-s0",
-    }  # fmt: skip
-    reference = next(
-        line.split()[1]
-        for line in project.run("git", "show-ref").stdout.splitlines()
-        if line.endswith("/small-cpu-listmle-s0") and "/exps/" in line
-    )
-    params = yaml.safe_load(project.run("git", "show", f"{reference}:params.yaml").stdout)
-    assert (params["train"]["epochs"], params["train"]["objective"]) == (2, "listmle")
+    found = load_study(project.folder / "studies", "small")
+    overlay = [str(project.folder / "over.yaml")]
+    runs, other = (expand(found, project.folder / "studies", "cpu", 1, o) for o in ([], overlay))
+    runner = Runner(project.folder, found.sources("cpu"), {})
+    assert [runner.finished(run) is not None for run in runs] == [True, True]
+    assert [runner.finished(run) for run in other] == [None, None]
+    assert [(r.params["train"]["epochs"], r.params["train"]["objective"]) for r in other] == [
+        (2, "lambdarank"), (2, "listmle"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -129,7 +124,7 @@ def test_an_overlay_reaches_the_runs(project):
     ],
 )
 def test_wrong_input_is_one_line_before_anything_starts(project, arguments, words):
-    done = study(project, *arguments, check=False)
+    done = larpo_command(project.folder, "study", "small", "--jobs", "2", *arguments)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -163,7 +158,7 @@ def test_a_change_of_code_or_of_a_data_file_makes_records_stale_and_a_comment_of
 
 def test_one_process_at_a_time_works_on_a_study(project):
     with alone(project.folder, "small", "cpu"):
-        done = study(project, check=False)
+        done = larpo_command(project.folder, "study", "small")
     assert done.returncode == 2 and "another process runs it now" in done.stderr, done.stderr
 
 

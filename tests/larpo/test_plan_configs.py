@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from larpo.overlays import lay_over
 from larpo.params import parse_params
 from larpo.plan import Assumptions, build_plan, load_with
 from larpo.plan.launching import read_launch
-from tests.conftest import ROOT
+from tests.conftest import ROOT, larpo_command
 from tests.larpo.test_plan_runs import paper
 
 LAUNCHES = {"configs/fsdp-8x80gb.yaml": (8, False), "configs/fsdp-1x80gb-offload.yaml": (1, True)}
@@ -87,8 +86,7 @@ def test_the_command():
     """`larpo plan` on the project's own parameters: text, JSON, exit codes 0, 1 (does not fit) and 2 (bad input)."""
 
     def plan(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "flows.cli", "plan", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        return larpo_command(ROOT, "plan", *arguments)
 
     done = plan("--json")
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from larpo.plan.render_study import render_overview, render_study, study_json
 from larpo.plan.study import StudyPlan, plan_study, sum_up
 from larpo.reward_sections import RULES
 from larpo.studies.spec import expand, load_study, names, targets
-from tests.conftest import ROOT
+from tests.conftest import ROOT, larpo_command
 from tests.larpo.test_plan_nodes import FULL
 from tests.larpo.test_plan_runs import node, paper
 
@@ -225,15 +224,11 @@ def test_what_is_needed(tmp_path, monkeypatch):
     assert [n.key for n in few] == ["policy.model", "benchmarks.gsm8k.data"]
 
 
-def study(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    import os
-
-    command = [sys.executable, "-m", "flows.cli", "study", "small", "--scale", "paper", *arguments]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "do-not-print"} | environment
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+def study(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    options = ("study", "small", "--scale", "paper", *arguments)
+    return larpo_command(folder, *options, OPENAI_API_KEY="do-not-print")
 
 
-@pytest.mark.slow
 def test_the_command(small):
     """Exit codes 0, 1 (does not fit) and 2 (bad input, one line); it writes nothing."""
     before = sorted(small.rglob("*"))
