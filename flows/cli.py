@@ -103,7 +103,7 @@ def audit(
         with open_run(project, run) as found:
             wanted, own, folder = Again(tuple(node), every, again), is_own(project, run), out or project / "report"
             tree = whole(found, wanted, own, folder, lambda line: print(line, file=sys.stderr, flush=True))
-    except UserError as error:
+    except (UserError, OSError, RuntimeError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(2) from None
     if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from tasks.node import Node, command, load_params, write_json
 PAGE, SCORES = "report/index.html", "report/scores.json"
 HARDNESS = "report/hardness.json"
 SCORES_CSV, RECALL_CSV, TRAINING_CSV = "report/scores.csv", "report/recall.csv", "report/training.csv"
+OUTPUTS = [PAGE, SCORES, HARDNESS, SCORES_CSV, RECALL_CSV, TRAINING_CSV]
 MANIFEST = "report/report.manifest.json"
 TABLE_NODES = ("prompts", "sample", "score", "candidates", "lists", "reference")
 
@@ -276,56 +278,67 @@ def training_rows(iterations: list[Iteration]) -> list[dict[str, Any]]:
     return rows
 
 
+def write(params: Params, list_hashes: dict[str, str], place: Callable[[str], Path]) -> tuple[int, int]:
+    """Write every output of the report to where `place` puts it; returns rows read and written.
+
+    Parameters
+    ----------
+    list_hashes
+        Hash of data/lists by iteration; the examples that are shown are drawn by it.
+    """
+    prompts = {s: tables.read("prompts", f"data/prompts/{s}.parquet") for s in params.iterations}
+    benchmarks = read_scores(params, prompts)
+    order = sorted(params.iterations, key=int)
+    data = ReportData(
+        title=params.report.title,
+        settings=params.model_dump(mode="json"),
+        benchmarks=benchmarks,
+        iterations=[iteration(params, s, prompts, list_hashes[s]) for s in order],
+        nodes=nodes(params),
+        best_of_n=[
+            best_of_n_curves(name, read_json(f"data/evaluate/best_of_n-{name}.json")) for name in params.best_of_n
+        ],
+        retrieval={
+            f"{name}, {words}": retrieval_curve(read_json(f"data/evaluate/retrieval-{name}.json"), key)
+            for name in params.retrieval
+            for key, words in (("answer", "by answer"), ("gold", "by gold passage"))
+        },
+    )
+    flat = [(b.name, p, p.flat()) for b in benchmarks for p in b.policies]
+    scores: dict[str, dict[str, Any]] = {b.name: {} for b in benchmarks}
+    for name, p, values in flat:
+        scores[name][p.policy] = values
+    write_json(place(SCORES), scores)
+    write_json(place(HARDNESS), {it.name: hardness_entry(it) for it in data.iterations})
+    # `dvc plots` cannot choose rows: its files hold the first benchmark of params.yaml, scores.json has all.
+    flat = [row for row in flat if row[0] == benchmarks[0].name]
+    header = ["policy", "benchmark", *flat[0][2]]
+    write_csv([{"policy": p.policy, "benchmark": b} | v for b, p, v in flat], header, place(SCORES_CSV))
+    curve = [
+        {
+            "policy": p.policy, "benchmark": b, "n": r.n, "recall": r.estimate.value,
+            "low": r.estimate.low, "high": r.estimate.high,
+        }
+        for b, p, _ in flat
+        for r in p.recall
+    ]  # fmt: skip
+    write_csv(curve, ["policy", "benchmark", "n", "recall", "low", "high"], place(RECALL_CSV))
+    training = training_rows(data.iterations)
+    names = sorted({name for row in training for name in row} - {"iteration", "step"})
+    write_csv(training, ["iteration", "step", *names], place(TRAINING_CSV))
+    place(PAGE).write_text(render(data), "utf-8")
+    return sum(len(it.rewards) for it in data.iterations), sum(map(len, scores.values()))
+
+
 def main() -> None:
     """Write report/index.html, its scores as JSON and CSV, and the curves that `dvc plots` draws as CSV."""
     params = load_params()
     with Node(
-        "report", "", params, uses=list(Params.model_fields), inputs=inputs(params),
-        outputs=[PAGE, SCORES, HARDNESS, SCORES_CSV, RECALL_CSV, TRAINING_CSV], manifest=MANIFEST,
+        "report", "", params, uses=list(Params.model_fields), inputs=inputs(params), outputs=OUTPUTS, manifest=MANIFEST,
     ) as node:  # fmt: skip
-        prompts = {s: tables.read("prompts", f"data/prompts/{s}.parquet") for s in params.iterations}
-        benchmarks = read_scores(params, prompts)
-        hashes = node.input_hashes
-        order = sorted(params.iterations, key=int)
-        data = ReportData(
-            title=params.report.title,
-            settings=params.model_dump(mode="json"),
-            benchmarks=benchmarks,
-            iterations=[iteration(params, s, prompts, hashes[f"data/lists/{s}.parquet"]) for s in order],
-            nodes=nodes(params),
-            best_of_n=[
-                best_of_n_curves(name, read_json(f"data/evaluate/best_of_n-{name}.json")) for name in params.best_of_n
-            ],
-            retrieval={
-                f"{name}, {words}": retrieval_curve(read_json(f"data/evaluate/retrieval-{name}.json"), key)
-                for name in params.retrieval
-                for key, words in (("answer", "by answer"), ("gold", "by gold passage"))
-            },
-        )
-        flat = [(b.name, p, p.flat()) for b in benchmarks for p in b.policies]
-        scores: dict[str, dict[str, Any]] = {b.name: {} for b in benchmarks}
-        for name, p, values in flat:
-            scores[name][p.policy] = values
-        write_json(node.out(SCORES), scores)
-        write_json(node.out(HARDNESS), {it.name: hardness_entry(it) for it in data.iterations})
-        # `dvc plots` cannot choose rows: its files hold the first benchmark of params.yaml, scores.json has all.
-        flat = [row for row in flat if row[0] == benchmarks[0].name]
-        header = ["policy", "benchmark", *flat[0][2]]
-        write_csv([{"policy": p.policy, "benchmark": b} | v for b, p, v in flat], header, node.out(SCORES_CSV))
-        curve = [
-            {
-                "policy": p.policy, "benchmark": b, "n": r.n, "recall": r.estimate.value,
-                "low": r.estimate.low, "high": r.estimate.high,
-            }
-            for b, p, _ in flat
-            for r in p.recall
-        ]  # fmt: skip
-        write_csv(curve, ["policy", "benchmark", "n", "recall", "low", "high"], node.out(RECALL_CSV))
-        training = training_rows(data.iterations)
-        names = sorted({name for row in training for name in row} - {"iteration", "step"})
-        write_csv(training, ["iteration", "step", *names], node.out(TRAINING_CSV))
-        node.out(PAGE).write_text(render(data), "utf-8")
-        node.rows(read=sum(len(it.rewards) for it in data.iterations), written=sum(map(len, scores.values())))
+        hashes = {s: node.input_hashes[f"data/lists/{s}.parquet"] for s in params.iterations}
+        read, written = write(params, hashes, node.out)
+        node.rows(read=read, written=written)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from flows.workspace import git
 from larpo.audit.card import Answer, Evidence, card
 from larpo.audit.page import record, render
 from larpo.audit.results import Check, fails, unchecked
-from larpo.errors import UserError
+from larpo.errors import UserError, one_line
 from tasks.node import package_versions
 
 PAGE, RECORD = "audit.html", "audit.json"
@@ -66,6 +66,9 @@ def parts_of(
                 found.extend(made())
             except UserError as error:
                 found.append(fails(part, "readable", 1, "the part could not go on", [str(error)]))
+            except Exception as error:  # noqa: BLE001 - the run may have been written by anyone; other parts go on
+                told = f"{type(error).__name__}: {one_line(error)}"
+                found.append(fails(part, "readable", 1, "what the run holds does not fit together", [told]))
             return found
 
         return check

@@ -36,6 +36,11 @@ class Commit:
         inside = {n[len(path) + 1 :]: b for n, b in self._blobs.items() if n.startswith(f"{path}/")}
         return dict(zip(inside, self._hashes(list(inside.values())), strict=True))
 
+    def content(self, path: str) -> bytes | None:
+        """A file's bytes; None where the commit has none of that name."""
+        blob = self._blobs.get(path)
+        return None if blob is None else self._git("cat-file", "blob", blob, check="Git objects cannot be read")
+
     def _hashes(self, blobs: list[str]) -> list[str]:
         new = [b for b in dict.fromkeys(blobs) if b not in self._md5]
         if new:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from pathlib import PurePosixPath
 from typing import Any
+
+import yaml
 
 from flows.audit.commits import Commit
 from flows.audit.run import LOCK, AuditedRun, LockedNode
 from larpo.audit.recompute import different_values
 from larpo.audit.results import Check, judged, unchecked
-from larpo.errors import UserError
+from larpo.errors import UserError, one_line
 from larpo.hashing import dvc_hash, file_hash, tree_hash
+from larpo.params import StrictLoader
 
 PART = "lineage"
-CODE = ("larpo/", "tasks/", "flows/", "dvc.yaml")
+GRAPH = "dvc.yaml"
+CODE = ("larpo/", "tasks/", "flows/", GRAPH)
 SOURCES_OF = {"policy", "prompts", "items", "sft", "reward", "embed"}
 """Kinds of nodes at which something enters the run from outside."""
 
@@ -69,12 +74,20 @@ def records(run: AuditedRun, manifests: dict[str, dict[str, Any]]) -> Check:
             failures.append(f"{node.manifest}: outputs are not those of dvc.lock ({differ})")
         for side in ("inputs", "outputs"):
             for path, recorded in record.get(side, {}).items():
-                if path in run.left_out and now(path) is None:
-                    continue
                 count += 1
-                if now(path) != recorded:
+                if not _inside(path, node.deps if side == "inputs" else node.outs):
+                    failures.append(f"{node.manifest}: {side} {path} is none of the node's in dvc.lock")
+                elif now(path) is None and path in run.left_out:
+                    count -= 1
+                elif now(path) != recorded:
                     failures.append(f"{node.manifest}: {side} {path} {recorded}, found {now(path)}")
     return judged(PART, "manifests' hashes", count, f"{count} inputs and outputs", failures)
+
+
+def _inside(path: str, declared: Collection[str]) -> bool:
+    """Whether a path is a declared one or lies in one; a manifest may name any file of the machine."""
+    place = PurePosixPath(path)
+    return ".." not in place.parts and any(str(p) in declared for p in (place, *place.parents))
 
 
 def params_recorded(run: AuditedRun, manifests: dict[str, dict[str, Any]]) -> Check:
@@ -116,8 +129,21 @@ def code_committed(run: AuditedRun, manifests: dict[str, dict[str, Any]]) -> Che
             failures.append(f"{node.name}: ran with uncommitted changes in {', '.join(changed[:3])}; commit, run again")
             continue
         failures += _code_of(run, node, commit)
+        kind = run.graph[node.name].kind
+        if _stage(run.folder.joinpath(GRAPH).read_bytes(), kind) != _stage(commit.content(GRAPH), kind):
+            failures.append(
+                f"{node.name}: {GRAPH} in commit {name[:10]} declares its stage otherwise; commit, run again"
+            )
     detail = f"{count} nodes, {len(commits)} commits ({', '.join(c[:10] for c in commits) or 'none'})"
     return judged(PART, "code is committed", count, detail, failures)
+
+
+def _stage(graph: bytes | None, kind: str) -> Any:
+    """A stage as it is written in dvc.yaml; None where there is none."""
+    try:
+        return yaml.load(graph or b"", Loader=StrictLoader)["stages"][kind]
+    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError):
+        return None
 
 
 def _code_of(run: AuditedRun, node: LockedNode, commit: Commit) -> list[str]:
@@ -155,8 +181,12 @@ def sources(run: AuditedRun, manifests: dict[str, dict[str, Any]]) -> Check:
             if source["kind"] == "hub" and not source["version"]:
                 told[label] += f", revision not pinned: what was fetched is {name}'s output"
             place = run.folder / source["name"]
-            if source["kind"] in ("file", "folder") and place.exists() and (now := tree_hash(place)) != source["hash"]:
-                failures.append(f"{name}: {source['name']}: hash {now}, recorded {source['hash']}")
+            try:
+                here = source["kind"] in ("file", "folder") and place.exists()
+                if here and (now := tree_hash(place)) != source["hash"]:
+                    failures.append(f"{name}: {source['name']}: hash {now}, recorded {source['hash']}")
+            except (OSError, ValueError) as error:  # no name for a file, or one that may not be read
+                failures.append(f"{name}: {source['name'][:80]}: {one_line(error)[:120]}")
     detail = "; ".join(f"{label} ({licence})" for label, licence in told.items())
     return judged(PART, "sources", count, detail or "none", failures)
 

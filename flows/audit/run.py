@@ -169,8 +169,11 @@ class AuditedRun:
     def left_out(self) -> frozenset[str]:
         """Outputs that a pack was made without; dvc.lock still has their hashes."""
         path = self.folder / PACKED
-        facts = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        return frozenset(row["path"] for row in facts.get("left_out", []))
+        try:
+            facts = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+            return frozenset(row["path"] for row in facts.get("left_out", []))
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            raise UserError(f"{path}: not what `larpo unpack` writes; unpack the run again") from None
 
     @cached_property
     def missing(self) -> list[str]:

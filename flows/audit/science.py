@@ -13,6 +13,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from flows.audit import asked
+from flows.audit.rebuilt import picked, report
 from flows.audit.run import AuditedRun
 from flows.audit.scores import metrics, outputs_scored, report_scores
 from larpo import tables
@@ -28,7 +30,7 @@ from larpo.audit.overlap import (
 from larpo.audit.recompute import EXACT, close, different_rows, rewards_again
 from larpo.audit.results import Check, counted, judged, unchecked
 from larpo.checkpoints import load_model
-from larpo.errors import UserError
+from larpo.errors import UserError, one_line
 from larpo.hashing import digest, seed_of
 from larpo.lists import build_lists
 from larpo.logps import pack, response_logps
@@ -46,11 +48,14 @@ from tasks.training_data import read_lists, response_lists
 PART = "science"
 PROMPTS_SCORED = 16  # prompts per iteration whose responses a reward model scores again
 LISTS_SCORED = 8  # lists per iteration whose log-probabilities are computed again
+BEST_OF_N = "picks of best of N"  # asked only where a run has some
 
 
 def check_science(run: AuditedRun) -> Iterator[Check]:
     """Every check of this part; one that cannot read a table fails with that table's line."""
     for name, check in CHECKS.items():
+        if name == BEST_OF_N and not run.params.best_of_n:
+            continue
         absent = [path for path in reads(run, name) if path in run.left_out and not (run.folder / path).exists()]
         if absent:
             yield unchecked(PART, name, f"{absent[0]} is not in the pack")
@@ -59,13 +64,19 @@ def check_science(run: AuditedRun) -> Iterator[Check]:
             yield check(run, name)
         except UserError as error:
             yield judged(PART, name, 1, "a table or a file cannot be read", [str(error)])
+        except Exception as error:  # noqa: BLE001 - the run may have been written by anyone, and other checks go on
+            found = f"{type(error).__name__}: {one_line(error)}"
+            yield judged(PART, name, 1, "what the run holds does not fit together", [found])
 
 
 def reads(run: AuditedRun, name: str) -> list[str]:
     """Folders of weights that a check loads: what a pack may leave out."""
     params = run.params
-    if name == "rewards" and params.reward.source is not None:
+    if name in ("rewards", BEST_OF_N) and params.reward.source is not None:
         return ["data/reward"]
+    if name == "texts are their tokens":
+        made = {*(i.previous for i in params.iterations.values()), *params.evaluate.policies}
+        return [f"data/policy/{p}" for p in sorted(made)]
     if name == "reference log-probabilities":
         return [f"data/policy/{params.reference_policy(s)}" for s in params.iterations]
     return [f"data/policy/{i.previous}" for i in params.iterations.values()] if name == "losses at step 0" else []
@@ -172,9 +183,9 @@ def rewards(run: AuditedRun, name: str) -> Check:
         rows = responses.index
         if by_model:
             rows = rows[responses["prompt_id"].isin(_chosen(responses["prompt_id"], PROMPTS_SCORED))]
-        again = rewards_again(score, prompts, responses.loc[rows], Path("data/reward"))
+        again = rewards_again(score, prompts, responses.loc[rows], Path("data/reward")).assign(reward_name=score.reward)
         tolerance = LOGP if by_model else EXACT
-        failures += different_rows(path, recorded.loc[rows], again, ["reward", "correct"], tolerance)
+        failures += different_rows(path, recorded.loc[rows], again, ["reward", "correct", "reward_name"], tolerance)
         count += len(rows)
     how = f"{score.reward}, {f'{PROMPTS_SCORED} prompts an iteration' if by_model else 'every response'}"
     return judged(PART, name, count, f"{how}, computed again from the texts", failures)
@@ -189,7 +200,7 @@ def candidates(run: AuditedRun, name: str) -> Check:
         new = _table("responses", f"data/sample/{s}.parquet").merge(
             _table("rewards", f"data/score/{s}.parquet"), on="response_id", how="inner", validate="one_to_one"
         )
-        earlier = _table("candidates", f"data/candidates/{iteration.previous}.parquet")
+        earlier = tables.read("candidates", f"data/candidates/{iteration.previous}.parquet", empty=True)
         again = pd.concat([earlier, new], ignore_index=True) if len(earlier) else new
         failures += different_rows(path, recorded, again, list(tables.SCHEMAS["candidates"].names))
         count += len(recorded)
@@ -278,6 +289,11 @@ def step0(run: AuditedRun, name: str) -> Check:
 CHECKS: dict[str, Callable[[AuditedRun, str], Check]] = {
     "no evaluation prompt in training": prompts_apart,
     "near-duplicates of evaluation prompts": near_prompts,
+    "prompts": asked.prompts,
+    "items": asked.items,
+    "ids": asked.ids,
+    "as many as asked for": asked.rows,
+    "texts are their tokens": asked.tokens,
     "rewards": rewards,
     "candidates": candidates,
     "lists": lists,
@@ -285,5 +301,7 @@ CHECKS: dict[str, Callable[[AuditedRun, str], Check]] = {
     "losses at step 0": step0,
     "scores of raw outputs": outputs_scored,
     "metrics": metrics,
+    BEST_OF_N: picked,
     "reported scores": report_scores,
+    "report": report,
 }

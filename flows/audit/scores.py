@@ -27,10 +27,12 @@ def outputs_scored(run: AuditedRun, name: str) -> Check:
         recorded = tables.read("evaluations", path)
         outputs = tables.read("outputs", f"data/generate/{policy}-{benchmark}.parquet")
         failures += different_rows(path, recorded, outputs, ASKED)
+        items = tables.read("items", f"data/items/{benchmark}.parquet")
+        asked = recorded[["prompt_id"]].merge(items, on="prompt_id", how="left")
+        failures += different_rows(path, recorded, asked, ["messages", "answer"])
         if getattr(bench, "judge", None) is not None:
             judged_by.append(benchmark)
             continue
-        items = tables.read("items", f"data/items/{benchmark}.parquet")
         if len(recorded) == len(outputs):
             failures += different_rows(path, recorded, bench.score(items, outputs), ["parsed", "score"])
         count += len(outputs)

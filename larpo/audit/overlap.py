@@ -44,17 +44,19 @@ class Shared:
 
 def shared_ids(training: pd.DataFrame, evaluation: pd.DataFrame) -> list[Shared]:
     """Evaluation prompts whose prompt_id is in training."""
-    return _shared(training["prompt_id"], evaluation["prompt_id"])
+    return _shared(enumerate(training["prompt_id"]), evaluation["prompt_id"])
 
 
 def shared_texts(training: pd.DataFrame, evaluation: pd.DataFrame) -> list[Shared]:
-    """Evaluation prompts whose normalised last message is in training; an empty text is like no other."""
-    return _shared(last_texts(training), last_texts(evaluation))
+    """Evaluation prompts whose normalised last message is any message of a training prompt, worked examples before
+    the question included; an empty text is like no other."""
+    said = [(row, normalised(m["content"])) for row, ms in enumerate(training["messages"]) for m in ms]
+    return _shared(said, last_texts(evaluation))
 
 
-def _shared(training: Iterable[str], evaluation: Iterable[str]) -> list[Shared]:
+def _shared(training: Iterable[tuple[int, str]], evaluation: Iterable[str]) -> list[Shared]:
     first: dict[str, int] = {}
-    for row, value in enumerate(training):
+    for row, value in training:
         first.setdefault(value, row)
     return [Shared(row, first[value], value) for row, value in enumerate(evaluation) if value and value in first]
 
