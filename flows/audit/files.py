@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,6 +12,7 @@ from flows.audit.run import PARAMS, AuditedRun, Entry
 from larpo.audit.compare import first_difference
 from larpo.audit.recompute import ABSENT, different_values
 from larpo.audit.results import Check, judged, unchecked
+from larpo.errors import UserError, one_line
 from larpo.params import StrictLoader
 
 PART = "bytes"
@@ -102,13 +104,24 @@ def params_as_locked(run: AuditedRun) -> Check:
     for node in run.nodes:
         for file, keys in run.declared[node.name].params.items():
             if file not in files:
-                files[file] = yaml.load((run.folder / file).read_text("utf-8"), Loader=StrictLoader)
+                files[file] = _values(run.folder / file)
             recorded = node.params.get(file, {})
             for key in keys or sorted({*recorded, *files[file]}):
                 count += 1
                 now, then = _at(files[file], key), recorded.get(key, ABSENT)
                 failures += different_values(f"{node.name}: {file}", now, then, key, "dvc.lock has")
     return judged(PART, "parameters", count, f"{count} values against {PARAMS}", failures)
+
+
+def _values(path: Path) -> dict[str, Any]:
+    """A file of parameters; dvc.yaml may name more than params.yaml."""
+    try:
+        found = yaml.load(path.read_text("utf-8"), Loader=StrictLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not readable as YAML ({one_line(error)[:120]})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected keys with values, found {type(found).__name__}")
+    return found
 
 
 def _at(tree: Any, dotted: str) -> Any:

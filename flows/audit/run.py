@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from flows.graph import GraphNode, node_name, read_graph
 from flows.workspace import dvc, git
@@ -113,9 +113,18 @@ class Notes(BaseModel):
 
 
 class GitState(BaseModel):
-    commit: str | None = None
+    commit: str | None = Field(None, pattern=r"^[0-9a-f]{7,64}$")  # else it could be an option of git's
     dirty: bool | None = None
     changed: list[str] = []
+
+
+class Hardware(BaseModel):
+    system: str | None = None
+    machine: str | None = None
+    cpu: str | None = None
+    cores: int | None = None
+    memory_bytes: int = 0
+    gpus: list[str] = []
 
 
 class Record(BaseModel):
@@ -129,8 +138,8 @@ class Record(BaseModel):
     notes: Notes = Notes()
     rows: dict[str, Any] = {}
     packages: dict[str, str] = {}
-    hardware: dict[str, Any] = {}
-    seconds: float = 0
+    hardware: Hardware = Hardware()
+    seconds: float = Field(0, ge=0, allow_inf_nan=False)
     peak_memory_bytes: int = 0
 
 

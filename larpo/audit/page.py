@@ -20,13 +20,25 @@ SHOWN = 20  # failures per check on the page and in JSON; the count is always to
 
 
 def record(facts: dict[str, Any], checks: list[Check], answers: list[Answer]) -> dict[str, Any]:
-    """The audit as a JSON tree. `facts`: the run, when and with what it was audited."""
-    return {
+    """The audit as a JSON tree. `facts`: the run, when and with what it was audited.
+
+    Texts of the run's (paths, names of packages) may steer a terminal; characters that could are spaces here.
+    """
+    tree = {
         **facts,
         "holds": all_hold(checks),
         "checks": [c.record() | {"failures": list(c.failures[:SHOWN]), "failed": len(c.failures)} for c in checks],
         "card": [a.record() for a in answers],
     }
+    return _printable(tree)
+
+
+def _printable(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _printable(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_printable(value) for value in tree]
+    return "".join(c if c.isprintable() else " " for c in tree) if isinstance(tree, str) else tree
 
 
 def render(audit: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from flows.audit.audit import Again, is_own, parts_of, reproducibility_card
 from flows.audit.files import check_bytes
 from flows.audit.lineage import check_lineage
 from flows.audit.run import AuditedRun, open_run
-from flows.audit.science import CHECKS
+from flows.audit.science import BEST_OF_N, CHECKS
 from larpo.audit.results import Check
 from larpo.errors import UserError
 from tests.conftest import Project
@@ -41,7 +41,7 @@ def test_an_honest_run_holds(finished_project):
     assert found["outputs"].checked == sum(
         e.files or 1 for n in AuditedRun(finished_project.folder).nodes for e in n.outs.values()
     )
-    for name in CHECKS:
+    for name in set(CHECKS) - {BEST_OF_N}:
         check = science(finished_project.folder, name)
         expected = "counted" if name.startswith("near-duplicates") else "holds"
         assert (check.verdict, check.failures) == (expected, ()) and check.checked > 0, check
