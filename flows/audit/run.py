@@ -28,6 +28,7 @@ from larpo.params import Params, StrictLoader, load_params, nearest
 LOCK, PARAMS = "dvc.lock", "params.yaml"
 MANIFEST = ".manifest.json"
 AUDITS = Path(".larpo/audit")
+NO_FILE = "no file"
 PACKED = Path(".larpo/pack/pack.json")
 """Where an unpacked run keeps what its pack said of itself."""
 
@@ -259,7 +260,9 @@ class AuditedRun:
         """The md5 that DVC would record for what lies there now; None where nothing does."""
         place = self.folder / path
         if place.is_dir():
-            return dvc_hash({name: file_hash(place / name) for name in self.files(path)})
+            # Opening a pipe would wait for ever; a link to nothing has no content. Neither was ever an output.
+            names = {name: place / name for name in self.files(path)}
+            return dvc_hash({name: file_hash(p) if p.is_file() else NO_FILE for name, p in names.items()})
         return file_hash(place) if place.is_file() else None
 
     @cached_property

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from flows.audit.audit import Again, is_own, parts_of, reproducibility_card
+from flows.audit.audit import Again, audit, is_own, parts_of, reproducibility_card
 from flows.audit.files import check_bytes
 from flows.audit.lineage import check_lineage
-from flows.audit.run import AuditedRun, open_run
+from flows.audit.run import PACKED, AuditedRun, open_run
 from flows.audit.science import BEST_OF_N, CHECKS
 from larpo.audit.results import Check
 from larpo.errors import UserError
@@ -100,6 +101,12 @@ BYTES: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "outputs",
         "data/policy/1/extra.bin: not part of",
     ),
+    "a pipe": (lambda f: os.mkfifo(f / "data/policy/1/pipe"), "outputs", "data/policy/1/pipe: not part of"),
+    "a name of no text": (
+        lambda f: open(os.fsencode(f / "data/policy/1") + b"/\xff", "w").close(),
+        "outputs",
+        "data/policy/1/\udcff: not part of",
+    ),
     "a file less": (
         lambda f: (f / "data/policy/2/config.json").unlink(),
         "outputs",
@@ -177,6 +184,18 @@ MANIFESTS: dict[str, tuple[str, Callable[[dict], None], str, str]] = {
         "manifests' parameters",
         "train.learning_rate is 0.5, params.yaml has 0.001",
     ),
+    "a file of the machine": (
+        "data/lists/1.manifest.json",
+        lambda m: m["inputs"].update({"/etc/hostname": "0"}),
+        "manifests' hashes",
+        "inputs /etc/hostname is none of the node's in dvc.lock",
+    ),
+    "a source of no name": (
+        "data/prompts/1.manifest.json",
+        lambda m: m["notes"]["sources"][0].update(kind="file", name="x" * 5000),
+        "sources",
+        "File name too long",
+    ),
     "another node's record": (
         "data/train/2.manifest.json",
         lambda m: m.update(node="train@1"),
@@ -208,6 +227,9 @@ def test_a_manifest_that_does_not_fit(copy, case):
         (lambda m: m["notes"].update(sources=[{"name": 1}]), "notes.sources.0.name: "),
         (lambda m: m.update(seconds="long"), "seconds: "),
         (lambda m: m.pop("node"), "node: "),
+        (lambda m: m["git"].update(commit="--output=x"), "git.commit: "),
+        (lambda m: m.update(hardware={"memory_bytes": "much"}), "hardware.memory_bytes: "),
+        (lambda m: m.update(seconds=float("nan")), "seconds: "),
     ],
 )
 def test_a_manifest_of_another_shape_is_told_in_one_line(copy, change, words):
@@ -243,6 +265,30 @@ def test_code_that_was_run_but_never_committed(copy):
     assert [f.split(" in commit")[0] for f in found["code is committed"].failures] == [
         f"lists@{s}: ran larpo/lists.py as it is not" for s in (1, 2)
     ]
+
+
+def test_a_graph_that_was_never_committed(copy):
+    """dvc.yaml and dvc.lock agree on a command; the commit that the manifests name has another."""
+    for name in ("dvc.yaml", "dvc.lock"):
+        path = copy.folder / name
+        path.write_text(path.read_text().replace("python -m tasks.report", "python -m tasks.report && true"))
+    found = parts(copy.folder)
+    assert found["as declared"].verdict == "holds"
+    (line,) = found["code is committed"].failures
+    assert line.startswith("report: dvc.yaml in commit ") and "declares its stage otherwise" in line
+
+
+def test_whatever_a_run_holds_its_audit_ends_with_a_verdict(copy, tmp_path):
+    """What unpacking left is not what it writes, parameters lie in a file that is not there, a name steers a terminal."""
+    (copy.folder / PACKED).parent.mkdir(parents=True)
+    (copy.folder / PACKED).write_text("[1]")
+    (copy.folder / "data/policy/1/\x1b[2J").touch()
+    replaced("dvc.yaml", "params: [seed, lists]", "params: [seed, lists, {other.yaml: [a]}]")(copy.folder)
+    tree = audit(AuditedRun(copy.folder), Again(asked=False), False, tmp_path / "out", lambda line: None)
+    assert not tree["holds"] and {c["part"] for c in tree["checks"]} == {"bytes", "lineage", "science"}
+    assert json.loads((tmp_path / "out/audit.json").read_text("utf-8"))["checks"] == tree["checks"]
+    assert "\x1b" not in json.dumps(tree, ensure_ascii=False) and "data/policy/1/ [2J" in str(tree)
+    assert any("pack.json: not what `larpo unpack` writes" in f for c in tree["checks"] for f in c["failures"])
 
 
 def test_a_source_that_changed(copy, tiny_policy, tmp_path):
