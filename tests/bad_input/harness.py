@@ -56,8 +56,8 @@ def refused(case: Case) -> str:
 
 
 def snapshot() -> dict[str, str]:
-    """Hash of every file of the working folder by name, scratch left out."""
-    files = (p for p in Path().rglob("*") if p.is_file() and p.parts[0] != "scratch")
+    """Hash of every file of the working folder by name; what is no output, scratch and a judge's replies, left out."""
+    files = (p for p in Path().rglob("*") if p.is_file() and p.parts[0] not in ("scratch", "judgements"))
     return {p.as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 

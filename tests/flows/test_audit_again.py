@@ -154,7 +154,7 @@ def test_nothing_is_written_through_what_parameters_name(changed, again):
     before = contents(changed.folder)
     checks = again(changed.folder, "reference@1", "prompts@2")
     assert checks["reference@1"].verdict == "holds"
-    assert checks["prompts@2"].verdict == "fails" and "not as a run leaves them" in checks["prompts@2"].detail
+    assert checks["prompts@2"].verdict == "fails" and "cannot be read" in checks["prompts@2"].detail
     assert contents(changed.folder) == before
 
 

@@ -97,7 +97,7 @@ def test_two_processes_equal_one(prepared):
     assert not any((prepared.folder / "scratch/train@1").iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_killed_launcher_leaves_nothing_and_is_resumed(prepared):
     """kill -9 of the launcher after the first checkpoint: its two processes end with it, and a second run goes on from
     the checkpoint to the weights of an undisturbed run."""

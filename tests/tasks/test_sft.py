@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
+import tasks.sft
 from larpo import tables
+from larpo.errors import UserError
 from larpo.params import load_params
 from larpo.prompts import draw, is_held_out
-from tests.conftest import Project
+from tests.conftest import TINY_PARAMS, Project
 
 SFT = """policy:
   model: scratch
@@ -66,6 +69,7 @@ def test_sft_learns_and_an_iteration_starts_from_it(sft_project):
     assert not any(is_held_out(params.prompts, messages) for messages in seen)
 
 
+@pytest.mark.faults
 def test_killed_and_resumed_it_has_the_same_weights(sft_project):
     folder, weights = sft_project.folder, "data/policy/base/model.safetensors"
     sft_project.node("sft", "base")
@@ -86,20 +90,24 @@ def test_killed_and_resumed_it_has_the_same_weights(sft_project):
     assert (folder / weights).read_bytes() == whole
 
 
-def test_data_without_solutions_and_examples_too_long_are_one_line(sft_project):
-    sft_project.set("    examples: 40\n", "    examples: 40\n    max_length: 8\n")
-    done = sft_project.node("sft", "base", check=False)
-    assert done.returncode == 2 and "sft.base.max_length" in done.stderr and done.stderr.count("\n") == 1
-    rows = Path(sft_project.folder / "rows.jsonl")
-    rows.write_text("".join(json.dumps({"prompt": f"{i} + 1"}) + "\n" for i in range(60)))
-    text = (sft_project.folder / "params.yaml").read_text()
-    text = re.sub(
-        r"      source: reasoning_gym\n      tasks: .*question_field.*\n",
-        "      source: dataset\n      dataset: rows.jsonl\n",
-        text,
-    )
-    (sft_project.folder / "params.yaml").write_text(
-        text.replace("    max_length: 8\n", "").replace("examples: 40", "examples: 20")
-    )
-    done = sft_project.node("sft", "base", check=False)
-    assert done.returncode == 2 and "solution_field: 20 of 20 prompts have no reference response" in done.stderr
+def test_data_without_solutions_and_examples_too_long_are_one_line(tmp_path, monkeypatch, tiny_policy):
+    """In this process: the node refuses before it trains."""
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
+    for key, value in (("user.email", "t@example.org"), ("user.name", "t")):
+        subprocess.run(["git", "config", key, value], check=True)
+    subprocess.run(["git", "commit", "-q", "--allow-empty", "-m", "start"], check=True)
+    shutil.copytree(tiny_policy, "data/policy/0")
+    raw = yaml.safe_load(TINY_PARAMS.format(policy=tiny_policy))
+    Path("rows.jsonl").write_text("".join(json.dumps({"prompt": f"{i} + 1", "s": "1"}) + "\n" for i in range(60)))
+    data = {"source": "dataset", "dataset": "rows.jsonl", "solution_field": "s", "held_out": 0.3}
+    base = {"previous": "0", "data": data, "examples": 20, "learning_rate": 1e-3}
+    for change, words in (
+        ({"max_length": 8}, "sft.base.max_length: none of 20 examples"),
+        ({"data": data | {"solution_field": None}}, "solution_field: 20 of 20 prompts have no reference response"),
+    ):
+        Path("params.yaml").write_text(yaml.safe_dump(raw | {"sft": {"base": base | change}}))
+        with pytest.raises(UserError) as caught:
+            tasks.sft.main("base")
+        assert words in str(caught.value) and "\n" not in str(caught.value)
+        assert not Path("data/policy/base").exists()
