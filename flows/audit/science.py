@@ -34,12 +34,12 @@ from larpo.errors import UserError, one_line
 from larpo.hashing import digest, seed_of
 from larpo.lists import build_lists
 from larpo.logps import pack, response_logps
-from larpo.objectives import build
+from larpo.objectives import ListBatch, Objective, build
 from larpo.params import Params
 from larpo.preferences import read_pairs
 from larpo.prompts import draw
 from larpo.rewards import MODELS, parts
-from larpo.trainer import STEP0_TOLERANCE, first_batch_loss, without_dropout
+from larpo.trainer import STEP0_TOLERANCE, TrainingList, first_batch_loss, without_dropout
 from tasks.lists import related
 from tasks.report import read_json, training_curves
 from tasks.train import read_training_lists
@@ -249,6 +249,20 @@ def reference(run: AuditedRun, name: str) -> Check:
     return judged(PART, name, count, f"{detail}, allowed {LOGP:g} · (1 + |log π|)", failures)
 
 
+def at_reference(objective: Objective, entry: TrainingList) -> float:
+    """The objective's closed form for one list whose policy is its reference; no model is asked."""
+    logps = torch.tensor([entry.reference_logps])
+    batch = ListBatch(
+        policy_logps=logps,
+        reference_logps=logps,
+        lengths=torch.tensor([[len(ids) for ids in entry.tokens.response_ids]]),
+        rewards=torch.tensor([entry.rewards]),
+        mask=torch.ones_like(logps, dtype=torch.bool),
+        mismatched=None if entry.mismatched is None else torch.zeros(1),
+    )
+    return float(objective.at_reference(batch).mean())
+
+
 def step0(run: AuditedRun, name: str) -> Check:
     """Policy and reference agree before the first step, so each list's loss has a closed form (Appendix F)."""
     params, failures, count, told = run.params, [], 0, []
@@ -270,7 +284,7 @@ def step0(run: AuditedRun, name: str) -> Check:
                     f"data/train/{s}.manifest.json: notes.{key} is {notes.get(key)}, computed again {value:.6f}"
                 )
         # The first step's lists are a random draw of all: their mean lies within the closed forms of all.
-        bounds = [first_batch_loss(model, [one], objective)[1] for one in trained]
+        bounds = [at_reference(objective, entry) for entry in trained]
         logged = training_curves(f"data/train/{s}").get("loss", [])
         if not logged or logged[0][0] != 1:
             failures.append(f"data/train/{s}: no loss of step 1 among the curves")
