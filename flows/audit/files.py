@@ -6,14 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from flows.audit.run import PARAMS, AuditedRun, Entry
+from flows.audit.run import PARAMS, AuditedRun, Entry, read_yaml
 from larpo.audit.compare import first_difference
 from larpo.audit.recompute import ABSENT, different_values
 from larpo.audit.results import Check, judged, unchecked
-from larpo.errors import UserError, one_line
-from larpo.params import StrictLoader
+from larpo.errors import UserError
 
 PART = "bytes"
 
@@ -115,10 +112,7 @@ def params_as_locked(run: AuditedRun) -> Check:
 
 def _values(path: Path) -> dict[str, Any]:
     """A file of parameters; dvc.yaml may name more than params.yaml."""
-    try:
-        found = yaml.load(path.read_text("utf-8"), Loader=StrictLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not readable as YAML ({one_line(error)[:120]})") from None
+    found = read_yaml(path)
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected keys with values, found {type(found).__name__}")
     return found

@@ -16,14 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from flows.graph import GraphNode, node_name, read_graph
 from flows.workspace import dvc, git
 from larpo.errors import UserError
 from larpo.hashing import dvc_hash, file_hash
-from larpo.params import Params, StrictLoader, load_params, nearest
+from larpo.params import Params, load_params, nearest
 
 LOCK, PARAMS = "dvc.lock", "params.yaml"
 MANIFEST = ".manifest.json"
@@ -74,6 +73,24 @@ class LockedNode:
         return {path: entry for path, entry in self.outs.items() if not path.endswith(MANIFEST)}
 
 
+def read_yaml(path: Path) -> Any:
+    """A file as DVC reads it: by YAML 1.2, in which `2e-05`, as DVC writes it, is a number; a key that stands twice is
+    refused.
+
+    Raises
+    ------
+    UserError
+        It cannot be read.
+    """
+    from dvc.utils.serialize import ParseError, parse_yaml
+
+    try:
+        return parse_yaml(path.read_text("utf-8"), str(path))
+    except (OSError, UnicodeDecodeError, ParseError, RecursionError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:160]
+        raise UserError(f"{path}: not valid YAML ({reason})") from None
+
+
 def read_lock(path: Path) -> dict[str, LockedNode]:
     """dvc.lock by node.
 
@@ -85,8 +102,7 @@ def read_lock(path: Path) -> dict[str, LockedNode]:
     if not path.is_file():
         raise UserError(f"{path}: not found; an audit needs a finished run: `dvc repro`")
     try:
-        raw = yaml.load(path.read_text("utf-8"), Loader=StrictLoader)
-        stages = raw["stages"]
+        stages = read_yaml(path)["stages"]
         found = {}
         for name, stage in stages.items():
             sides = [
@@ -94,7 +110,7 @@ def read_lock(path: Path) -> dict[str, LockedNode]:
                 for side in ("deps", "outs")
             ]
             found[name] = LockedNode(name, stage["cmd"], *sides, stage.get("params", {}))
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a dvc.lock ({' '.join(str(error).split())[:120]})") from None
     return found
 

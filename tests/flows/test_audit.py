@@ -148,6 +148,15 @@ def test_a_broken_cache_object(copy):
     assert check.verdict == "fails" and check.failures[0].startswith(f"{place}: ")
 
 
+def test_a_number_is_the_same_however_it_is_written(copy):
+    """DVC writes 2e-05, which PyYAML takes for text; params.yaml may say 2.0e-5."""
+    replaced("params.yaml", "learning_rate: 1.0e-3", "learning_rate: 1.0e-03")(copy.folder)
+    replaced("dvc.lock", "learning_rate: 0.001", "learning_rate: 1e-03")(copy.folder)
+    assert parts(copy.folder)["parameters"].verdict == "holds"
+    replaced("dvc.lock", "learning_rate: 1e-03", "learning_rate: 1e-04")(copy.folder)
+    assert parts(copy.folder)["parameters"].failures[0].endswith("train.learning_rate is 0.001, dvc.lock has 0.0001")
+
+
 MANIFESTS: dict[str, tuple[str, Callable[[dict], None], str, str]] = {
     "another commit": (
         "data/lists/1.manifest.json",
