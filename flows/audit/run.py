@@ -88,7 +88,7 @@ def read_yaml(path: Path) -> Any:
         return parse_yaml(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeDecodeError, ParseError, RecursionError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:160]
-        raise UserError(f"{path}: not valid YAML ({reason})") from None
+        raise UserError(f"{path}: not readable as YAML ({reason})") from None
 
 
 def read_lock(path: Path) -> dict[str, LockedNode]:
