@@ -12,10 +12,9 @@ import numpy as np
 
 from larpo import provenance
 from larpo.errors import UserError
-from larpo.hashing import seed_of, tree_hash
+from larpo.hashing import seed_of
 from larpo.params import RewardParams
 from larpo.preferences import Pair, read_pairs
-from larpo.reward_sections import PairsParams
 from larpo.rewards.classifier import SequenceClassification
 from larpo.rewards.pairrm import PairRMReward
 from larpo.statistics import wilson
@@ -58,7 +57,7 @@ def main() -> None:
             say(f"{node.stage}: held-out accuracy {words(metrics['held_out'])}")
         for name, found in metrics.get("checks", {}).items():
             say(f"{node.stage}: {name}: accuracy {words(found)}")
-        node.note(reward=identity, data=hashes(wanted), sources=sources(wanted), **metrics)
+        node.note(reward=identity, sources=sources(wanted), **metrics)
 
 
 def sources(params: RewardParams) -> list[provenance.Source]:
@@ -182,12 +181,6 @@ def words(found: dict[str, Any]) -> str:
         f"{100 * a['value']:.1f} % ({100 * a['low']:.1f}–{100 * a['high']:.1f}) on {found['pairs']} pairs; the longer "
         f"response is the better one in {100 * found['longer_is_better']:.1f} %"
     )
-
-
-def hashes(params: RewardParams) -> dict[str, str]:
-    """Hashes of the pairs' files, where they are files."""
-    sections: list[PairsParams] = [*params.checks.values(), *([params.train.data] if params.train else [])]
-    return {s.data: tree_hash(s.data) for s in sections if s.data is not None and Path(s.data).is_file()}
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def rows(run: AuditedRun, name: str) -> Check:
         if not params.sample.gold and len(sampled) < len(recorded):
             failures.append(f"{path}: {len(recorded) - len(sampled)} solutions among them, params.yaml asks for none")
         count += len(recorded)
-    for benchmark, policy in _pairs(run):
+    for benchmark, policy in run.evaluated:
         recorded = tables.read("outputs", path := f"data/generate/{policy}-{benchmark}.parquet")
         order = tables.read("items", f"data/items/{benchmark}.parquet")["prompt_id"].tolist()
         again = asked.output_rows(order, params.benchmarks[benchmark].generate)
@@ -150,7 +150,7 @@ def tokens(run: AuditedRun, name: str) -> Check:
             again, _ = gold_rows(source, sampled, tokenizer, turn_end(tokenizer, ends))
             failures += different_rows(path, gold, again, ["prompt_id", "token_ids", "finish_reason"])
         count += len(recorded)
-    for benchmark, policy in _pairs(run):
+    for benchmark, policy in run.evaluated:
         recorded = tables.read("outputs", path := f"data/generate/{policy}-{benchmark}.parquet")
         wanted = params.benchmarks[benchmark].generate
         tokenizer, ends = of(policy)
@@ -179,7 +179,3 @@ def _prompts_of(path: str, recorded: pd.DataFrame, source: pd.DataFrame, tokeniz
     if unknown:
         return [f"{path}, row {unknown[0]}: its prompt was never asked"]
     return asked.prompt_tokens(path, recorded, (known[p] for p in recorded["prompt_id"]))
-
-
-def _pairs(run: AuditedRun) -> list[tuple[str, str]]:
-    return [(b, p) for b in run.params.benchmarks for p in run.params.evaluate.policies]

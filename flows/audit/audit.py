@@ -137,7 +137,6 @@ def reproducibility_card(run: AuditedRun, checks: list[Check]) -> list[Answer]:
     for node in run.nodes:
         with contextlib.suppress(UserError):  # told by the check `manifests`
             manifests[node.name] = run.manifest(node)
-    licences = sorted(p.name for p in run.folder.glob("LICEN[CS]E*"))
     return card(
         Evidence(
             manifests=manifests,
@@ -146,7 +145,7 @@ def reproducibility_card(run: AuditedRun, checks: list[Check]) -> list[Answer]:
             params=run.params.model_dump(mode="json"),
             checks=checks,
             remote=_address(git(run.folder, "remote", "get-url", "origin", check=False)),
-            licence=licences[0] if licences else None,
+            licence=run.licence,
             lock=next((name for name in LOCKS if (run.folder / name).is_file()), None),
         )
     )

@@ -251,8 +251,7 @@ def _span(manifests: Mapping[str, dict[str, Any]]) -> tuple[str | None, str | No
 
 def _licence(crate: ROCrate, run: AuditedRun, members: Mapping[str, tuple[int, str]]) -> Any:
     """The repository's licence file, by name; a line that none is stated where there is none."""
-    found = sorted(p.name for p in run.folder.glob("LICEN[CS]E*") if p.is_file())
-    if not found:
+    if run.licence is None:
         return _entity(crate, "#licence", {"@type": "CreativeWork", "name": "no licence is stated"})
-    facts = {"@type": "CreativeWork", "name": found[0], "description": "a file of repository.bundle"}
+    facts = {"@type": "CreativeWork", "name": run.licence, "description": "a file of repository.bundle"}
     return _entity(crate, "#licence", facts)

@@ -55,14 +55,6 @@ def producers(run: AuditedRun) -> Check:
 def records(run: AuditedRun, manifests: dict[str, dict[str, Any]]) -> Check:
     """In the manifests: hashes of inputs and outputs are those of the files that lie there, and of the producers."""
     failures, count = [], 0
-    hashes: dict[str, str | None] = {}
-
-    def now(path: str) -> str | None:
-        if path not in hashes:
-            place = run.folder / path
-            hashes[path] = tree_hash(place) if place.exists() else None
-        return hashes[path]
-
     for node in run.nodes:
         if (record := manifests.get(node.name)) is None:
             continue
@@ -77,10 +69,10 @@ def records(run: AuditedRun, manifests: dict[str, dict[str, Any]]) -> Check:
                 count += 1
                 if not _inside(path, node.deps if side == "inputs" else node.outs):
                     failures.append(f"{node.manifest}: {side} {path} is none of the node's in dvc.lock")
-                elif now(path) is None and path in run.left_out:
+                elif run.tree_hash(path) is None and path in run.left_out:
                     count -= 1
-                elif now(path) != recorded:
-                    failures.append(f"{node.manifest}: {side} {path} {recorded}, found {now(path)}")
+                elif run.tree_hash(path) != recorded:
+                    failures.append(f"{node.manifest}: {side} {path} {recorded}, found {run.tree_hash(path)}")
     return judged(PART, "manifests' hashes", count, f"{count} inputs and outputs", failures)
 
 

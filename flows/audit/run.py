@@ -16,12 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
+from flows.audit.record import Record
 from flows.graph import GraphNode, node_name, read_graph
 from flows.workspace import dvc, git
 from larpo.errors import UserError
-from larpo.hashing import dvc_hash, file_hash
+from larpo.hashing import dvc_hash, file_hash, tree_hash_of
 from larpo.params import Params, load_params, nearest
 
 LOCK, PARAMS = "dvc.lock", "params.yaml"
@@ -115,51 +116,6 @@ def read_lock(path: Path) -> dict[str, LockedNode]:
     return found
 
 
-class Source(BaseModel):
-    """As larpo.provenance writes it."""
-
-    name: str
-    kind: str
-    version: str | None
-    licence: str | None
-    hash: str | None
-
-
-class Notes(BaseModel):
-    sources: list[Source] = []
-
-
-class GitState(BaseModel):
-    commit: str | None = Field(None, pattern=r"^[0-9a-f]{7,64}$")  # else it could be an option of git's
-    dirty: bool | None = None
-    changed: list[str] = []
-
-
-class Hardware(BaseModel):
-    system: str | None = None
-    machine: str | None = None
-    cpu: str | None = None
-    cores: int | None = None
-    memory_bytes: int = 0
-    gpus: list[str] = []
-
-
-class Record(BaseModel):
-    """What of a manifest the audit reads; it may have been written by anyone."""
-
-    node: str
-    inputs: dict[str, str]
-    outputs: dict[str, str]
-    params: dict[str, Any]
-    git: GitState = GitState()
-    notes: Notes = Notes()
-    rows: dict[str, Any] = {}
-    packages: dict[str, str] = {}
-    hardware: Hardware = Hardware()
-    seconds: float = Field(0, ge=0, allow_inf_nan=False)
-    peak_memory_bytes: int = 0
-
-
 class AuditedRun:
     """The run in `folder`.
 
@@ -179,6 +135,7 @@ class AuditedRun:
             raise UserError(f"{folder}: no dvc.yaml; expected the folder of a run")
         self.lock = read_lock(self.folder / LOCK)
         self.graph: dict[str, GraphNode] = read_graph(self.folder)
+        self._hashed: dict[Path, str] = {}
         self.params: Params = load_params(self.folder / PARAMS)
 
     @cached_property
@@ -272,14 +229,40 @@ class AuditedRun:
             names += [os.path.relpath(os.path.join(here, name), root).replace(os.sep, "/") for name in found]
         return sorted(names)
 
+    def file_md5(self, place: Path) -> str:
+        """MD5 of a file's bytes; several checks ask, and weights are read once."""
+        if place not in self._hashed:
+            self._hashed[place] = file_hash(place)
+        return self._hashed[place]
+
     def md5(self, path: str) -> str | None:
         """The md5 that DVC would record for what lies there now; None where nothing does."""
         place = self.folder / path
         if place.is_dir():
             # Opening a pipe would wait for ever; a link to nothing has no content. Neither was ever an output.
             names = {name: place / name for name in self.files(path)}
-            return dvc_hash({name: file_hash(p) if p.is_file() else NO_FILE for name, p in names.items()})
-        return file_hash(place) if place.is_file() else None
+            return dvc_hash({name: self.file_md5(p) if p.is_file() else NO_FILE for name, p in names.items()})
+        return self.file_md5(place) if place.is_file() else None
+
+    def tree_hash(self, path: str) -> str | None:
+        """`larpo.hashing.tree_hash`, which manifests hold, of what lies there now; None where nothing does."""
+        place = self.folder / path
+        if not place.exists():
+            return None
+        if place.is_file():
+            return self.file_md5(place)
+        files = sorted(p for p in place.rglob("*") if p.is_file())
+        return tree_hash_of({p.relative_to(place).as_posix(): self.file_md5(p) for p in files})
+
+    @cached_property
+    def evaluated(self) -> list[tuple[str, str]]:
+        """Every benchmark with every policy that is measured on it."""
+        return [(b, p) for b in self.params.benchmarks for p in self.params.evaluate.policies]
+
+    @cached_property
+    def licence(self) -> str | None:
+        """Name of the repository's licence file."""
+        return next(iter(sorted(p.name for p in self.folder.glob("LICEN[CS]E*") if p.is_file())), None)
 
     @cached_property
     def cache(self) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,7 @@ import torch
 from flows.audit import asked
 from flows.audit.rebuilt import picked, report
 from flows.audit.run import AuditedRun
-from flows.audit.scores import metrics, outputs_scored, report_scores
+from flows.audit.scores import metrics, outputs_scored
 from larpo import tables
 from larpo.audit.compare import LOGP
 from larpo.audit.overlap import (
@@ -104,9 +105,11 @@ class Trained:
         return [text for frame in self.prompts.values() for text in last_texts(frame)] + self.pairs
 
 
-def trained_on(params: Params) -> Trained:
+@lru_cache(maxsize=1)  # two checks ask, and drawing a fine-tuning's prompts may take long
+def trained_on(run: AuditedRun) -> Trained:
     """Prompts of the iterations, of fine-tunings (drawn again) and of the reward model's pairs. Data that params name
     may lie on the machine that made the run only."""
+    params = run.params
     prompts = {f"data/prompts/{s}.parquet": _table("prompts", f"data/prompts/{s}.parquet") for s in params.iterations}
     found = Trained(prompts, [], [])
     for name, sft in params.sft.items():
@@ -132,7 +135,7 @@ def _evaluation(params: Params) -> dict[str, pd.DataFrame]:
 
 
 def prompts_apart(run: AuditedRun, name: str) -> Check:
-    trained, evaluation = trained_on(run.params), _evaluation(run.params)
+    trained, evaluation = trained_on(run), _evaluation(run.params)
     failures = [
         f"{items}, row {s.evaluation_row}: {what} is also in {source}, row {s.training_row}"
         for items, asked in evaluation.items()
@@ -156,7 +159,7 @@ def prompts_apart(run: AuditedRun, name: str) -> Check:
 
 def near_prompts(run: AuditedRun, name: str) -> Check:
     """Counted, never a failure: whether near is too near depends on the task."""
-    training, told, count = trained_on(run.params).texts(), [], 0
+    training, told, count = trained_on(run).texts(), [], 0
     for items, frame in _evaluation(run.params).items():
         asked = last_texts(frame)
         near, passages = near_duplicates(training, asked), shared_passages(training, asked)
@@ -316,6 +319,5 @@ CHECKS: dict[str, Callable[[AuditedRun, str], Check]] = {
     "scores of raw outputs": outputs_scored,
     "metrics": metrics,
     BEST_OF_N: picked,
-    "reported scores": report_scores,
     "report": report,
 }

@@ -1,28 +1,24 @@
-"""Every reported score computed again from the raw outputs, up to report/scores.json."""
+"""Every score computed again from the raw outputs, up to the metrics that the report shows."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 from flows.audit.run import AuditedRun
 from larpo import tables
 from larpo.audit.recompute import different_rows, different_values
-from larpo.audit.results import Check, judged, unchecked
+from larpo.audit.results import Check, judged
 from larpo.benchmarks import build_benchmark
 from larpo.best_of_n import curve
-from larpo.report.data import policy_score
 from larpo.retrieval_scores import recall_at
 from tasks.report import read_json
 
 PART = "science"
-ASKED = list(tables.SCHEMAS["outputs"].names)
-ASKED = [name for name in ASKED if not name.endswith("token_ids")]
+ASKED = [name for name in tables.SCHEMAS["outputs"].names if not name.endswith("token_ids")]
 
 
 def outputs_scored(run: AuditedRun, name: str) -> Check:
     """Parsed answers and scores of every output; a judge's verdicts are taken as they were recorded."""
     failures, count, judged_by = [], 0, []
-    for benchmark, policy in _pairs(run):
+    for benchmark, policy in run.evaluated:
         bench, path = build_benchmark(run.params, benchmark), f"data/evaluate/{policy}-{benchmark}.parquet"
         recorded = tables.read("evaluations", path)
         outputs = tables.read("outputs", f"data/generate/{policy}-{benchmark}.parquet")
@@ -45,7 +41,7 @@ def outputs_scored(run: AuditedRun, name: str) -> Check:
 def metrics(run: AuditedRun, name: str) -> Check:
     """Accuracies, Pass@N, win rates with their intervals, from the tables of scored outputs."""
     failures, count = [], 0
-    for benchmark, policy in _pairs(run):
+    for benchmark, policy in run.evaluated:
         stem = f"data/evaluate/{policy}-{benchmark}"
         again = {
             "benchmark": benchmark,
@@ -68,23 +64,3 @@ def metrics(run: AuditedRun, name: str) -> Check:
         failures += different_values(f"{stem}.json", {k: recorded.get(k) for k in again}, again)
         count += 1
     return judged(PART, name, count, f"{count} metrics files computed again from their tables", failures)
-
-
-def report_scores(run: AuditedRun, name: str) -> Check:
-    """report/scores.json, which the report and every comparison show."""
-    if "report" not in run.lock:
-        return unchecked(PART, name, "the run has no report")
-    again: dict[str, dict] = {}
-    for benchmark, policy in _pairs(run):
-        stem = f"data/evaluate/{policy}-{benchmark}"
-        recorded = read_json(f"{stem}.json") | {"policy": policy}
-        score = policy_score(recorded, tables.read("evaluations", f"{stem}.parquet"))
-        again.setdefault(benchmark, {})[policy] = score.flat()
-    found = read_json("report/scores.json")
-    count = sum(len(values) for policies in again.values() for values in policies.values())
-    failures = different_values("report/scores.json", found, again)
-    return judged(PART, name, count, f"{count} numbers of report/scores.json against the metrics", failures)
-
-
-def _pairs(run: AuditedRun) -> Iterator[tuple[str, str]]:
-    return ((b, p) for b in run.params.benchmarks for p in run.params.evaluate.policies)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from decimal import Decimal, localcontext
 from typing import Any
 
@@ -38,18 +39,30 @@ def plain_number(text: str) -> str | None:
 
 
 class _Rule:
-    """Common frame of the rules: parse, compare, one row per response."""
+    """Common frame of the rules."""
 
     needs_answers = True
     verifiable = True
     version = 1
     graded = False  # whether `value` takes more than two values
 
-    def parse(self, text: str) -> str | None:
-        raise NotImplementedError
+    def taken(self) -> dict[str, int]:
+        return {}
 
+    def facts(self) -> dict[str, Any]:
+        return {"rule": type(self).__name__, "version": self.version}
+
+
+class _Compared(_Rule, ABC):
+    """Parse, compare, one row per response."""
+
+    @abstractmethod
+    def parse(self, text: str) -> str | None:
+        """The answer in a response, None where there is none."""
+
+    @abstractmethod
     def equal(self, parsed: str, answer: str) -> bool:
-        raise NotImplementedError
+        """Whether a parsed answer is the reference answer."""
 
     def value(self, parsed: str | None, answer: str) -> float:
         """Reward of a parsed answer; None is no answer."""
@@ -66,14 +79,8 @@ class _Rule:
         rewards = [self.value(p, a) for p, a in zip(parsed, answers, strict=True)]
         return pd.DataFrame({"reward": rewards, "correct": correct, "parsed": parsed})
 
-    def taken(self) -> dict[str, int]:
-        return {}
 
-    def facts(self) -> dict[str, Any]:
-        return {"rule": type(self).__name__, "version": self.version}
-
-
-class FinalNumber(_Rule):
+class FinalNumber(_Compared):
     """The last number of the response equals the answer (lm-evaluation-harness calls this filter
     "flexible-extract")."""
 
@@ -124,7 +131,7 @@ class Closeness(FinalNumber):
         return {**super().facts(), "floor": self.floor}
 
 
-class ExactMatch(_Rule):
+class ExactMatch(_Compared):
     """The response is the answer, up to case and white space."""
 
     def parse(self, text: str) -> str | None:
@@ -142,12 +149,8 @@ class MathEquivalence(_Rule):
 
         self._library = math_verify
 
-    def parse(self, text: str) -> str | None:
-        # The library's own time limit needs the main thread's signals; nodes score there.
-        found = self._library.parse(text)
-        return str(found[-1]) if found else None
-
     def score(self, messages, answers, texts, *, groups=None, cut=None) -> pd.DataFrame:
+        # The library's own time limit needs the main thread's signals; nodes score there.
         gold = [self._library.parse(f"${a}$") for a in answers]
         found = [[] if c else self._library.parse(t) for t, c in zip(texts, cut or [False] * len(texts), strict=True)]
         correct = [bool(f) and bool(self._library.verify(g, f)) for g, f in zip(gold, found, strict=True)]

@@ -97,8 +97,8 @@ CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
     ),
     "a reported number": (
         tree("report/scores.json", lambda m: m["held_out"]["2"].update(pass_k=0.875)),
-        "reported scores",
-        "report/scores.json: held_out.2.pass_k is 0.875",
+        "report",
+        "report/scores.json: ",
     ),
     "an evaluation prompt in training": (
         lambda folder: leak(folder, lambda text: f"  {text.upper()}?"),
