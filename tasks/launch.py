@@ -6,16 +6,12 @@ configs/fsdp-8x80gb.yaml -m tasks.train 1` is, so that dvc.yaml has one command 
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
 
 import typer
 
 from larpo.errors import UserError
-
-PR_SET_PDEATHSIG = 1
+from tasks.lock import end_with_parent
 
 
 def launched(config: str | None, module: str, *arguments: str) -> bool:
@@ -36,9 +32,8 @@ def launched(config: str | None, module: str, *arguments: str) -> bool:
     if config is None:
         return False
     if "LOCAL_RANK" in os.environ:
-        if sys.platform == "linux":
-            # Not even kill -9 of the launcher leaves processes behind that a second run would meet in its scratch.
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        # Not even kill -9 of the launcher leaves processes behind that a second run would meet in its scratch.
+        end_with_parent()
         return False
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import os
+import select
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,13 +21,44 @@ PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """End this process, by SIGKILL, when the one that started it ends (Linux).
+    """End this process, by SIGKILL, when the one that started it ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def end_with_dvc() -> None:
+    """End this process, which runs a stage of DVC, by SIGKILL, when DVC ends (Linux).
 
     DVC removes a stage's outputs before it runs it, so what a node would still make after DVC was killed is lost in
     any case, and would only be in the way of the next run.
+
+    DVC starts a shell. Bash makes itself the command (`exec`); dash, Debian's `sh`, waits for it, and lives on when
+    DVC dies. Then a thread waits for the end of the shell's parent.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    end_with_parent()
+    if sys.platform != "linux" or not _is_shell(shell := os.getppid()):
+        return
+    with contextlib.suppress(OSError):  # a kernel without pidfd_open (before 5.3), or DVC is gone and so is the shell
+        dvc = os.pidfd_open(_parent_of(shell))
+        threading.Thread(target=_end_after, args=(dvc,), daemon=True, name="end-with-dvc").start()
+
+
+def _is_shell(process: int) -> bool:
+    """It is the shell that DVC starts: `sh -c 'python -m tasks.NODE ...'`."""
+    with contextlib.suppress(OSError):
+        arguments = Path(f"/proc/{process}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        return b"-c" in arguments and b"-m tasks." in arguments[-1]
+    return False
+
+
+def _parent_of(process: int) -> int:
+    # "PID (name) state parent ...", where the name may hold spaces and parentheses
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _end_after(process: int) -> None:
+    select.select([process], [], [])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Lock:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -56,13 +58,17 @@ def test_a_node_that_runs_already_is_refused_and_a_dead_one_is_not_in_the_way(pr
     assert_same(products(project.folder), expected)
 
 
-def test_a_node_ends_with_the_dvc_that_runs_it(project):
-    """kill -9 of DVC alone: its node must not go on beside that of the next run."""
+@pytest.mark.parametrize("shell", ["sh", "bash", "dash"])
+def test_a_node_ends_with_the_dvc_that_runs_it(project, shell):
+    """kill -9 of DVC alone: its node must not go on beside that of the next run. Dash waits for its command and
+    outlives DVC, bash becomes the command."""
+    if not (path := shutil.which(shell)):
+        pytest.skip(f"{shell} is not installed")
     module = project.folder / "tasks/prompts.py"
     module.write_text('import time\nprint("started", flush=True)\ntime.sleep(60)\n')
-    running = Running(project, "-m", "dvc", "repro", "-s", "prompts@1")
+    running = Running(project, "-m", "dvc", "repro", "-s", "prompts@1", SHELL=path)
     assert running.wait_for(lambda: "started" in running.lines)
-    assert len(running.tree()) == 2
+    assert len(running.tree()) == (3 if Path(path).resolve().name == "dash" else 2)
     os.kill(running.process.pid, signal.SIGKILL)
     running.finish()
     assert_nothing_runs(project.folder, 5)
