@@ -119,6 +119,24 @@ def git(folder: Path, *arguments: str, check: bool = True) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def stashed(top: Path) -> str:
+    """The commit that holds the uncommitted changes of tracked files (`git stash create`); "" where there are none.
+
+    Git locks the index for that and fails where another command holds the lock: runs that open side by side, the
+    user's own. Each call works on a copy of the index.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        index = Path(scratch) / "index"
+        shutil.copyfile(top / git(top, "rev-parse", "--git-path", "index"), index)
+        done = subprocess.run(
+            ["git", "stash", "create"], cwd=top, env=os.environ | {"GIT_INDEX_FILE": str(index)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"git stash create: {done.stderr.strip() or done.returncode}")
+    return done.stdout.strip()
+
+
 def dvc(folder: Path, *arguments: str) -> str:
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
     # -P: a module of the folder's (it may be a stranger's run) must not stand in for one of ours.
@@ -163,7 +181,7 @@ class Workspace:
 
     def open(self, params: str) -> bool:
         """Make the clone with `params` as its params.yaml; True where an earlier attempt's is taken up."""
-        changes = git(self.top, "stash", "create")
+        changes = stashed(self.top)
         listed = git(self.top, "ls-files", "-z", "--others", "--exclude-standard")
         untracked = [path for path in listed.split("\0") if path]
         marker = self.folder / MARKER

@@ -128,7 +128,7 @@ def test_killed_launcher_leaves_nothing_and_is_resumed(prepared):
         torch.testing.assert_close(again[name], undisturbed[name], atol=1e-6, rtol=0, msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_bad_input_is_told_from_a_crash(prepared):
     """What a process refuses ends the launched command with exit code 2, as it ends a plain one."""
     prepared.set("  lists_per_step: 2", "  lists_per_step: 1\n  launch: two.yaml")
