@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from larpo import provenance
+from larpo import provenance, remote_code
 from larpo.errors import UserError
 from larpo.hashing import seed_of
 from larpo.params import RewardParams
@@ -49,6 +49,7 @@ def main() -> None:
             node.rows(read=sum(counts.values()) + sum(dropped.values()), written=counts["train"], dropped=dropped)
         else:
             folder, identity = fetch(node, wanted)
+        remote_code.admit(folder, *params.may_run_code(OUT))
         for name, (pairs, dropped) in checks.items():
             metrics.setdefault("checks", {})[name] = measure(folder, wanted, pairs) | {"dropped": dropped}
         if metrics:
@@ -93,6 +94,7 @@ def fetch(node: Node, params: RewardParams) -> tuple[Path, dict[str, Any]]:
         model, tokenizer, facts = fetch_classifier(params, params.dtype, new_head=False)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    remote_code.settle(folder)
     return folder, write_identity(folder, params, tokenizer, **facts)
 
 
