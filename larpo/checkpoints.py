@@ -17,6 +17,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    dynamic_module_utils,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -25,6 +26,9 @@ from larpo.remote_code import CAUSAL_LM, TOKENIZER, references, trust
 
 # Bars that redraw a line are noise in a log; nodes print lines of their own.
 transformers_logging.disable_progress_bar()
+# Whether code of a checkpoint may run is stated wherever one is loaded (larpo.remote_code). Where the library or such
+# code loads a part without stating it, that is an error and no question at the terminal.
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 # What the libraries raise for weights that are absent, cut short, of an unknown kind, or for a wrong option. Nothing
 # narrower names them: a broken tokenizer.json raises a bare Exception, a wrong size in config.json a class of its own,

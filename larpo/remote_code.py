@@ -30,11 +30,11 @@ from typing import Any
 
 from larpo.errors import UserError
 
-CAUSAL_LM = ("AutoConfig", "AutoModelForCausalLM")
-CLASSIFIER = ("AutoConfig", "AutoModelForSequenceClassification")
+# transformers' Auto classes by which checkpoints are loaded here; a model with a head may build its body by AutoModel.
+CAUSAL_LM = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
+CLASSIFIER = ("AutoConfig", "AutoModel", "AutoModelForSequenceClassification")
 TOKENIZER = ("AutoTokenizer",)
-EVERY = (*CAUSAL_LM, *CLASSIFIER[1:], *TOKENIZER)
-"""transformers' Auto classes by which checkpoints are loaded here."""
+EVERY = (*CAUSAL_LM, "AutoModelForSequenceClassification", *TOKENIZER)
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 GENERATE = "custom_generate/generate.py"
 MODULES = "transformers_modules"  # the package that transformers imports such code as
@@ -208,10 +208,11 @@ def files_of(folder: str | Path) -> dict[str, bytes]:
 
 def settle(folder: Path) -> None:
     """Make a checkpoint that was just saved whole: every file of admitted code is in it, though transformers saves
-    only those of the classes that it loaded, and it names no class whose file is not in it."""
-    for known in _admitted.values():
+    only those of the classes that it loaded, and it names no class whose file is not in it. It is admitted then."""
+    for known in list(_admitted.values()):
         for name, content in known.files.items():
             (folder / name).write_bytes(content)
+            _admitted[_key(folder)] = known
     for path in (folder / CONFIG, folder / TOKENIZER_CONFIG):
         raw = _json(path)
         named = raw.get("auto_map")
@@ -306,6 +307,7 @@ def _stands_in(source: str | Path, found: Sequence[tuple[str, str]], options: di
     kind = _json(_fetcher(source, options)(CONFIG)).get("model_type")
     ours = {
         "AutoConfig": configuration_auto.CONFIG_MAPPING_NAMES,
+        "AutoModel": modeling_auto.MODEL_MAPPING_NAMES,
         "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     }

@@ -165,6 +165,7 @@ class Node:
             if kind is None and self.leads:
                 self._publish()
         finally:
+            remote_code.begin()
             self._lock.release()
 
     def _publish(self) -> None:

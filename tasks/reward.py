@@ -49,7 +49,6 @@ def main() -> None:
             node.rows(read=sum(counts.values()) + sum(dropped.values()), written=counts["train"], dropped=dropped)
         else:
             folder, identity = fetch(node, wanted)
-        remote_code.admit(folder, *params.may_run_code(OUT))
         for name, (pairs, dropped) in checks.items():
             metrics.setdefault("checks", {})[name] = measure(folder, wanted, pairs) | {"dropped": dropped}
         if metrics:
