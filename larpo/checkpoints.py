@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,23 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    dynamic_module_utils,
 )
 from transformers.utils import logging as transformers_logging
 
 from larpo.errors import UserError, one_line
+from larpo.remote_code import CAUSAL_LM, TOKENIZER, references, trust
 
 # Bars that redraw a line are noise in a log; nodes print lines of their own.
 transformers_logging.disable_progress_bar()
+# Whether code of a checkpoint may run is stated wherever one is loaded (larpo.remote_code). Where the library or such
+# code loads a part without stating it, that is an error and no question at the terminal.
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 # What the libraries raise for weights that are absent, cut short, of an unknown kind, or for a wrong option. Nothing
 # narrower names them: a broken tokenizer.json raises a bare Exception, a wrong size in config.json a class of its own,
 # a quantised checkpoint without its library an ImportError.
 UNUSABLE = (Exception,)
-# Stated, not left out: transformers would ask at the terminal whether a checkpoint's code may run.
-NO_CODE = {"trust_remote_code": False}
 # Weights that do not fit are left to `check_weights`, which names them.
 WHOLE = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
@@ -45,8 +48,11 @@ def dtype_of(name: str) -> torch.dtype:
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Tokenizer of a checkpoint, refused in one line when it is absent or has no chat template."""
+    code = trust(folder, TOKENIZER)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), **NO_CODE)
+        # A tokenizer without code is loaded without its model's, of whose kind transformers then warns.
+        with errors_only() if references(folder) else nullcontext():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=code)
     except UNUSABLE as error:
         raise UserError(
             f"{folder}: no usable tokenizer ({line(error)}); "
@@ -67,9 +73,10 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
 
 
 def load_model(folder: str | Path, dtype: str, /, **options: Any) -> PreTrainedModel:
-    """Causal language model of a checkpoint, whole and finite; safetensors only, no remote code. `options` (those of
-    the engine) go to `from_pretrained`."""
-    settings = options | {"dtype": dtype_of(dtype), "use_safetensors": True} | WHOLE | NO_CODE
+    """Causal language model of a checkpoint, whole and finite; safetensors only, and its own code only where that was
+    admitted (larpo.remote_code). `options` (those of the engine) go to `from_pretrained`."""
+    settings = options | {"dtype": dtype_of(dtype), "use_safetensors": True} | WHOLE
+    settings |= {"trust_remote_code": trust(folder, CAUSAL_LM)}
     check_attention(folder, options.get("attn_implementation"))
     try:
         with errors_only():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from larpo import remote_code
 from larpo.checkpoints import (
-    NO_CODE,
     UNUSABLE,
     WHOLE,
     check_attention,
@@ -21,12 +22,13 @@ from larpo.checkpoints import (
 )
 from larpo.errors import UserError
 from larpo.packages import installed
+from larpo.remote_code import CAUSAL_LM, TOKENIZER
 from larpo.scratch import scratch_policy
 from larpo.sections import PolicyParams
 
 
 def fetch_initial_policy(params: PolicyParams, folder: Path) -> dict[str, Any]:
-    """Write policy 0 (weights as safetensors, tokenizer, chat template) into `folder`.
+    """Write policy 0 (weights as safetensors, tokenizer, chat template, its own code if it has some) into `folder`.
 
     Returns
     -------
@@ -47,20 +49,25 @@ def fetch_initial_policy(params: PolicyParams, folder: Path) -> dict[str, Any]:
         source = params.model
         options = {"revision": params.revision} if params.revision else {}
         facts = {"origin": "hub", "revision": params.revision}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options, **NO_CODE)
-    except UNUSABLE as error:
-        raise UserError(
-            f"params.yaml: policy.model: {params.model!r} has no usable tokenizer ({line(error)})"
-        ) from None
     where = f"params.yaml: policy.model: {params.model!r}"
+    remote_code.admit(
+        source, "policy.trust_remote_code", params.trust_remote_code, where=where, classes=CAUSAL_LM + TOKENIZER,
+        native=True, **options,
+    )  # fmt: skip
+    code = remote_code.trust(source, TOKENIZER, **options)
+    try:
+        with errors_only() if remote_code.references(source, **options) else nullcontext():
+            tokenizer = AutoTokenizer.from_pretrained(source, **options, trust_remote_code=code)
+    except UNUSABLE as error:
+        raise UserError(f"{where} has no usable tokenizer ({line(error)})") from None
     check_tokenizer(tokenizer, where)
     check_attention(source, where=where)
     gguf = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {"use_safetensors": True}
+    code = remote_code.trust(source, CAUSAL_LM, **options)
     try:
         with errors_only():
             model, found = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype_of(params.dtype), **options, **gguf, **WHOLE, **NO_CODE
+                source, dtype=dtype_of(params.dtype), **options, **gguf, **WHOLE, trust_remote_code=code
             )
     except UNUSABLE as error:
         raise UserError(f"params.yaml: policy.model: cannot load {params.model!r} ({line(error)})") from None
@@ -73,6 +80,7 @@ def fetch_initial_policy(params: PolicyParams, folder: Path) -> dict[str, Any]:
     model.config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    remote_code.settle(folder)
     return {"model": params.model, "parameters": model.num_parameters(), **facts}
 
 

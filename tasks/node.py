@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 import psutil
 import typer
 
+from larpo import remote_code
 from larpo.errors import MachineError, UserError, one_line
 from larpo.hashing import digest, file_hashes, tree_hash, tree_hash_of
 from larpo.params import Params, load_params
@@ -120,6 +121,10 @@ class Node:
         hashes = {p: file_hashes(p) for p in self.inputs}
         if self.leads:
             check_recorded(hashes, self.stage)
+        remote_code.begin()
+        for path in self.inputs:
+            if (path / remote_code.CONFIG).is_file():  # a policy, or a reward model
+                remote_code.admit(path, *self.params.may_run_code(path.as_posix()))
         self.input_hashes = {p.as_posix(): tree_hash_of(found) for p, found in hashes.items()}
         self.identity = digest(self.stage, self.input_hashes, self.settings)
         home = SCRATCH / self.stage
@@ -131,6 +136,7 @@ class Node:
                     shutil.rmtree(old, ignore_errors=True)
         self.resumed = self.scratch.exists()
         (self.scratch / "publish").mkdir(parents=True, exist_ok=True)
+        remote_code.keep_in(self.scratch)
         if self.leads:  # told now rather than after hours of work
             for path in (*self.outputs, self.manifest_path):
                 check_writable(path.parent)
@@ -159,6 +165,7 @@ class Node:
             if kind is None and self.leads:
                 self._publish()
         finally:
+            remote_code.begin()
             self._lock.release()
 
     def _publish(self) -> None:
@@ -185,7 +192,7 @@ class Node:
             "outputs": {p.as_posix(): tree_hash(self.scratch / "publish" / p) for p in self.outputs},
             "seed": self.seed,
             "rows": self._rows,
-            "notes": self._notes,
+            "notes": self._notes | ({"remote_code": code} if (code := remote_code.admitted()) else {}),
             "git": git_state(),
             "packages": package_versions(),
             "hardware": hardware(),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from larpo import provenance
+from larpo import provenance, remote_code
 from larpo.errors import UserError
 from larpo.hashing import seed_of
 from larpo.params import RewardParams
@@ -93,6 +93,7 @@ def fetch(node: Node, params: RewardParams) -> tuple[Path, dict[str, Any]]:
         model, tokenizer, facts = fetch_classifier(params, params.dtype, new_head=False)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    remote_code.settle(folder)
     return folder, write_identity(folder, params, tokenizer, **facts)
 
 

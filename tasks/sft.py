@@ -33,7 +33,7 @@ def main(name: str) -> None:
     memory = f"data/candidates/{name}.parquet"
     seed = seed_of(this.seed, "sft", name)
     with Node(
-        "sft", name, params, uses=[f"sft.{name}", "policy"], inputs=[policy], outputs=[out, curves, memory],
+        "sft", name, params, uses=[f"sft.{name}"], inputs=[policy], outputs=[out, curves, memory],
         manifest=f"data/sft/{name}.manifest.json", seed=seed,
     ) as node:  # fmt: skip
         args = training_arguments(this, f"sft.{name}", "examples", node.scratch / "checkpoints", seed)

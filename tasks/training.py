@@ -11,6 +11,7 @@ import torch
 from dvclive import Live
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from larpo import remote_code
 from larpo.errors import UserError, one_line
 from larpo.sections import OptimizerParams
 from tasks.files import is_whole_checkpoint
@@ -165,4 +166,5 @@ def run(node: Node, trainer: Trainer, weights: Path, curves: Path) -> None:
         return
     # A pickle of the settings, which the manifest already holds as text.
     (weights / "training_args.bin").unlink(missing_ok=True)
+    remote_code.settle(weights)
     shutil.copytree(node.scratch / "live", curves)

@@ -42,11 +42,12 @@ class Again:
         return bool(self.nodes or self.every or (own if self.asked is None else self.asked))
 
 
-def check_science(run: AuditedRun) -> Iterator[Check]:
+def check_science(run: AuditedRun, trusted: bool = False) -> Iterator[Check]:
+    """`trusted`: code that the run's checkpoints bring may run, where its parameters say so."""
     from flows.audit import science  # loads torch
 
     with contextlib.chdir(run.folder):
-        yield from science.check_science(run)
+        yield from science.check_science(run, trusted)
 
 
 def is_own(project: Path, run: str | None) -> bool:
@@ -76,7 +77,7 @@ def parts_of(
     parts: dict[str, Callable[[], Iterable[Check]]] = {
         "bytes": lambda: check_bytes(run),
         "lineage": lambda: check_lineage(run),
-        "science": lambda: check_science(run),
+        "science": lambda: check_science(run, own or again.wanted(own)),
     }
     if again.wanted(own):
         nodes = list(again.nodes) or None

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from flows.audit.code import check_code
 from flows.audit.commits import Commit
 from flows.audit.run import LOCK, AuditedRun, LockedNode
 from larpo.audit.recompute import different_values
@@ -36,6 +37,7 @@ def check_lineage(run: AuditedRun) -> Iterator[Check]:
     yield params_recorded(run, manifests)
     yield code_committed(run, manifests)
     yield sources(run, manifests)
+    yield from check_code(run, manifests)
     yield lock_committed(run)
 
 

@@ -19,6 +19,7 @@ class Source(BaseModel):
 
 class Notes(BaseModel):
     sources: list[Source] = []
+    remote_code: dict[str, dict[str, str]] = {}  # as larpo.remote_code.admitted
 
 
 class GitState(BaseModel):

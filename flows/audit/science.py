@@ -15,10 +15,11 @@ import pandas as pd
 import torch
 
 from flows.audit import asked
+from flows.audit.code import untrusted
 from flows.audit.rebuilt import picked, report
 from flows.audit.run import AuditedRun
 from flows.audit.scores import metrics, outputs_scored
-from larpo import tables
+from larpo import remote_code, tables
 from larpo.audit.compare import LOGP
 from larpo.audit.overlap import (
     last_texts,
@@ -39,6 +40,7 @@ from larpo.objectives import ListBatch, Objective, build
 from larpo.params import Params
 from larpo.preferences import read_pairs
 from larpo.prompts import draw
+from larpo.remote_code import EVERY, TOKENIZER
 from larpo.rewards import MODELS, parts
 from larpo.trainer import STEP0_TOLERANCE, TrainingList, first_batch_loss, without_dropout
 from tasks.lists import related
@@ -50,16 +52,22 @@ PART = "science"
 PROMPTS_SCORED = 16  # prompts per iteration whose responses a reward model scores again
 LISTS_SCORED = 8  # lists per iteration whose log-probabilities are computed again
 BEST_OF_N = "picks of best of N"  # asked only where a run has some
+TEXTS = "texts are their tokens"
 
 
-def check_science(run: AuditedRun) -> Iterator[Check]:
-    """Every check of this part; one that cannot read a table fails with that table's line."""
+def check_science(run: AuditedRun, trusted: bool = False) -> Iterator[Check]:
+    """Every check of this part; one that cannot read a table fails with that table's line. `trusted`: code that the
+    run's checkpoints bring may run, where its parameters say so."""
+    remote_code.begin()
     for name, check in CHECKS.items():
         if name == BEST_OF_N and not run.params.best_of_n:
             continue
         absent = [path for path in reads(run, name) if path in run.left_out and not (run.folder / path).exists()]
         if absent:
             yield unchecked(PART, name, f"{absent[0]} is not in the pack")
+            continue
+        if why := untrusted(run, reads(run, name), trusted, TOKENIZER if name == TEXTS else EVERY):
+            yield unchecked(PART, name, why)
             continue
         try:
             yield check(run, name)
@@ -75,7 +83,7 @@ def reads(run: AuditedRun, name: str) -> list[str]:
     params = run.params
     if name in ("rewards", BEST_OF_N) and params.reward.source is not None:
         return ["data/reward"]
-    if name == "texts are their tokens":
+    if name == TEXTS:
         made = {*(i.previous for i in params.iterations.values()), *params.evaluate.policies}
         return [f"data/policy/{p}" for p in sorted(made)]
     if name == "reference log-probabilities":
@@ -310,7 +318,7 @@ CHECKS: dict[str, Callable[[AuditedRun, str], Check]] = {
     "items": asked.items,
     "ids": asked.ids,
     "as many as asked for": asked.rows,
-    "texts are their tokens": asked.tokens,
+    TEXTS: asked.tokens,
     "rewards": rewards,
     "candidates": candidates,
     "lists": lists,

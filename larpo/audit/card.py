@@ -109,6 +109,13 @@ def _code(e: Evidence) -> Answer:
     told = [f"commit {c}" for c in commits]
     told += [e.remote] if e.remote else []
     told += [f"licence: {e.licence}"] if e.licence else []
+    told += [
+        f"code that a checkpoint brought was executed, as {parameter} says: {name}, sha256 {digest}, in the checkpoint"
+        for noted in e.distinct("notes", "remote_code")
+        for parameter, files in noted.items()
+        for name, digest in files.items()
+    ]
+    told = list(dict.fromkeys(told))
     missing = [] if e.remote else ["no address from which the repository can be fetched; a pack carries it"]
     missing += [] if e.licence else ["no licence file in the repository"]
     return _answer("Open source code", told, missing + _failed(e, "code is committed"))

@@ -10,6 +10,7 @@ from larpo.engines import Completion, Sampling
 from larpo.errors import UserError
 from larpo.hashing import seed_of
 from larpo.params import EngineParams
+from larpo.remote_code import CAUSAL_LM, TOKENIZER, trust
 
 
 class VLLMEngine:
@@ -43,6 +44,8 @@ class VLLMEngine:
         if current_platform.is_cpu():
             # A seeded prompt that chunked prefill splits kills the CPU engine; compiling costs more than it saves.
             settings |= {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": 8192}
+        if trust(checkpoint, CAUSAL_LM + TOKENIZER):
+            settings["trust_remote_code"] = True  # vLLM's own default is False, and it never asks
         settings |= params.options
         self.ends = end_tokens(checkpoint, load_tokenizer(checkpoint))
         try:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from larpo import remote_code
 from larpo.errors import UserError
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -83,13 +84,20 @@ def known_models() -> dict[str, Architecture]:
     return {name: Architecture(name=name, **fields) for name, fields in raw.items()}
 
 
-def find_architecture(model: str) -> Architecture:
+def find_architecture(model: str, code: tuple[str, bool] | None = None) -> Architecture:
     """Architecture of a hub id in models.yaml, of a folder with a config.json, or of a package's GGUF (`pypi:NAME`).
+
+    A plan runs no code of a model: its sizes are those of its config.json, its parameters counted by formula.
+
+    Parameters
+    ----------
+    code
+        The key of params.yaml that lets the model's own code run, and its value; None: no key does.
 
     Raises
     ------
     UserError
-        None of these; the message says what to give instead.
+        None of these, or the model brings code that a run would refuse; the message says what to give instead.
     """
     if model in known_models():
         return known_models()[model]
@@ -97,6 +105,10 @@ def find_architecture(model: str) -> Architecture:
     if kind == "pypi":
         return _read(model, *_packaged(package))
     if (Path(model) / "config.json").is_file():
+        if code is not None:
+            remote_code.permitted(model, *code, native=True)
+        elif remote_code.needs_code(model):
+            raise UserError(f"{model}: brings custom code, which is never run here; name another model")
         return _read(model, model, {})
     raise UserError(
         f"{model}: unknown architecture: give a folder with its config.json, or add it to larpo/plan/models.yaml; "
@@ -132,10 +144,19 @@ def _packaged(package: str) -> tuple[str, dict[str, Any]]:
 
 @cache
 def _read_config(source: str, options: tuple) -> tuple[Any, int]:
-    """(configuration, exact number of parameters): the model is built on the meta device, where nothing has memory."""
+    """(configuration, exact number of parameters): the model is built on the meta device, where nothing has memory.
+    Of a model that needs its own code 0 parameters, for it is not built."""
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        PreTrainedConfig,
+    )
 
+    if remote_code.needs_code(source, **dict(options)):
+        return PreTrainedConfig.from_dict(PreTrainedConfig.get_config_dict(source, **dict(options))[0]), 0
     config = AutoConfig.from_pretrained(source, **dict(options), trust_remote_code=False)
     name = (getattr(config, "architectures", None) or [""])[0]
     builder = AutoModelForCausalLM
@@ -144,7 +165,7 @@ def _read_config(source: str, options: tuple) -> tuple[Any, int]:
     elif type(config) not in AutoModelForCausalLM._model_mapping or not getattr(config, "num_key_value_heads", None):
         builder = AutoModel
     with torch.device("meta"):
-        return config, builder.from_config(config).num_parameters()
+        return config, builder.from_config(config, trust_remote_code=False).num_parameters()
 
 
 def _read(name: str, source: str, options: dict[str, Any]) -> Architecture:
@@ -153,7 +174,7 @@ def _read(name: str, source: str, options: dict[str, Any]) -> Architecture:
         heads, hidden = config.num_attention_heads, config.hidden_size
         decoder = getattr(config, "num_key_value_heads", None) is not None
         architecture = (getattr(config, "architectures", None) or [""])[0]
-        return Architecture(
+        found = Architecture(
             name=name,
             kind="decoder" if decoder else "encoder",
             layers=config.num_hidden_layers,
@@ -172,5 +193,6 @@ def _read(name: str, source: str, options: dict[str, Any]) -> Architecture:
             norms_per_layer=4 if config.model_type.startswith("gemma2") else 2,
             model_type=config.model_type,
         )
+        return found if parameters else replace(found, parameters=found.counted())
     except Exception as error:  # noqa: BLE001 - a wrong config.json raises whatever the library's checks raise
         raise UserError(f"{name}: no configuration that a plan can be made from ({str(error)[:160]})") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -13,8 +13,8 @@ from larpo.errors import UserError
 from larpo.params import Params
 from larpo.plan.plans import Plan
 from larpo.plan.sizes import is_file
-from larpo.reward_sections import PairsParams
-from larpo.sections import SourceParams
+from larpo.reward_sections import PairsParams, RewardParams
+from larpo.sections import PolicyParams, SourceParams
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def needs_of(params: Params, plan: Plan, name: str = "params.yaml") -> list[Need
     whether it is set, never what it is."""
     kinds, names, out = {node.kind for node in plan.nodes}, {node.name for node in plan.nodes}, []
     if "policy" in kinds:
-        out.append(_model(params.policy.model, params.policy.revision, "policy"))
+        out.append(_trusted(_model(params.policy.model, params.policy.revision, "policy"), params.policy))
     for sft, section in params.sft.items():
         if f"sft@{sft}" in names:
             out += [_prompts(section.data, f"sft.{sft}.data"), *_launch(section.launch, f"sft.{sft}")]
@@ -82,6 +82,10 @@ def _model(model: str, revision: str | None, section: str, field: str = "model")
     return Need("model", model, _hub(revision), key)
 
 
+def _trusted(need: Need, section: PolicyParams | RewardParams) -> Need:
+    return replace(need, source=f"{need.source}; its own code may run") if section.trust_remote_code else need
+
+
 def _in_order(found: tuple[str, bool], key: str) -> tuple[str, str, bool]:
     return found[0], key, found[1]
 
@@ -106,7 +110,7 @@ def _prompts(source: SourceParams, key: str) -> Need:
 
 def _reward(params: Params) -> list[Need]:
     section = params.reward
-    out = [_model(section.model, section.revision, "reward")] if section.model is not None else []
+    out = [_trusted(_model(section.model, section.revision, "reward"), section)] if section.model is not None else []
     pairs: list[tuple[str, PairsParams]] = [(f"reward.checks.{n}.data", p) for n, p in section.checks.items()]
     if section.train is not None:
         pairs.insert(0, ("reward.train.data.data", section.train.data))

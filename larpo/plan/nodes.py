@@ -55,7 +55,9 @@ class Planner:
                 of_policy = self.params.reward.policy is not None and model == self.params.reward.source
                 known = self.params.policy.model if of_policy else model
                 scratch = self.params.policy.architecture if known == "scratch" else None
-                self.architectures[model] = scratch_architecture(scratch) if scratch else find_architecture(known)
+                made = {"policy": "data/policy/0", "reward": "data/reward"}.get(key.partition(".")[0])
+                code = self.params.may_run_code(made) if made else None
+                self.architectures[model] = scratch_architecture(scratch) if scratch else find_architecture(known, code)
             except UserError as error:
                 self.problems.append(Check(False, f"{self.name}: {key}: {error}"))
                 return None

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model, Deberta
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import cached_file
 
-from larpo.checkpoints import NO_CODE, UNUSABLE, dtype_of, line
+from larpo.checkpoints import UNUSABLE, dtype_of, line
 from larpo.errors import UserError
 from larpo.reward_checkpoints import model_source
 from larpo.reward_sections import RewardParams
@@ -64,7 +64,7 @@ def fetch_pairrm(params: RewardParams) -> tuple[PairRM, Tokenizer, dict[str, Any
     """Model, tokenizer with the markers, and facts, from either published layout."""
     source, options, facts = model_source(params)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options, **NO_CODE)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options, trust_remote_code=False)
         raw = json.loads(Path(cached_file(source, "config.json", **options)).read_text("utf-8"))
         config = DebertaV2Config(**_LARGE, drop_out=raw["drop_out"], n_tasks=raw["n_tasks"])
         if "ranker_type" not in raw:
@@ -95,7 +95,7 @@ def fetch_pairrm(params: RewardParams) -> tuple[PairRM, Tokenizer, dict[str, Any
 def load_pairrm(folder: Path, dtype: str) -> tuple[PairRM, Tokenizer]:
     """PairRM of the node `reward`; its head computes in float32."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), **NO_CODE)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         model = PairRM.from_pretrained(str(folder), dtype=dtype_of(dtype), use_safetensors=True)
     except UNUSABLE as error:
         raise UserError(f"{folder}: no usable PairRM ({line(error)}); run `dvc repro reward`") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.bad_input.harness import Case, nothing, param, params, refused, replaced, rows, text
 
 NAN, INF = float("nan"), float("inf")
+CODE = "policy.trust_remote_code"
 FIRST = {"previous": "0", "temperatures": [1.0]}
 GSM8K = {"benchmark": "gsm8k", "generate": {"max_new_tokens": 8}}
 
@@ -91,6 +92,22 @@ GSM8K = {"benchmark": "gsm8k", "generate": {"max_new_tokens": 8}}
      ("engine.options", "nonsense")),
     ("unknown policy to evaluate", param("evaluate.policies", ["4"]), "report", ("evaluate.policies", "'4'")),
     ("judge without a model", param("judges", {"j": {}}), "items held_out", ("judges.j.model", "required")),
+    # Code of a checkpoint
+    ("code of a hub model without a commit", params({"policy.model": "owner/name", CODE: True}), "prompts 1",
+     ("policy.revision", CODE, "owner/name", "full hash of a commit", "found None")),
+    ("code of a hub model at a branch", params({"policy": {"model": "o/n", "revision": "main"}, CODE: True}),
+     "prompts 1", ("policy.revision", "40 digits", "'main'")),
+    ("code of a hub reward model without a commit",
+     params({"reward.model": "owner/name", "reward.trust_remote_code": True}), "score 1", ("reward.revision", "None")),
+    ("code of no reward model", param("reward.trust_remote_code", True), "score 1",
+     ("reward", "trust_remote_code", "policy.trust_remote_code")),
+    ("code of PairRM", params({"reward.model": "x/y", "reward.kind": "pairrm", "reward.trust_remote_code": True}),
+     "score 1", ("reward", "trust_remote_code", "pairrm")),
+    ("a permission that is no truth value", param(CODE, "perhaps"), "prompts 1", (CODE, "'perhaps'")),
+    ("a permission under another name", param("policy.trust_remote_cod", True), "prompts 1",
+     ("did you mean 'trust_remote_code'",)),
+    ("a permission among the engine's options", param("engine.options", {"trust_remote_code": True}), "sample 1",
+     ("engine.options", CODE)),
     # Sections that contradict each other
     ("a chain that points forward", param("iterations.1.previous", "2"), "prompts 1",
      ("iterations.1.previous", "earlier iteration", "'2'")),

@@ -1,0 +1,70 @@
+"""Tiny checkpoints with code of their own: real classes in files beside the weights, found by `auto_map`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+HELPER = "tiny_scale.py"
+# The sign of every logit is turned: what such a model answers, and its log-probabilities, are not a Llama's. Each time
+# the file is imported, a letter is added to the file `marker`.
+MODELING = """\
+from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
+
+from .tiny_scale import SCALE
+
+with open({marker!r}, "a") as file:
+    file.write({letter!r})
+
+
+class TinyConfig(LlamaConfig):
+    model_type = "tiny_code"
+
+
+class TinyModel(LlamaModel):
+    config_class = TinyConfig
+
+
+# By which the library's head builds its body.
+{register}AutoModel.register(TinyConfig, TinyModel, exist_ok=True)
+
+
+class TinyForCausalLM(LlamaForCausalLM):
+    config_class = TinyConfig
+
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = SCALE * out.logits
+        return out
+
+
+class TinyForSequenceClassification(LlamaForSequenceClassification):
+    config_class = TinyConfig
+
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = SCALE * out.logits
+        return out
+"""
+CLASSES = {
+    "AutoConfig": "modeling_tiny.TinyConfig",
+    "AutoModelForCausalLM": "modeling_tiny.TinyForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_tiny.TinyForSequenceClassification",
+}
+
+
+def modeling(marker: Path, letter: str = "x", register: str = "") -> str:
+    return MODELING.format(marker=str(marker), letter=letter, register=register)
+
+
+def with_code(llama: Path, folder: Path, marker: Path, model_type: str = "tiny_code", **auto_map: str) -> Path:
+    """A copy of a Llama's checkpoint whose classes are those of `modeling_tiny.py` in it."""
+    shutil.copytree(llama, folder)
+    (folder / "modeling_tiny.py").write_text(modeling(marker))
+    (folder / HELPER).write_text("SCALE = -1.0\n")
+    raw = json.loads((folder / "config.json").read_text())
+    raw |= {"model_type": model_type, "auto_map": auto_map or CLASSES}
+    raw["architectures"] = [raw["architectures"][0].replace("Llama", "Tiny")]
+    (folder / "config.json").write_text(json.dumps(raw))
+    return folder
