@@ -123,15 +123,15 @@ def stashed(top: Path) -> str:
     """The commit that holds the uncommitted changes of tracked files (`git stash create`); "" where there are none.
 
     Git locks the index for that and fails where another command holds the lock: runs that open side by side, the
-    user's own. Each call works on a copy of the index.
+    user's own. Each call works on a copy of the index. It also fails, with 1 and no word, where a file was written
+    again with the content that it had, unless the index was refreshed before.
     """
     with tempfile.TemporaryDirectory() as scratch:
         index = Path(scratch) / "index"
         shutil.copyfile(top / git(top, "rev-parse", "--git-path", "index"), index)
-        done = subprocess.run(
-            ["git", "stash", "create"], cwd=top, env=os.environ | {"GIT_INDEX_FILE": str(index)},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        own = {"cwd": top, "env": os.environ | {"GIT_INDEX_FILE": str(index)}, "capture_output": True, "text": True}
+        subprocess.run(["git", "update-index", "-q", "--refresh"], check=False, **own)  # 1: some file has changed
+        done = subprocess.run(["git", "stash", "create"], check=False, **own)
     if done.returncode:
         raise RuntimeError(f"git stash create: {done.stderr.strip() or done.returncode}")
     return done.stdout.strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -31,3 +32,15 @@ def test_changes_are_stashed_while_the_index_is_locked(repository):
     changes = stashed(repository)
     assert git(repository, "show", f"{changes}:file") == "two"
     assert (repository / "file").read_text() == "two\n"
+
+
+def test_a_file_written_again_as_it_was_is_no_change(repository):
+    file = repository / "file"
+    os.utime(file, (1, 1))
+    assert stashed(repository) == ""
+    os.utime(file, (2, 2))
+    (repository / "other").write_text("one\n")
+    git(repository, "add", "other")
+    (repository / "other").write_text("two\n")
+    assert git(repository, "show", f"{stashed(repository)}:other") == "two"
+    assert git(repository, "show", f"{stashed(repository)}:file") == "one"
