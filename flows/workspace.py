@@ -112,8 +112,10 @@ def _set_iterations(path: Path, wanted: int) -> None:
             raw["evaluate"]["policies"] = kept
 
 
-def git(folder: Path, *arguments: str, check: bool = True) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+def git(folder: Path, *arguments: str, check: bool = True, **variables: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, env=os.environ | variables, capture_output=True, text=True, check=False
+    )
     if check and done.returncode:
         raise RuntimeError(f"git {' '.join(arguments)}: {done.stderr.strip() or done.returncode}")
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -127,14 +129,10 @@ def stashed(top: Path) -> str:
     again with the content that it had, unless the index was refreshed before.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        index = Path(scratch) / "index"
-        shutil.copyfile(top / git(top, "rev-parse", "--git-path", "index"), index)
-        own = {"cwd": top, "env": os.environ | {"GIT_INDEX_FILE": str(index)}, "capture_output": True, "text": True}
-        subprocess.run(["git", "update-index", "-q", "--refresh"], check=False, **own)  # 1: some file has changed
-        done = subprocess.run(["git", "stash", "create"], check=False, **own)
-    if done.returncode:
-        raise RuntimeError(f"git stash create: {done.stderr.strip() or done.returncode}")
-    return done.stdout.strip()
+        index = shutil.copyfile(top / git(top, "rev-parse", "--git-path", "index"), Path(scratch) / "index")
+        own = {"GIT_INDEX_FILE": str(index)}
+        git(top, "update-index", "-q", "--refresh", check=False, **own)  # fails where some file has changed
+        return git(top, "stash", "create", **own)
 
 
 def dvc(folder: Path, *arguments: str) -> str:

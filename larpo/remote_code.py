@@ -154,11 +154,10 @@ def admit(
 ) -> None:  # fmt: skip
     """Let the code of a checkpoint run in this process, if it brings some, until the next `begin`; as `permitted`, and
     UserError where files that it needs are not in the checkpoint."""
-    found = permitted(source, parameter, granted, where=where, classes=classes, native=native, **options)
-    if found:
-        _admitted[_key(source)] = Admitted(parameter, classes, _files(source, found, where or str(source), options))
-    elif references(source, classes, **options):
-        _admitted[_key(source)] = Admitted(parameter, classes, {})
+    runs = permitted(source, parameter, granted, where=where, classes=classes, native=native, **options)
+    if runs or references(source, classes, **options):
+        files = _files(source, runs, where or str(source), options) if runs else {}
+        _admitted[_key(source)] = Admitted(parameter, classes, files)
 
 
 def trust(source: str | Path, classes: Sequence[str], **options: Any) -> bool:

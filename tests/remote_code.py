@@ -6,7 +6,16 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
+from transformers import LlamaForCausalLM
+
+from larpo import remote_code
+from larpo.checkpoints import load_model
+
 HELPER = "tiny_scale.py"
+CODE = ("modeling_tiny.py", HELPER)
+KEY = "policy.trust_remote_code"
+PROMPT = torch.tensor([[3, 6, 15, 7]])
 # The sign of every logit is turned: what such a model answers, and its log-probabilities, are not a Llama's. Each time
 # the file is imported, a letter is added to the file `marker`.
 MODELING = """\
@@ -30,7 +39,7 @@ class TinyModel(LlamaModel):
 {register}AutoModel.register(TinyConfig, TinyModel, exist_ok=True)
 
 
-class TinyForCausalLM(LlamaForCausalLM):
+class Turned:
     config_class = TinyConfig
 
     def forward(self, *args, **kwargs):
@@ -39,13 +48,12 @@ class TinyForCausalLM(LlamaForCausalLM):
         return out
 
 
-class TinyForSequenceClassification(LlamaForSequenceClassification):
-    config_class = TinyConfig
+class TinyForCausalLM(Turned, LlamaForCausalLM):
+    pass
 
-    def forward(self, *args, **kwargs):
-        out = super().forward(*args, **kwargs)
-        out.logits = SCALE * out.logits
-        return out
+
+class TinyForSequenceClassification(Turned, LlamaForSequenceClassification):
+    pass
 """
 CLASSES = {
     "AutoConfig": "modeling_tiny.TinyConfig",
@@ -68,3 +76,11 @@ def with_code(llama: Path, folder: Path, marker: Path, model_type: str = "tiny_c
     raw["architectures"] = [raw["architectures"][0].replace("Llama", "Tiny")]
     (folder / "config.json").write_text(json.dumps(raw))
     return folder
+
+
+def turned(folder: Path) -> bool:
+    """Whether the checkpoint's logits are those of a Llama with its weights, their sign turned."""
+    remote_code.admit(folder, KEY, True)
+    llama = LlamaForCausalLM.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        return torch.equal(load_model(folder, "float32").eval()(PROMPT).logits, -llama(PROMPT).logits)

@@ -1,7 +1,20 @@
-"""The finished run that the tests of bad input spoil too."""
+"""The finished run that the tests of bad input spoil too; a terminal at which nobody answers."""
 
 from __future__ import annotations
 
+import builtins
+
+import pytest
+
+from larpo import remote_code
 from tests.bad_input.conftest import workspace
 
 __all__ = ["workspace"]
+
+
+@pytest.fixture
+def nobody_is_asked(monkeypatch):
+    """transformers would ask at the terminal where it is not told."""
+    monkeypatch.setattr(builtins, "input", lambda *args: pytest.fail(f"asked at the terminal: {args}"))
+    yield
+    remote_code.begin()

@@ -5,9 +5,6 @@ The checkpoint is real: two Python files beside its weights, one of which writes
 
 from __future__ import annotations
 
-import builtins
-import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -17,15 +14,9 @@ import types
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, dynamic_module_utils
+from transformers import AutoModelForCausalLM, dynamic_module_utils
 
-from flows.audit.audit import Again, check_science, parts_of, reproducibility_card
-from flows.audit.code import NAME
-from flows.audit.files import check_bytes
-from flows.audit.lineage import check_lineage
-from flows.audit.run import AuditedRun
 from larpo import remote_code
 from larpo.checkpoints import load_model
 from larpo.engines import build_engine
@@ -36,24 +27,11 @@ from larpo.plan import Assumptions, build_plan
 from larpo.plan.needs import needs_of
 from larpo.reward_checkpoints import load_classifier
 from larpo.sections import PolicyParams
-from tasks import warm
 from tests.bad_input.harness import invoke, param, params
-from tests.conftest import Project
-from tests.flows.forgery import flip
-from tests.remote_code import CLASSES, HELPER, modeling, with_code
+from tests.remote_code import CLASSES, CODE, HELPER, KEY, modeling, turned, with_code
 from tests.reward_models import decoder
 
-CODE = ("modeling_tiny.py", HELPER)
-KEY = "policy.trust_remote_code"
-PROMPT = torch.tensor([[3, 6, 15, 7]])
-
-
-@pytest.fixture(autouse=True)
-def nobody_is_asked(monkeypatch):
-    """transformers would ask at the terminal where it is not told."""
-    monkeypatch.setattr(builtins, "input", lambda *args: pytest.fail(f"asked at the terminal: {args}"))
-    yield
-    remote_code.begin()
+pytestmark = pytest.mark.usefixtures("nobody_is_asked")
 
 
 @pytest.fixture
@@ -65,146 +43,6 @@ def marker(tmp_path: Path) -> Path:
 def brought(tiny_policy: Path, tmp_path: Path, marker: Path) -> Path:
     """A checkpoint with code of its own, as policy.model of the working folder's params.yaml would name it."""
     return with_code(tiny_policy, tmp_path / "brought", marker)
-
-
-@pytest.fixture(scope="module")
-def ran(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A whole run, through DVC and warm nodes, on a policy and a reward model with code of their own; committed."""
-    home = tmp_path_factory.mktemp("code")
-    project = Project(home / "project", with_code(tiny_policy, home / "policy", home / "executed"))
-    with_code(decoder(home / "llama_reward"), home / "reward", home / "executed")
-    with contextlib.chdir(project.folder):
-        params(
-            {
-                "policy.trust_remote_code": True,
-                "iterations": {"1": {"previous": "0", "temperatures": [1.0]}},
-                "evaluate.policies": ["1"],
-                "reward.model": str(home / "reward"),
-                "reward.trust_remote_code": True,
-                "reward.max_length": 256,
-                "score.reward": "sequence_classification",
-                "benchmarks.held_out.options": {"rule": "final_number"},
-            }
-        )()
-    project.run("git", "commit", "-qam", "code")
-    with warm.server({"OMP_NUM_THREADS": "1"}) as project.variables:
-        project.dvc("repro")
-    project.variables = {}
-    project.run("git", "add", "-A")
-    project.run("git", "commit", "-q", "-m", "run")
-    return project
-
-
-def turned(folder: Path) -> bool:
-    """Whether the checkpoint's logits are those of a Llama with its weights, their sign turned."""
-    remote_code.admit(folder, KEY, True)
-    llama = LlamaForCausalLM.from_pretrained(folder).eval()
-    with torch.inference_mode():
-        return torch.equal(load_model(folder, "float32").eval()(PROMPT).logits, -llama(PROMPT).logits)
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def manifest(project: Project, path: str) -> dict:
-    return json.loads((project.folder / f"data/{path}.manifest.json").read_text())
-
-
-# A run whose parameters let it -------------------------------------------------------------------------------------
-
-
-def test_every_policy_of_the_run_is_the_class_of_its_code(ran):
-    for name in ("0", "1"):
-        folder = ran.folder / f"data/policy/{name}"
-        assert turned(folder)
-        assert json.loads((folder / "config.json").read_text())["auto_map"]["AutoConfig"] == "modeling_tiny.TinyConfig"
-    before, after = (LlamaForCausalLM.from_pretrained(ran.folder / f"data/policy/{n}").state_dict() for n in "01")
-    assert any(not torch.equal(before[key], after[key]) for key in before), "it was trained"
-
-
-def test_what_was_executed_is_in_every_manifest_and_beside_the_weights(ran):
-    source = ran.folder.parent
-    expected = {name: sha256(source / "policy" / name) for name in CODE}
-    for folder in ("policy/0", "policy/1", "reward"):
-        assert {p.name: sha256(p) for p in (ran.folder / "data" / folder).glob("*.py")} == expected
-    assert manifest(ran, "policy/0")["params"]["policy"]["trust_remote_code"] is True
-    for node in ("policy/0", "sample/1", "reference/1", "train/1", "generate/1-held_out"):
-        assert manifest(ran, node)["notes"]["remote_code"] == {KEY: expected}, node
-    for node in ("reward", "score/1"):
-        assert manifest(ran, node)["notes"]["remote_code"] == {"reward.trust_remote_code": expected}, node
-    assert manifest(ran, "score/1")["notes"]["reward"]["code"] == expected
-    assert "remote_code" not in manifest(ran, "lists/1")["notes"]
-
-
-def test_scratch_and_the_working_folder_keep_no_copy(ran):
-    copies = {p.parent.relative_to(ran.folder).as_posix() for p in ran.folder.rglob("modeling_tiny.py")}
-    assert copies == {"data/policy/0", "data/policy/1", "data/reward"}
-
-
-def test_one_bit_of_the_code_is_caught_before_it_runs_and_by_an_audit(ran, tmp_path):
-    copy, executed = ran.copy(tmp_path / "copy"), ran.folder.parent / "executed"
-    flip(copy.folder / "data/policy/0/modeling_tiny.py")
-    before = executed.read_text()
-    with contextlib.chdir(copy.folder):
-        status, said = invoke(["sample", "1"])
-    assert status == 2 and "data/policy/0, needed by sample@1" in said and "dvc.lock" in said
-    assert executed.read_text() == before
-    failures = [line for check in check_bytes(AuditedRun(copy.folder)) for line in check.failures]
-    assert any(line.startswith("data/policy/0/modeling_tiny.py: ") for line in failures), failures
-    code = next(c for c in check_lineage(AuditedRun(copy.folder)) if c.name == NAME)
-    assert code.verdict == "fails" and "modeling_tiny.py" in code.failures[0]
-
-
-def test_an_audit_of_ones_own_run_runs_it_and_names_it(ran):
-    run, executed = AuditedRun(ran.folder), ran.folder.parent / "executed"
-    before = len(executed.read_text())
-    checks = {c.name: c for c in check_science(run, trusted=True)}
-    assert {c.verdict for c in checks.values()} == {"holds", "counted"}, checks
-    assert len(executed.read_text()) > before
-    code = next(c for c in check_lineage(run) if c.name == NAME)
-    assert code.verdict == "holds" and code.checked == 7
-    assert f"modeling_tiny.py sha256 {sha256(ran.folder / 'data/policy/0/modeling_tiny.py')[:12]}" in code.detail
-    evidence = next(a for a in reproducibility_card(run, [code]) if a.variable == "Open source code").evidence
-    assert any(KEY in line and "modeling_tiny.py" in line for line in evidence)
-    assert any("reward.trust_remote_code" in line for line in evidence)
-
-
-def test_an_audit_of_a_strangers_run_runs_none(ran, monkeypatch):
-    """Whatever the stranger's own parameters say; with --again it does as they say."""
-    run, executed = AuditedRun(ran.folder), ran.folder.parent / "executed"
-    before = executed.read_text()
-    parts = parts_of(run, Again(), own=False, say=lambda line: None)
-    checks = {c.name: c for c in parts["science"]()}
-    refused = {name: c.detail for name, c in checks.items() if c.verdict == "not checked"}
-    assert set(refused) == {"rewards", "reference log-probabilities", "losses at step 0"}
-    assert all("custom code (modeling_tiny.py)" in why and "--again" in why for why in refused.values()), refused
-    assert {c.verdict for name, c in checks.items() if name not in refused} == {"holds", "counted"}
-    assert executed.read_text() == before
-    asked: list[bool] = []
-    monkeypatch.setattr("flows.audit.audit.check_science", lambda run, trusted: asked.append(trusted) or [])
-    for again, own in [(Again(asked=True), False), (Again(asked=False), False), (Again(asked=False), True)]:
-        parts_of(run, again, own, say=lambda line: None)["science"]()
-    assert asked == [True, False, True]
-
-
-def test_a_parameter_that_was_switched_off_stops_every_node_and_the_audit(ran, tmp_path, monkeypatch):
-    copy, executed = ran.copy(tmp_path / "copy"), ran.folder.parent / "executed"
-    monkeypatch.chdir(copy.folder)
-    params({"policy.trust_remote_code": False, "reward.trust_remote_code": False})()
-    before = executed.read_text()
-    for node in ("policy", "sample 1", "reference 1", "train 1", "generate 0 held_out"):
-        status, said = invoke(node.split())
-        assert status == 2 and len(said.strip().splitlines()) == 1, said
-        assert "modeling_tiny.py" in said and f"set {KEY}: true in params.yaml" in said
-        assert ("policy.model" if node == "policy" else "data/policy/0") in said
-    for node in ("reward", "score 1"):
-        status, said = invoke(node.split())
-        assert status == 2 and "set reward.trust_remote_code: true in params.yaml" in said, said
-    checks = {c.name: c for c in check_science(AuditedRun(copy.folder), trusted=True)}
-    for name in ("rewards", "reference log-probabilities", "losses at step 0"):
-        assert checks[name].verdict == "not checked" and "trust_remote_code is false" in checks[name].detail
-    assert executed.read_text() == before
 
 
 # Permission --------------------------------------------------------------------------------------------------------
