@@ -36,9 +36,9 @@ help:  ## this list
 env: $(READY)  ## set up .venv from requirements/lock.txt (run, test and the others do so themselves)
 
 run: env  ## run the pipeline that dvc.yaml declares, then print the report's summary
-	@$(PY) -m flows.mend
+	@$(PY) -m larpo.workspace.mend
 	@$(ENV) dvc repro
-	@$(PY) -m tasks.summary
+	@$(PY) -m larpo.report.summary
 
 test: env  ## run the tests; ARGS="-k name" is handed to pytest
 	@$(ENV) python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from flows.audit.commands import pack_command, unpack_command
+from larpo.audit.command import pack_command, unpack_command
 from larpo.benchmarks import BENCHMARKS, score_file
 from larpo.errors import UserError, one_line
 
@@ -84,11 +84,11 @@ def audit(
     runs are equal, 1 if they differ.
     """
     from flows import project_folder
-    from flows.audit.audit import Again, is_own
-    from flows.audit.audit import audit as whole
-    from flows.audit.commands import diff_command
-    from flows.audit.run import open_run
-    from flows.audit.show import print_audit
+    from larpo.audit.command import diff_command
+    from larpo.audit.open import open_run
+    from larpo.audit.run import Again, is_own
+    from larpo.audit.run import audit as whole
+    from larpo.audit.show import print_audit
 
     project = project_folder()
     try:

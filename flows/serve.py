@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from flows import project_folder, server, supervise
+from flows import project_folder, server
 from larpo.errors import MachineError, UserError, one_line
-from tasks.lock import Lock
+from larpo.workspace import processes as supervise
+from tasks.frame.lock import Lock
 
 POOL = "local"
 PROFILE = """\

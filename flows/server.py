@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows import supervise
 from larpo.errors import UserError
+from larpo.workspace import processes as supervise
 
 HOST = "127.0.0.1"
 START_SECONDS = 180.0

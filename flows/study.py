@@ -1,7 +1,7 @@
 """The flow `larpo-study`: every cell of a study with every seed, each run a DVC experiment.
 
-A run works in a clone that shares the project's DVC cache (flows/workspace.py), so runs share every node with equal
-code, data and params: the initial model is made once, the samples of one iteration serve every objective. What a
+A run works in a clone that shares the project's DVC cache (larpo/workspace/clone.py), so runs share every node with
+equal code, data and params: the initial model is made once, the samples of one iteration serve every objective. What a
 finished run measured is kept in .larpo/studies/; a study that was stopped goes on with the runs that are missing.
 """
 
@@ -22,16 +22,16 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.iterate import some_server
+from flows.run import some_server
 from flows.study_runner import Runner, StudyFailed, alone
-from flows.workspace import Workspace
 from larpo.errors import UserError
 from larpo.hashing import digest
 from larpo.studies import Run, expand, load_study
 from larpo.studies.page import write_findings, write_page
 from larpo.studies.results import summarise
 from larpo.studies.spec import ScaleName, targets
-from tasks import warm
+from larpo.workspace.clone import Workspace
+from tasks.frame import warm
 
 STUDIES, RESULTS = Path("studies"), Path("studies/results")
 

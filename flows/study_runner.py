@@ -20,24 +20,27 @@ from typing import Any
 
 import yaml
 
-from flows import supervise
-from flows.graph import read_graph, select
-from flows.mend import mend
-from flows.nodes import Output
-from flows.workspace import Workspace, named_paths
 from larpo.errors import UserError
 from larpo.hashing import digest, file_hash
 from larpo.studies import Run
 from larpo.studies.results import read_value
 from larpo.studies.spec import Source
-from tasks.node import git_state
+from larpo.workspace import processes as supervise
+from larpo.workspace.clone import Workspace, named_paths
+from larpo.workspace.dvc import read_graph, select
+from larpo.workspace.mend import mend
+from larpo.workspace.repro import Output
+from tasks.frame.node import git_state
 
 KEPT = Path(".larpo/studies")
 # Nodes that do not depend on the seed: made before runs go side by side, so that none is made twice.
 SHARED = ("policy", "sft", "reward", "embed")
 # What a run computes from, beside its parameters. How studies are planned, run and shown does not change a number.
 SOURCES = ("dvc.yaml", "larpo/**/*", "tasks/**/*", "data/samples/**/*")
-NO_SOURCES = ("larpo/studies/", "larpo/plan/", "larpo/overlays", "larpo/report/", "tasks/report.py", "tasks/warm.py")
+NO_SOURCES = (
+    "larpo/studies/", "larpo/plan/", "larpo/config/overlays", "larpo/report/", "larpo/audit/", "larpo/workspace/",
+    "tasks/report.py", "tasks/frame/warm.py",
+)  # fmt: skip
 
 
 class StudyFailed(Exception):

@@ -8,11 +8,11 @@ import sys
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 if os.environ.get("DVC_STAGE") and sys.orig_argv[1:2] == ["-m"]:  # the command that DVC runs, no child of it
-    from tasks.lock import end_with_dvc
+    from tasks.frame.lock import end_with_dvc
 
     end_with_dvc()
 
 if address := os.environ.get("LARPO_WARM"):
-    from tasks.warm import delegate
+    from tasks.frame.warm import delegate
 
     delegate(address)

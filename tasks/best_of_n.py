@@ -5,8 +5,8 @@ from __future__ import annotations
 from larpo import tables
 from larpo.best_of_n import curve
 from larpo.errors import UserError
-from tasks.node import Node, command, load_params, say, write_json
-from tasks.scoring import score_in_parts
+from tasks.frame.node import Node, command, load_params, say, write_json
+from tasks.frame.scoring import score_in_parts
 
 PART = 4096  # responses per part: what a kill can cost
 KEY = ["prompt_id", "temperature", "sample", "turn"]

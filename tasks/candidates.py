@@ -9,7 +9,7 @@ import pandas as pd
 
 from larpo import tables
 from larpo.errors import UserError
-from tasks.node import Node, command, load_params
+from tasks.frame.node import Node, command, load_params
 
 
 def main(iteration: str) -> None:

@@ -7,10 +7,10 @@ import time
 
 import numpy as np
 
-from larpo import provenance
-from larpo.retrieval import Encoder, read_passages, read_queries, shards
-from tasks.files import is_whole_array, read_json_part, rename, write_json
-from tasks.node import Node, command, load_params, say
+from larpo.retrieval.encoder import Encoder, read_passages, read_queries, shards
+from larpo.sources import provenance
+from tasks.frame.files import is_whole_array, read_json_part, rename, write_json
+from tasks.frame.node import Node, command, load_params, say
 
 
 def main(name: str) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from larpo import tables
 from larpo.benchmarks import build_benchmark
 from larpo.errors import UserError
-from tasks.node import Node, command, load_params, write_json
+from tasks.frame.node import Node, command, load_params, write_json
 
 
 def main(policy: str, benchmark: str) -> None:

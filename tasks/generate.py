@@ -10,11 +10,11 @@ import pandas as pd
 
 from larpo import tables
 from larpo.benchmarks import build_benchmark
+from larpo.benchmarks.judge import check_key
 from larpo.engines import Sampling
 from larpo.hashing import seed_of
-from larpo.judges import check_key
-from tasks.generator import Generator
-from tasks.node import Node, command, load_params
+from tasks.frame.generator import Generator
+from tasks.frame.node import Node, command, load_params
 
 REVISE = "Check your answer for mistakes. Then give your revised answer to the same question, in the same form."
 

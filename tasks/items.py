@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from larpo import provenance, tables
+from larpo import tables
 from larpo.benchmarks import build_benchmark
 from larpo.errors import UserError
-from tasks.node import Node, command, load_params
+from larpo.sources import provenance
+from tasks.frame.node import Node, command, load_params
 
 
 def main(benchmark: str) -> None:

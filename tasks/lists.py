@@ -5,13 +5,13 @@ from __future__ import annotations
 import pandas as pd
 
 from larpo import tables
+from larpo.config.sections import EncoderParams
 from larpo.errors import UserError
 from larpo.hashing import seed_of
-from larpo.lists import build_lists
-from larpo.negatives import Related
-from larpo.retrieval import Encoder
-from larpo.sections import EncoderParams
-from tasks.node import Node, command, load_params
+from larpo.lists.negatives import Related
+from larpo.lists.recipes import build_lists
+from larpo.retrieval.encoder import Encoder
+from tasks.frame.node import Node, command, load_params
 
 
 def main(iteration: str) -> None:

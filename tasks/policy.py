@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from larpo import provenance, tables
-from larpo.initial_policy import fetch_initial_policy
-from tasks.node import Node, command, load_params
+from larpo import tables
+from larpo.models.initial import fetch_initial_policy
+from larpo.sources import provenance
+from tasks.frame.node import Node, command, load_params
 
 
 def main() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from larpo import provenance, tables
+from larpo import tables
 from larpo.errors import UserError
 from larpo.hashing import seed_of
-from larpo.prompts import draw
 from larpo.rewards import build_reward
-from tasks.node import Node, command, load_params
+from larpo.sources import provenance
+from larpo.sources.prompts import draw
+from tasks.frame.node import Node, command, load_params
 
 
 def main(iteration: str) -> None:

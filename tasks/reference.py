@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 
 from larpo import tables
-from larpo.checkpoints import load_model
-from larpo.logps import pack, response_logps
-from tasks.files import read_part, write_part
-from tasks.node import Node, command, load_params, progress
-from tasks.training_data import check_list_tokens, mismatched_responses, read_lists, response_lists
+from larpo.lists.read import check_list_tokens, mismatched_responses, read_lists, response_lists
+from larpo.models.load import load_model
+from larpo.training.logps import pack, response_logps
+from tasks.frame.files import read_part, write_part
+from tasks.frame.node import Node, command, load_params, progress
 
 
 def main(iteration: str) -> None:

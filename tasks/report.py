@@ -14,7 +14,7 @@ import pandas as pd
 from larpo import tables
 from larpo.errors import UserError
 from larpo.hashing import digest
-from larpo.params import Params
+from larpo.load import Params
 from larpo.report import ReportData, render
 from larpo.report.data import (
     BenchmarkScores,
@@ -29,7 +29,7 @@ from larpo.report.data import (
     spread,
 )
 from larpo.report.hardness import measure
-from tasks.node import Node, command, load_params, write_json
+from tasks.frame.node import Node, command, load_params, write_json
 
 PAGE, SCORES = "report/index.html", "report/scores.json"
 HARDNESS = "report/hardness.json"

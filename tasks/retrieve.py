@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from larpo import tables
-from larpo.retrieval import read_passages, read_queries, read_vectors, search
-from larpo.retrieval_scores import judge_hits, recall_at
-from tasks.node import Node, command, load_params, write_json
+from larpo.retrieval.encoder import read_passages, read_queries, read_vectors, search
+from larpo.retrieval.scores import judge_hits, recall_at
+from tasks.frame.node import Node, command, load_params, write_json
 
 
 def main(name: str) -> None:

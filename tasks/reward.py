@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from larpo import provenance, remote_code
 from larpo.errors import UserError
 from larpo.hashing import seed_of
-from larpo.params import RewardParams
-from larpo.preferences import Pair, read_pairs
+from larpo.load import RewardParams
+from larpo.models import remote_code
 from larpo.rewards.classifier import SequenceClassification
 from larpo.rewards.pairrm import PairRMReward
+from larpo.sources import provenance
+from larpo.sources.pairs import Pair, read_pairs
 from larpo.statistics import wilson
-from tasks.node import Node, command, load_params, say, write_json
+from tasks.frame.node import Node, command, load_params, say, write_json
 
 OUT = "data/reward"
 
@@ -33,7 +34,7 @@ def main() -> None:
         "reward", "", params, uses=["reward"], inputs=inputs, outputs=[OUT], manifest=f"{OUT}.manifest.json", seed=seed,
     ) as node:  # fmt: skip
         if wanted.source is None:
-            from larpo.reward_checkpoints import write_identity
+            from larpo.rewards.checkpoint import write_identity
 
             folder = node.out(OUT)
             folder.mkdir(parents=True)
@@ -82,7 +83,7 @@ def read_check(params: RewardParams, name: str) -> tuple[list[Pair], dict[str, i
 
 def fetch(node: Node, params: RewardParams) -> tuple[Path, dict[str, Any]]:
     """A checkpoint as it is, in our layout."""
-    from larpo.reward_checkpoints import fetch_classifier, write_identity
+    from larpo.rewards.checkpoint import fetch_classifier, write_identity
 
     folder = node.out(OUT)
     if params.kind == "pairrm":
@@ -102,11 +103,11 @@ def train(node: Node, params: RewardParams, seed: int) -> tuple[Path, dict, list
     import torch
     from transformers import set_seed
 
-    from larpo.base_trainer import StopOnLimits
-    from larpo.reward_checkpoints import fetch_classifier, write_identity
-    from larpo.reward_trainer import BradleyTerryTrainer, EncodedPair
+    from larpo.rewards.checkpoint import fetch_classifier, write_identity
     from larpo.rewards.encoding import Encoder
-    from tasks.training import check_commit, run, training_arguments
+    from larpo.training.pair_trainer import BradleyTerryTrainer, EncodedPair
+    from larpo.training.trainer import StopOnLimits
+    from tasks.frame.train import check_commit, run, training_arguments
 
     settings = params.train
     check_commit()

@@ -11,13 +11,13 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from larpo import tables
-from larpo.checkpoints import end_tokens
 from larpo.engines import Sampling
 from larpo.errors import UserError
-from larpo.gold import gold_token_ids, turn_end
 from larpo.hashing import digest, seed_of
-from tasks.generator import Generator
-from tasks.node import Node, command, load_params
+from larpo.models.gold import gold_token_ids, turn_end
+from larpo.models.load import end_tokens
+from tasks.frame.generator import Generator
+from tasks.frame.node import Node, command, load_params
 
 
 def main(iteration: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from larpo import tables
 from larpo.errors import UserError
-from tasks.node import Node, command, load_params
-from tasks.scoring import score_in_parts
+from tasks.frame.node import Node, command, load_params
+from tasks.frame.scoring import score_in_parts
 
 PART = 4096  # responses per part: what a kill can cost
 

@@ -9,17 +9,18 @@ import pandas as pd
 import torch
 from transformers import set_seed
 
-from larpo import provenance, tables
-from larpo.base_trainer import StopOnLimits
-from larpo.checkpoints import end_tokens, load_model, load_tokenizer, render_prompts
+from larpo import tables
 from larpo.errors import UserError
-from larpo.gold import gold_token_ids, turn_end
 from larpo.hashing import seed_of
-from larpo.prompts import draw
-from larpo.sft import Example, SFTTrainer
-from tasks.launch import launched
-from tasks.node import Node, command, load_params
-from tasks.training import check_commit, run, training_arguments
+from larpo.models.gold import gold_token_ids, turn_end
+from larpo.models.load import end_tokens, load_model, load_tokenizer, render_prompts
+from larpo.sources import provenance
+from larpo.sources.prompts import draw
+from larpo.training.sft_trainer import Example, SFTTrainer
+from larpo.training.trainer import StopOnLimits
+from tasks.frame.launch import launched
+from tasks.frame.node import Node, command, load_params
+from tasks.frame.train import check_commit, run, training_arguments
 
 
 def main(name: str) -> None:

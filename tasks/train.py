@@ -11,23 +11,23 @@ import torch
 from transformers import set_seed
 
 from larpo import tables
-from larpo.base_trainer import StopOnLimits
-from larpo.checkpoints import load_model, load_tokenizer
 from larpo.errors import UserError
 from larpo.hashing import seed_of
+from larpo.lists.read import check_list_tokens, mismatched_responses, read_lists, response_lists
+from larpo.models.load import load_model, load_tokenizer
 from larpo.objectives import build
-from larpo.trainer import (
+from larpo.training.list_trainer import (
     ListTrainer,
     TrainingList,
     check_step0,
     first_batch_loss,
     without_dropout,
 )
-from tasks.files import read_json_part, write_json
-from tasks.launch import launched
-from tasks.node import Node, command, load_params
-from tasks.training import check_commit, run, training_arguments
-from tasks.training_data import check_list_tokens, mismatched_responses, read_lists, response_lists
+from larpo.training.trainer import StopOnLimits
+from tasks.frame.files import read_json_part, write_json
+from tasks.frame.launch import launched
+from tasks.frame.node import Node, command, load_params
+from tasks.frame.train import check_commit, run, training_arguments
 
 
 def read_training_lists(lists_path: str, candidates_path: str, reference_path: str) -> list[TrainingList]:

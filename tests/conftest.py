@@ -198,7 +198,7 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path
     folder = (base if worker_id == "master" else base.parent) / "finished"
     with FileLock(f"{folder}.lock"):
         if not (folder / "first_run.txt").exists():
-            from tasks import warm
+            from tasks.frame import warm
 
             project = Project(folder / "project", tiny_policy)
             with warm.server({"OMP_NUM_THREADS": "1"}) as project.variables:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM
 
-from larpo import remote_code
-from larpo.checkpoints import load_model
+from larpo.models import remote_code
+from larpo.models.load import load_model
 
 HELPER = "tiny_scale.py"
 CODE = ("modeling_tiny.py", HELPER)

@@ -16,8 +16,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from larpo.reward_checkpoints import write_identity
-from larpo.reward_sections import RewardParams
+from larpo.config.reward import RewardParams
+from larpo.rewards.checkpoint import write_identity
 
 MARKERS = ["source", "candidate1", "candidate2", "candidate"]
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz 0123456789+-=:?\n"

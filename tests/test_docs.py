@@ -25,13 +25,13 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from larpo.config.sections import Section
 from larpo.engines import ENGINES
-from larpo.lists import RECIPES
+from larpo.lists.recipes import RECIPES
+from larpo.load import Params, check_names, parse_params
 from larpo.objectives import registry
-from larpo.params import Params, check_names, parse_params
-from larpo.prompts import SOURCES
 from larpo.rewards import REWARDS
-from larpo.sections import Section
+from larpo.sources.prompts import SOURCES
 from larpo.studies.page import STATEMENTS
 from larpo.studies.spec import load_study, names
 from tests.conftest import ROOT
@@ -173,9 +173,9 @@ def test_every_command_exists_and_takes_what_it_is_given(tmp_path):
     from dvc.utils.hydra import apply_overrides
     from typer.main import get_command
 
-    from flows.audit.flow import larpo_audit
+    from flows.audit import larpo_audit
     from flows.cli import app
-    from flows.iterate import larpo
+    from flows.run import larpo
     from flows.study import larpo_study
 
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)

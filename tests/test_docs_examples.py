@@ -15,20 +15,20 @@ import pytest
 import torch
 import yaml
 
-import larpo.prompts
+import larpo.sources.prompts
 from larpo import tables
 from larpo.benchmarks import BENCHMARKS, build_benchmark
+from larpo.config.sections import SourceParams
 from larpo.engines import ENGINES, Sampling, build_engine
-from larpo.lists import RECIPES, Recipe
+from larpo.lists.recipes import RECIPES, Recipe
+from larpo.load import EngineParams, Params, check_names, parse_params
 from larpo.objectives import ListBatch, build, registry
-from larpo.params import EngineParams, Params, check_names, parse_params
-from larpo.prompts import draw, is_held_out
 from larpo.rewards import REWARDS, build_reward
-from larpo.sections import SourceParams
+from larpo.sources.prompts import draw, is_held_out
 from larpo.studies.spec import expand, load_study
 from tests.conftest import ROOT, TINY_PARAMS
-from tests.larpo.test_lists import build as build_lists
-from tests.larpo.test_lists import shown
+from tests.larpo.lists.test_lists import build as build_lists
+from tests.larpo.lists.test_lists import shown
 from tests.test_docs import blocks
 
 
@@ -123,9 +123,9 @@ def test_engine_example(monkeypatch, tiny_policy):
 
 
 def test_source_example(monkeypatch):
-    monkeypatch.setattr(larpo.prompts, "SOURCES", dict(larpo.prompts.SOURCES))
+    monkeypatch.setattr(larpo.sources.prompts, "SOURCES", dict(larpo.sources.prompts.SOURCES))
     (code,) = blocks(ROOT / "docs/extending.md", "## A source of prompts")
-    namespace = dict(vars(larpo.prompts))
+    namespace = dict(vars(larpo.sources.prompts))
     exec(compile(code, "example", "exec"), namespace)
     params = SourceParams(source="squares", held_out=0.3)
     frame = draw(params, 20, 0, held_out=False)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from larpo import tables
-from tasks import warm
+from tasks.frame import warm
 from tests.conftest import Project
 
 
@@ -139,7 +139,7 @@ def test_metrics_and_plots(finished):
 
 def test_the_flow_finds_the_same_graph_up_to_date(finished):
     """Prefect's tasks for lists@1 and all that it needs: policy, prompts, sample, reward, score, candidates."""
-    done = finished.run(sys.executable, "-m", "flows.iterate", "--target", "lists@1")
+    done = finished.run(sys.executable, "-m", "flows.run", "--target", "lists@1")
     assert done.stdout.splitlines()[-1] == "0 Completed, 0 Restored, 7 UpToDate"
 
 

@@ -41,7 +41,7 @@ def test_imports_go_down_only(path):
 def test_checking_params_loads_no_model_library():
     """Bad input is refused within a moment, before torch or transformers are even imported by engines and rewards."""
     code = (
-        "import sys; from larpo.params import load_params; load_params('params.yaml'); "
+        "import sys; from larpo.load import load_params; load_params('params.yaml'); "
         "print([m for m in ('transformers', 'vllm', 'datasets', 'math_verify') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -50,8 +50,22 @@ def test_checking_params_loads_no_model_library():
 
 def test_every_node_declares_the_code_that_makes_it():
     """A stage depends on its own module, and on what of `larpo` that module imports apart from the frame."""
-    frame = {"larpo.errors", "larpo.params", "larpo.sections", "larpo.tables", "larpo.hashing", "larpo.provenance"}
-    frame |= {"larpo.remote_code", "larpo.reward_sections", "tasks.node", "tasks.files", "tasks.lock", "tasks.recorded"}
+    frame = {
+        "larpo.errors",
+        "larpo.load",
+        "larpo.config.sections",
+        "larpo.tables",
+        "larpo.hashing",
+        "larpo.sources.provenance",
+    }
+    frame |= {
+        "larpo.models.remote_code",
+        "larpo.config.reward",
+        "tasks.frame.node",
+        "tasks.frame.files",
+        "tasks.frame.lock",
+        "larpo.workspace.dvc_lock",
+    }
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
     for name, stage in stages.items():
         body = stage.get("do", stage)
@@ -84,16 +98,16 @@ def modules(path: Path) -> set[str]:
 # What decides only whether a node refuses its input: how a folder of weights is opened, whether a reward needs answers,
 # whether a judge has its key; and what only starts the same command in several processes.
 NOT_TRACKED = {
-    ("reference", "larpo.checkpoints"),
-    ("train", "larpo.checkpoints"),
-    ("reward", "larpo.checkpoints"),
-    ("score", "larpo.checkpoints"),
-    ("best_of_n", "larpo.checkpoints"),
-    ("score", "larpo.packages"),
-    ("best_of_n", "larpo.packages"),
-    ("train", "tasks.launch"),
-    ("sft", "tasks.launch"),
+    ("reference", "larpo.models.load"),
+    ("train", "larpo.models.load"),
+    ("reward", "larpo.models.load"),
+    ("score", "larpo.models.load"),
+    ("best_of_n", "larpo.models.load"),
+    ("score", "larpo.models.packages"),
+    ("best_of_n", "larpo.models.packages"),
+    ("train", "tasks.frame.launch"),
+    ("sft", "tasks.frame.launch"),
     ("prompts", "larpo.rewards"),
-    ("generate", "larpo.judges"),
+    ("generate", "larpo.benchmarks.judge"),
     ("generate", "larpo.benchmarks"),
 }

@@ -14,15 +14,15 @@ from typing import Any
 from larpo.audit.results import Check
 
 ALGORITHM: tuple[tuple[str, str, str], ...] = (
-    ("π_θ0, the policy to start from", "policy", "larpo.initial_policy:fetch_initial_policy"),
-    ("M prompts x from D_X", "prompts", "larpo.prompts:draw"),
-    ("y_1 … y_k ~ π_β(·|x) at temperature t_s", "sample", "tasks.generator:Generator.run"),
+    ("π_θ0, the policy to start from", "policy", "larpo.models.initial:fetch_initial_policy"),
+    ("M prompts x from D_X", "prompts", "larpo.sources.prompts:draw"),
+    ("y_1 … y_k ~ π_β(·|x) at temperature t_s", "sample", "tasks.frame.generator:Generator.run"),
     ("r(x, y)", "score", "larpo.rewards:build_reward"),
     ("D ← merge of D_0 … D_s", "candidates", "tasks.candidates:main"),
-    ("ordered lists Y_x", "lists", "larpo.lists:build_lists"),
-    ("log π_β(y|x)", "reference", "larpo.logps:response_logps"),
+    ("ordered lists Y_x", "lists", "larpo.lists.recipes:build_lists"),
+    ("log π_β(y|x)", "reference", "larpo.training.logps:response_logps"),
     ("L_rank", "train", "larpo.objectives:build"),
-    ("θ_s ← θ_s − lr · ∇ L_rank", "train", "larpo.trainer:ListTrainer"),
+    ("θ_s ← θ_s − lr · ∇ L_rank", "train", "larpo.training.list_trainer:ListTrainer"),
 )
 """Line of Algorithm 1, node, the code that is it."""
 
@@ -49,7 +49,7 @@ class Evidence:
     manifests, kinds
         By node: its manifest; what precedes `@`.
     sources
-        By node at which they enter: records of larpo.provenance.
+        By node at which they enter: records of larpo.sources.provenance.
     params
         params.yaml with defaults.
     checks

@@ -24,7 +24,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from larpo.errors import UserError
-from larpo.params import BenchmarkParams, Params, Section, nearest
+from larpo.load import BenchmarkParams, Params, Section, nearest
 
 S = TypeVar("S", bound=Section)
 
@@ -50,9 +50,9 @@ BENCHMARKS: dict[str, str] = {
     "held_out": "larpo.benchmarks.held_out:HeldOut",
     "gsm8k": "larpo.benchmarks.gsm8k:GSM8K",
     "math": "larpo.benchmarks.math:Math",
-    "mixeval": "larpo.benchmarks.mixeval:MixEval",
-    "mixeval_hard": "larpo.benchmarks.mixeval:MixEvalHard",
-    "alpaca_eval": "larpo.benchmarks.alpaca_eval:AlpacaEval",
+    "mixeval": "larpo.benchmarks.mixeval.benchmark:MixEval",
+    "mixeval_hard": "larpo.benchmarks.mixeval.benchmark:MixEvalHard",
+    "alpaca_eval": "larpo.benchmarks.alpaca_eval.benchmark:AlpacaEval",
 }
 """name → module:class"""
 

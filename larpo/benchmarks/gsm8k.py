@@ -17,7 +17,7 @@ from larpo.benchmarks import check_ns, check_source, load_rows, parse_options, r
 from larpo.benchmarks.verifiable import aggregate, interval
 from larpo.errors import UserError
 from larpo.hashing import digest, unit_interval
-from larpo.params import BenchmarkParams, Params, Section
+from larpo.load import BenchmarkParams, Params, Section
 
 T = TypeVar("T")
 HUB = "openai/gsm8k"

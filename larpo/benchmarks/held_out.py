@@ -12,9 +12,9 @@ from larpo.benchmarks import check_ns, parse_options
 from larpo.benchmarks.verifiable import aggregate
 from larpo.errors import UserError
 from larpo.hashing import seed_of
-from larpo.params import BenchmarkParams, Params, Section, nearest
-from larpo.prompts import draw
+from larpo.load import BenchmarkParams, Params, Section, nearest
 from larpo.rewards import REWARDS, build_reward, is_verifiable, penalised, verifiable
+from larpo.sources.prompts import draw
 
 
 class Options(Section):

@@ -13,7 +13,7 @@ from larpo.benchmarks.gsm8k import choose, first_examples
 from larpo.benchmarks.verifiable import aggregate, interval
 from larpo.errors import UserError
 from larpo.hashing import digest
-from larpo.params import BenchmarkParams, Params, Section
+from larpo.load import BenchmarkParams, Params, Section
 
 HUB = "HuggingFaceH4/MATH-500"
 INSTRUCTION = r"Reason step by step, and put the final answer within \boxed{}."

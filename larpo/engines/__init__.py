@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from larpo.errors import UserError
-from larpo.params import EngineParams, nearest
+from larpo.load import EngineParams, nearest
 
 
 @dataclass(frozen=True)

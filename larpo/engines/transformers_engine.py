@@ -14,9 +14,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from larpo.checkpoints import check_tokens, end_tokens, load_model, load_tokenizer
 from larpo.engines import Completion, Sampling
-from larpo.params import EngineParams
+from larpo.load import EngineParams
+from larpo.models.load import check_tokens, end_tokens, load_model, load_tokenizer
 
 
 class Draw(LogitsProcessor):

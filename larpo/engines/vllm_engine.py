@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from larpo.checkpoints import end_tokens, load_tokenizer
 from larpo.engines import Completion, Sampling
 from larpo.errors import UserError
 from larpo.hashing import seed_of
-from larpo.params import EngineParams
-from larpo.remote_code import CAUSAL_LM, TOKENIZER, trust
+from larpo.load import EngineParams
+from larpo.models.load import end_tokens, load_tokenizer
+from larpo.models.remote_code import CAUSAL_LM, TOKENIZER, trust
 
 
 class VLLMEngine:

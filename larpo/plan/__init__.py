@@ -9,9 +9,9 @@ Nothing here loads weights or asks a network. Every number is an `Estimate`: val
 
 from larpo.plan.assumptions import Assumptions
 from larpo.plan.estimates import Estimate, Sharding
-from larpo.plan.judging import JudgeCalls
-from larpo.plan.launching import load_with
-from larpo.plan.nodes import build_plan
+from larpo.plan.kinds.judge import JudgeCalls
+from larpo.plan.launch import load_with
+from larpo.plan.planner import build_plan
 from larpo.plan.plans import Check, NodePlan, Plan
 from larpo.plan.render import render_plan, to_json
 

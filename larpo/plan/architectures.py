@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import yaml
 
-from larpo import remote_code
 from larpo.errors import UserError
+from larpo.models import remote_code
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -117,8 +117,8 @@ def find_architecture(model: str, code: tuple[str, bool] | None = None) -> Archi
 
 
 def scratch_architecture(section: Any) -> Architecture:
-    """The small Llama of `policy.architecture` (larpo/scratch.py): its MLP is four times as wide."""
-    from larpo.scratch import SPECIALS
+    """The small Llama of `policy.architecture` (larpo/models/blank.py): its MLP is four times as wide."""
+    from larpo.models.blank import SPECIALS
 
     arch = Architecture(
         "scratch", "decoder", section.layers, section.hidden_size, 4 * section.hidden_size, section.heads,
@@ -130,8 +130,8 @@ def scratch_architecture(section: Any) -> Architecture:
 
 def _packaged(package: str) -> tuple[str, dict[str, Any]]:
     """What transformers reads a package's configuration from: its one GGUF file, or a folder with config.json."""
-    from larpo.initial_policy import _packaged_gguf
-    from larpo.retrieval import model_source
+    from larpo.models.initial import _packaged_gguf
+    from larpo.retrieval.encoder import model_source
 
     try:
         source, options, _ = _packaged_gguf(package)

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from larpo.errors import UserError
-from larpo.params import nearest
+from larpo.load import nearest
 
 GIB = 2**30
 

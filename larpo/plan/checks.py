@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from larpo.lists import responses_needed
-from larpo.params import nearest
+from larpo.lists.recipes import responses_needed
+from larpo.load import nearest
 from larpo.plan.architectures import Architecture
 from larpo.plan.estimates import Sharding, gib, total, training_memory
-from larpo.plan.launching import read_launch
+from larpo.plan.launch import read_launch
 from larpo.plan.plans import Check, NodePlan
 from larpo.plan.sizes import rows_of
 
 if TYPE_CHECKING:
-    from larpo.plan.nodes import Planner
+    from larpo.plan.planner import Planner
 
 CONFIG_8 = "configs/fsdp-8x80gb.yaml"
 CONFIG_1 = "configs/fsdp-1x80gb-offload.yaml"

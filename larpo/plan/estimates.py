@@ -96,7 +96,7 @@ def training_memory(
     Parameters
     ----------
     tokens, predicted
-        N tokens of the packed micro-batch, and the T of them that are predicted (larpo/logps.py).
+        N tokens of the packed micro-batch, and the T of them that are predicted (larpo/training/logps.py).
     rows
         Padded rows that the tokens stand in; a packed micro-batch is one.
     dtype

@@ -9,12 +9,12 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from larpo.benchmarks import build_benchmark
+from larpo.config.reward import PairsParams, RewardParams
+from larpo.config.sections import PolicyParams, SourceParams
 from larpo.errors import UserError
-from larpo.params import Params
+from larpo.load import Params
 from larpo.plan.plans import Plan
 from larpo.plan.sizes import is_file
-from larpo.reward_sections import PairsParams, RewardParams
-from larpo.sections import PolicyParams, SourceParams
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from larpo.plan.architectures import Architecture
 from larpo.plan.assumptions import Assumptions
 from larpo.plan.estimates import Estimate, total
-from larpo.plan.judging import JudgeCalls
+from larpo.plan.kinds.judge import JudgeCalls
 
 
 @dataclass(frozen=True)

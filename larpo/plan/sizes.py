@@ -9,9 +9,9 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from larpo.params import Params
+from larpo.config.sections import SourceParams
+from larpo.load import Params
 from larpo.plan.assumptions import Assumptions
-from larpo.sections import SourceParams
 
 COUNTED_BYTES = 256 * 2**20  # a larger text file is not read through for its rows
 
@@ -60,7 +60,7 @@ GENERATORS = ("reasoning_gym", "sums")
 
 def of_characters(params: Params, a: Assumptions) -> Assumptions:
     """With a model `scratch` on generated problems, lengths are not assumed: so many problems are drawn, and a
-    character is a token, beside one per role and one before the answer (larpo/scratch.py)."""
+    character is a token, beside one per role and one before the answer (larpo/models/blank.py)."""
     if params.policy.model != "scratch" or params.prompts.source not in GENERATORS:
         return a
     lengths = _drawn(params.prompts.model_dump_json(include=set(SourceParams.model_fields)))
@@ -79,7 +79,7 @@ def of_characters(params: Params, a: Assumptions) -> Assumptions:
 @cache
 def _drawn(source: str) -> list[tuple[int, int]]:
     """(tokens of the prompt, tokens of its solution and the end) of problems of a source, given as JSON."""
-    from larpo.prompts import draw
+    from larpo.sources.prompts import draw
 
     params = SourceParams.model_validate_json(source)
     # Sums of one digit are 81 problems in all, of which a share is held out.

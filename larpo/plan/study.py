@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from larpo.graph import keys, read_stages, select, unroll
 from larpo.hashing import digest
 from larpo.plan.assumptions import Assumptions
-from larpo.plan.graph import keys, read_stages, select, unroll
 from larpo.plan.needs import Need, needs_of
-from larpo.plan.nodes import build_plan
+from larpo.plan.planner import build_plan
 from larpo.plan.plans import Check, NodePlan, Plan
 from larpo.studies.spec import Run, ScaleName, Study, expand, load_study, targets
 

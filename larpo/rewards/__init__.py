@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from larpo.config.reward import RewardParams
+from larpo.config.sections import ScoreParams
 from larpo.errors import UserError
-from larpo.params import nearest
-from larpo.reward_sections import RewardParams
-from larpo.sections import ScoreParams
+from larpo.load import nearest
 
 
 class Reward(Protocol):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from larpo.errors import UserError
-from larpo.reward_checkpoints import load_classifier, read_identity
+from larpo.rewards.checkpoint import load_classifier, read_identity
 from larpo.rewards.encoding import Encoded, Encoder, batches
 
 if TYPE_CHECKING:

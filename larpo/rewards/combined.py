@@ -9,7 +9,7 @@ import pandas as pd
 from pydantic import Field, ValidationError
 
 from larpo.errors import UserError
-from larpo.params import Section, nearest
+from larpo.load import Section, nearest
 
 
 class Part(Section):

@@ -21,7 +21,7 @@ import torch
 
 from larpo.errors import UserError
 from larpo.hashing import digest
-from larpo.reward_checkpoints import read_identity
+from larpo.rewards.checkpoint import read_identity
 from larpo.rewards.encoding import Messages, batches, plain
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model, Deberta
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import cached_file
 
-from larpo.checkpoints import UNUSABLE, dtype_of, line
+from larpo.config.reward import RewardParams
 from larpo.errors import UserError
-from larpo.reward_checkpoints import model_source
-from larpo.reward_sections import RewardParams
+from larpo.models.load import UNUSABLE, dtype_of, line
+from larpo.rewards.checkpoint import model_source
 
 SOURCE, CANDIDATE1, CANDIDATE2 = "<|source|>", "<|candidate1|>", "<|candidate2|>"
 

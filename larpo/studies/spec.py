@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from larpo.config.overlays import UNREADABLE, StrictLoader, lay_all
+from larpo.config.sections import PolicyName, Section
 from larpo.errors import UserError
-from larpo.overlays import UNREADABLE, StrictLoader, lay_all
-from larpo.params import Params, check_names, nearest, parse_params
-from larpo.sections import PolicyName, Section
+from larpo.load import Params, check_names, nearest, parse_params
 
 NAME = r"[a-z0-9][a-z0-9_]*"
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=64)]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tasks.node import command
+from tasks.frame.node import command
 
 
 @dataclass(frozen=True)

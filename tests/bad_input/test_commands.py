@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from flows.workspace import git
+from larpo.workspace.clone import git
 from tests.bad_input.harness import Case, both, nothing, param, refused, rows, text
 
 ROW = {"question": "1 + 1?", "answer": "2", "response": "2"}
@@ -89,12 +89,12 @@ def study(**changes: object):
      ("mine.yaml", "cells.../x", "pattern")),
     ("a study outside of Git", study(), "larpo study mine", ("starts from a Git commit", "commit first")),
     # The flow
-    ("an override of an unknown key", nothing, "flows.iterate --set train.objectiv=dpo", ("train.objectiv", "exist")),
-    ("an override that is none", nothing, "flows.iterate --set train", ("'train'", "key=value")),
-    ("an override that sweeps", nothing, "flows.iterate --set seed=1,2", ("one value",)),
-    ("fewer iterations than one", nothing, "flows.iterate --iterations 0", ("iterations", "1 or more", "0")),
-    ("an unknown objective", nothing, "flows.iterate --objective dpoo", ("train.objective", "'dpo'")),
-    ("a target without DVC", nothing, "flows.iterate --target train@1", ("dvc.yaml", "DVC")),
+    ("an override of an unknown key", nothing, "flows.run --set train.objectiv=dpo", ("train.objectiv", "exist")),
+    ("an override that is none", nothing, "flows.run --set train", ("'train'", "key=value")),
+    ("an override that sweeps", nothing, "flows.run --set seed=1,2", ("one value",)),
+    ("fewer iterations than one", nothing, "flows.run --iterations 0", ("iterations", "1 or more", "0")),
+    ("an unknown objective", nothing, "flows.run --objective dpoo", ("train.objective", "'dpo'")),
+    ("a target without DVC", nothing, "flows.run --target train@1", ("dvc.yaml", "DVC")),
     # Nodes by names that are paths
     ("an iteration that is a path", nothing, "sample ../../x", ("iterations.../../x does not exist",)),
     ("a benchmark that is a path", nothing, "items ../x", ("benchmarks.../x does not exist",)),
@@ -112,7 +112,7 @@ def test_outside_of_a_project(tmp_path, monkeypatch):
     for run, words in (
         ("sample 1", "params.yaml: not found"), ("report", "params.yaml: not found"),
         ("larpo plan", "params.yaml: not found"), ("larpo study table3", "studies/table3.yaml: not found"),
-        ("flows.iterate", "params.yaml: not found"), ("flows.serve", "prefect.yaml: not found"),
+        ("flows.run", "params.yaml: not found"), ("flows.serve", "prefect.yaml: not found"),
     ):  # fmt: skip
         refused(Case(run, nothing, run, (words,)))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks import warm
+from tasks.frame import warm
 from tests.conftest import ROOT, Project
 from tests.faults.kit import products
 from tests.reward_models import decoder

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+import larpo.workspace.dvc_lock
 import tasks.candidates
 import tasks.prompts
-import tasks.recorded
 import tasks.sample
-from flows.mend import mend
 from larpo.errors import UserError
 from larpo.hashing import dvc_hash, file_hashes
+from larpo.workspace.mend import mend
 from tests.conftest import Project
 from tests.faults.kit import assert_same, products
 
@@ -25,7 +25,7 @@ from tests.faults.kit import assert_same, products
 def project(tmp_path, finished_project, monkeypatch) -> Project:
     project = finished_project.copy(tmp_path / "project")
     monkeypatch.chdir(project.folder)
-    monkeypatch.setattr(tasks.recorded, "PAUSE", 0.05)
+    monkeypatch.setattr(larpo.workspace.dvc_lock, "PAUSE", 0.05)
     return project
 
 
@@ -93,7 +93,7 @@ def test_nodes_that_were_run_by_hand_are_no_corruption(project):
     # Where nothing was recorded nothing is refused for it.
     Path("dvc.lock").unlink()
     Path("data/prompts/1.manifest.json").unlink()
-    tasks.recorded.check_recorded({Path("data/prompts/1.parquet"): {"": "0"}}, "x")
+    larpo.workspace.dvc_lock.check_recorded({Path("data/prompts/1.parquet"): {"": "0"}}, "x")
 
 
 def test_what_dvc_had_half_written_is_mended(project):

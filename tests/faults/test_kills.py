@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from flows.mend import mend
+from larpo.workspace.mend import mend
 from tests.conftest import Project
 from tests.faults.conftest import KINDS
 from tests.faults.kit import Running, assert_nothing_runs, assert_same, forget, products, scratch_left

@@ -15,8 +15,8 @@ import yaml
 import tasks.evaluate
 import tasks.generate
 import tasks.items
-from larpo.judges import JudgeClient
-from larpo.params import JudgeParams
+from larpo.benchmarks.judge import JudgeClient
+from larpo.load import JudgeParams
 from tests.chat_server import ChatServer
 from tests.conftest import ROOT, Project
 from tests.faults.kit import Running, assert_nothing_runs, fill, products, small_disk

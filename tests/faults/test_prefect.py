@@ -88,7 +88,7 @@ def test_a_node_that_dies_is_tried_again_and_others_are_not(project, server):
     """kill -9 of the node alone: what a lost GPU or the kernel's out-of-memory killer do."""
     url, _ = server
     run = start(
-        project, "flows.iterate", "--target", "train", PREFECT_API_URL=url, LARPO_TEST_SLEEP="sample@1"
+        project, "flows.run", "--target", "train", PREFECT_API_URL=url, LARPO_TEST_SLEEP="sample@1"
     )  # fmt: skip
     until(project, lambda: "sample@1" in project.started())
     kill(running_with(project, "stage.py", "data/sample/1.txt"))
@@ -102,7 +102,7 @@ def test_a_server_that_is_restarted_in_the_middle(project):
     port, home = free_port(), project.folder / ".prefect"
     url = f"http://127.0.0.1:{port}/api"
     with running(home, port, ui=False):
-        run = start(project, "flows.iterate", "--target", "train", PREFECT_API_URL=url, LARPO_TEST_SLEEP="sample@1")
+        run = start(project, "flows.run", "--target", "train", PREFECT_API_URL=url, LARPO_TEST_SLEEP="sample@1")
         until(project, lambda: "sample@1" in project.started())
         kill(serving(port))
         until(project, lambda: not healthy(url))
@@ -111,7 +111,7 @@ def test_a_server_that_is_restarted_in_the_middle(project):
         kill(running_with(project, "stage.py", "data/sample/1.txt"))
         assert run.wait(200) == 0, output(project)
         project.wait_until_gone(20)
-        again = start(project, "flows.iterate", "--target", "train", PREFECT_API_URL=url)
+        again = start(project, "flows.run", "--target", "train", PREFECT_API_URL=url)
         assert again.wait(90) == 0, output(project)
         assert output(project).endswith("0 Completed, 0 Restored, 4 UpToDate\n")
     assert sorted(project.started()) == ["policy", "prompts@1", "sample@1", "sample@1", "train@1"]

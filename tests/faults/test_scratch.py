@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import tasks.embed
-import tasks.files
+import tasks.frame.files
+import tasks.frame.train
 import tasks.sample
 import tasks.score
 import tasks.train
-import tasks.training
-from larpo.trainer import ListTrainer
+from larpo.training.list_trainer import ListTrainer
 from tests.conftest import ROOT, Project
 from tests.faults.kit import assert_same, products, scratch_left
 
@@ -71,7 +71,7 @@ def flip(path: Path, place: int = 20) -> None:
 def test_garbled_parts_of_a_sample_are_made_again(here, monkeypatch, capsys):
     folder, expected = here
     shutil.rmtree("data/sample")
-    cut_short(monkeypatch, lambda: tasks.sample.main("1"), tasks.files, "rename", 6)
+    cut_short(monkeypatch, lambda: tasks.sample.main("1"), tasks.frame.files, "rename", 6)
     parts = sorted(Path("scratch/sample@1").glob("*/0-t1-*.part"))
     assert len(parts) == 5 and list(Path("scratch/sample@1").glob("*/*.tmp")), "cut before it had its name"
     for spoil, part in zip((empty, halve, zero, flip), parts, strict=False):
@@ -93,7 +93,7 @@ def test_garbled_parts_of_a_sample_are_made_again(here, monkeypatch, capsys):
 def test_garbled_parts_and_counts_of_a_score_are_made_again(here, monkeypatch, capsys):
     folder, expected = here
     monkeypatch.setattr(tasks.score, "PART", 12)
-    cut_short(monkeypatch, lambda: tasks.score.main("1"), tasks.files, "rename", 8)
+    cut_short(monkeypatch, lambda: tasks.score.main("1"), tasks.frame.files, "rename", 8)
     parts = sorted(Path("scratch/score@1").glob("*/part-*.part"))
     assert len(parts) == 3
     halve(parts[0])
@@ -128,12 +128,12 @@ def cut_training(monkeypatch) -> Path:
 def test_a_half_written_checkpoint_is_left_out(here, monkeypatch, capsys, tmp_path):
     folder, expected = here
     checkpoint = cut_training(monkeypatch)
-    assert tasks.files.is_whole_checkpoint(checkpoint)
+    assert tasks.frame.files.is_whole_checkpoint(checkpoint)
     for name, damage in CHECKPOINTS.items():
         copy = tmp_path / "checkpoints/checkpoint-1"
         shutil.copytree(checkpoint, copy)
         damage(copy)
-        assert tasks.training.last_complete_checkpoint(copy.parent) is None, name
+        assert tasks.frame.train.last_complete_checkpoint(copy.parent) is None, name
         assert not copy.exists(), name
     CHECKPOINTS["half an optimizer"](checkpoint)
     (checkpoint.parents[1] / "step0.json").write_text("")  # a kill in the moment it was written
@@ -155,7 +155,7 @@ def test_a_whole_checkpoint_is_resumed(here, monkeypatch, capsys):
 def test_a_node_that_was_cut_while_it_published_is_finished(here, monkeypatch):
     """Between its two outputs: the manifest, which says what the outputs are, is gone, and is there at the end."""
     folder, expected = here
-    cut_short(monkeypatch, lambda: tasks.train.main("1"), tasks.node, "publish", 2)
+    cut_short(monkeypatch, lambda: tasks.train.main("1"), tasks.frame.node, "publish", 2)
     assert not Path("data/train/1.manifest.json").exists()
     tasks.train.main("1")
     assert Path("data/train/1.manifest.json").exists()

@@ -17,7 +17,7 @@ from flows.server import port_is_free
 from larpo.studies.spec import names
 from tests.conftest import Project
 from tests.flows.conftest import ROOT, Serving
-from tests.flows.forgery import flip
+from tests.larpo.audit.forgery import flip
 
 
 @pytest.fixture

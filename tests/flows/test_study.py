@@ -145,7 +145,7 @@ def test_a_change_of_code_or_of_a_data_file_makes_records_stale_and_a_comment_of
     data.write_text("[]")
     assert identities()[0] == before[0] and identities()[1] != before[1]
     data.write_text("{}")
-    for path, counts in (("larpo/lists.py", True), ("tasks/sample.py", True), ("larpo/report/page.py", False)):
+    for path, counts in (("larpo/lists/recipes.py", True), ("tasks/sample.py", True), ("larpo/report/page.py", False)):
         file = project.folder / path
         text = file.read_text()
         file.write_text(text + "# more\n")

@@ -6,7 +6,7 @@ import builtins
 
 import pytest
 
-from larpo import remote_code
+from larpo.models import remote_code
 from tests.bad_input.conftest import workspace
 
 __all__ = ["workspace"]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from larpo.judges import forms
+from larpo.benchmarks.judge import forms
 from tests.bad_input.harness import invoke
 from tests.chat_server import ChatServer
 from tests.conftest import ROOT
@@ -67,7 +67,7 @@ def test_no_trace_of_the_key(finished_project, tmp_path, monkeypatch, capfd):
         # Through Prefect, DVC and the nodes: five replies, then a refusal.
         own = ("DVC_SITE_CACHE_DIR", "LARPO_JUDGEMENTS", "PREFECT_HOME", "PREFECT_API_URL")
         plain = {k: v for k, v in project.environment.items() if k not in own}
-        command = [sys.executable, "-m", "flows.iterate", "--target", "evaluate@0-q"]
+        command = [sys.executable, "-m", "flows.run", "--target", "evaluate@0-q"]
         done = subprocess.run(
             command, cwd=project.folder, env=plain | {"PLANTED_KEY": KEY}, capture_output=True, text=True, check=False
         )

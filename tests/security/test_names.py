@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from flows.workspace import RUNS, free_name
+from larpo.benchmarks.judge import JudgeClient
+from larpo.config.sections import BenchmarkName, IterationName, JudgeParams, PolicyName, SFTName
 from larpo.errors import UserError
-from larpo.judges import JudgeClient
-from larpo.sections import BenchmarkName, IterationName, JudgeParams, PolicyName, SFTName
 from larpo.studies.spec import Name, Source, load_study
+from larpo.workspace.clone import RUNS, free_name
 from tests.bad_input.harness import invoke, snapshot, table
 
 PARTS = [

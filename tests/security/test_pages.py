@@ -18,7 +18,7 @@ from larpo.studies.page import write_page
 from larpo.studies.results import summarise
 from larpo.studies.spec import load_study
 from tasks import report
-from tests.larpo.test_studies import STUDY
+from tests.larpo.studies.test_studies import STUDY
 from tests.report_run import build, params
 from tests.test_report_browser import CHROMIUM, FLAGS
 

@@ -56,7 +56,7 @@ def stopped(workspace, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("tasks.training.LiveMetrics.on_log", stop)
+        patched.setattr("tasks.frame.train.LiveMetrics.on_log", stop)
         assert invoke(["train", "1"])[0] == 130
     (checkpoint,) = Path("scratch/train@1").glob("*/checkpoints/checkpoint-1")
     assert all((checkpoint / name).is_file() for name in STATE)

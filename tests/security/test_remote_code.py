@@ -17,16 +17,16 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 
-from larpo import remote_code
-from larpo.checkpoints import load_model
+from larpo.config.sections import PolicyParams
 from larpo.engines import build_engine
 from larpo.errors import UserError
-from larpo.initial_policy import fetch_initial_policy
-from larpo.params import EngineParams, load_params
+from larpo.load import EngineParams, load_params
+from larpo.models import remote_code
+from larpo.models.initial import fetch_initial_policy
+from larpo.models.load import load_model
 from larpo.plan import Assumptions, build_plan
 from larpo.plan.needs import needs_of
-from larpo.reward_checkpoints import load_classifier
-from larpo.sections import PolicyParams
+from larpo.rewards.checkpoint import load_classifier
 from tests.bad_input.harness import invoke, param, params
 from tests.remote_code import CLASSES, CODE, HELPER, KEY, modeling, turned, with_code
 from tests.reward_models import decoder

@@ -11,15 +11,15 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from flows.audit.audit import Again, check_science, parts_of, reproducibility_card
-from flows.audit.code import NAME
-from flows.audit.files import check_bytes
-from flows.audit.lineage import check_lineage
-from flows.audit.run import AuditedRun
-from tasks import warm
+from larpo.audit.bytes.check import check_bytes
+from larpo.audit.lineage.check import check_lineage
+from larpo.audit.lineage.code import NAME
+from larpo.audit.open import AuditedRun
+from larpo.audit.run import Again, check_science, parts_of, reproducibility_card
+from tasks.frame import warm
 from tests.bad_input.harness import invoke, params
 from tests.conftest import Project
-from tests.flows.forgery import flip
+from tests.larpo.audit.forgery import flip
 from tests.remote_code import CODE, KEY, turned, with_code
 from tests.reward_models import decoder
 
@@ -130,7 +130,7 @@ def test_an_audit_of_a_strangers_run_runs_none(ran, monkeypatch):
     assert {c.verdict for name, c in checks.items() if name not in refused} == {"holds", "counted"}
     assert executed.read_text() == before
     asked: list[bool] = []
-    monkeypatch.setattr("flows.audit.audit.check_science", lambda run, trusted: asked.append(trusted) or [])
+    monkeypatch.setattr("larpo.audit.run.check_science", lambda run, trusted: asked.append(trusted) or [])
     for again, own in [(Again(asked=True), False), (Again(asked=False), False), (Again(asked=False), True)]:
         parts_of(run, again, own, say=lambda line: None)["science"]()
     assert asked == [True, False, True]

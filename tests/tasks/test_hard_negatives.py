@@ -23,10 +23,10 @@ import tasks.reward
 import tasks.sample
 import tasks.score
 from larpo import tables
-from larpo.checkpoints import load_model
+from larpo.config.sections import EncoderParams
 from larpo.errors import UserError
-from larpo.retrieval import Encoder
-from larpo.sections import EncoderParams
+from larpo.models.load import load_model
+from larpo.retrieval.encoder import Encoder
 from tasks.train import read_training_lists
 from tests.conftest import TINY_PARAMS, Project
 

@@ -20,10 +20,10 @@ import tasks.sample
 import tasks.score
 import tasks.train
 from larpo import tables
-from larpo.checkpoints import load_model
 from larpo.errors import UserError
-from larpo.logps import ResponseList
-from tasks.training_data import mismatched_responses, read_lists
+from larpo.lists.read import mismatched_responses, read_lists
+from larpo.models.load import load_model
+from larpo.training.logps import ResponseList
 from tests.conftest import Project
 
 PAIRS = ("lists: {recipe: top_bottom, top: 2, bottom: 2,", "lists: {recipe: best_worst,")

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from larpo import tables
-from larpo.base_trainer import PaddedOrder
-from larpo.trainer import ListDataset, TrainingList
+from larpo.training.list_trainer import ListDataset, TrainingList
+from larpo.training.trainer import PaddedOrder
 from tests.conftest import Project
 
 TWO_PROCESSES = """

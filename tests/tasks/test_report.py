@@ -1,4 +1,4 @@
-"""Node `report` and `tasks.summary` on the real files of a small run."""
+"""Node `report` and `larpo.report.summary` on the real files of a small run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 from larpo import tables
 from larpo.errors import UserError
 from larpo.hashing import tree_hash
-from tasks import report, summary
+from larpo.report import summary
+from tasks import report
 from tests.report_run import COMMIT, build, params, prompt
 
 

@@ -15,7 +15,7 @@ import tasks.embed
 import tasks.retrieve
 from larpo import tables
 from larpo.errors import UserError
-from larpo.retrieval import model_source
+from larpo.retrieval.encoder import model_source
 from tests.conftest import ROOT, TINY_PARAMS
 
 SECTION = """

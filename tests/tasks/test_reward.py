@@ -14,13 +14,13 @@ import yaml
 
 import tasks.best_of_n
 import tasks.evaluate
+import tasks.frame.scoring
 import tasks.items
 import tasks.reward
 import tasks.score
-import tasks.scoring
 from larpo import tables
 from larpo.errors import UserError
-from larpo.params import load_params
+from larpo.load import load_params
 from tests.conftest import TINY_PARAMS
 from tests.reward_models import decoder, encoder, pairrm
 
@@ -101,8 +101,8 @@ def test_training_learns_what_the_pairs_say_and_counts_what_it_drops(workspace, 
 
 def test_a_head_on_a_policy_of_the_run_learns_sums_and_scores(workspace):
     """One-digit sums with a carry, 1 + 2 + … + 9 = 45 of them, of which it sees 70 %. The policy is an input."""
-    from larpo.scratch import scratch_policy
-    from larpo.sections import ScratchParams
+    from larpo.config.sections import ScratchParams
+    from larpo.models.blank import scratch_policy
 
     tiny = ScratchParams(characters="0123456789+=", hidden_size=32, layers=2, heads=2, max_length=24)
     for part in scratch_policy(tiny):
@@ -128,7 +128,7 @@ def test_a_head_on_a_policy_of_the_run_learns_sums_and_scores(workspace):
 
 
 def test_killed_in_training_it_ends_with_the_same_bytes(workspace, monkeypatch):
-    from larpo.reward_trainer import BradleyTerryTrainer
+    from larpo.training.pair_trainer import BradleyTerryTrainer
 
     pairs()
     encoder(workspace / "model")
@@ -201,7 +201,7 @@ def test_parts_never_change_a_score_and_never_split_a_prompt(workspace, make, ki
     whole = scored()
     assert whole["correct"].isna().all() and whole["reward"].nunique() > 10
     for part in (1, 5, 9):
-        monkeypatch.setattr(tasks.scoring, "MODEL_PART", part)
+        monkeypatch.setattr(tasks.frame.scoring, "MODEL_PART", part)
         # One thread, the same sequences, other neighbours in the batch: floating point may differ in its last digits.
         np.testing.assert_allclose(scored()["reward"], whole["reward"], atol=1e-5)
     if kind == "pairrm":
@@ -221,11 +221,11 @@ def test_a_killed_score_resumes_and_keeps_its_counts(workspace, monkeypatch):
     frame["messages"] = [[{"role": "user", "content": "a" * 30}]] * len(frame)
     tables.write(frame, "prompts", "data/prompts/1.parquet")
     tasks.reward.main()
-    monkeypatch.setattr(tasks.scoring, "MODEL_PART", 4)
+    monkeypatch.setattr(tasks.frame.scoring, "MODEL_PART", 4)
     whole, facts = scored(), note("data/score/1.manifest.json")["reward"]
     assert facts["prompts_cut"] == 20 and facts["weights"]
     shutil.rmtree("data/score")
-    write, calls = tasks.scoring.write_part, []
+    write, calls = tasks.frame.scoring.write_part, []
 
     def dies(part, path):
         if len(calls) == 2:
@@ -233,10 +233,10 @@ def test_a_killed_score_resumes_and_keeps_its_counts(workspace, monkeypatch):
         calls.append(path)
         write(part, path)
 
-    monkeypatch.setattr(tasks.scoring, "write_part", dies)
+    monkeypatch.setattr(tasks.frame.scoring, "write_part", dies)
     with pytest.raises(KeyboardInterrupt):
         tasks.score.main("1")
-    monkeypatch.setattr(tasks.scoring, "write_part", write)
+    monkeypatch.setattr(tasks.frame.scoring, "write_part", write)
     pd.testing.assert_frame_equal(scored(), whole)
     assert note("data/score/1.manifest.json")["reward"] == facts
 

@@ -18,8 +18,8 @@ import yaml
 import tasks.sft
 from larpo import tables
 from larpo.errors import UserError
-from larpo.params import load_params
-from larpo.prompts import draw, is_held_out
+from larpo.load import load_params
+from larpo.sources.prompts import draw, is_held_out
 from tests.conftest import TINY_PARAMS, Project
 
 SFT = """policy:

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from tasks import warm
+from tasks.frame import warm
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def node(project, *command: str, **variables: str) -> subprocess.Popen:
 
 def forks() -> list[psutil.Process]:
     """Nodes that run now: grandchildren, forks of the server."""
-    servers = [p for p in psutil.Process().children() if "tasks.warm" in p.cmdline()]
+    servers = [p for p in psutil.Process().children() if "tasks.frame.warm" in p.cmdline()]
     return [child for p in servers for child in p.children()]
 
 
@@ -82,7 +82,7 @@ def test_the_server_ends_with_its_owner(tmp_path):
     code = "import time; from tasks import warm\nwith warm.server():\n  print('up', flush=True); time.sleep(60)"
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     assert owner.stdout.readline().strip()
-    (server,) = [p for p in psutil.Process(owner.pid).children() if "tasks.warm" in p.cmdline()]
+    (server,) = [p for p in psutil.Process(owner.pid).children() if "tasks.frame.warm" in p.cmdline()]
     owner.kill()
     owner.wait()
     deadline = time.monotonic() + 10

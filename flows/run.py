@@ -1,0 +1,331 @@
+"""The flow `larpo`: one Prefect task per node of dvc.yaml, in dependency order.
+
+`python -m flows.run` runs it without a standing server; `prefect deployment run larpo/iterate` through
+one (`python -m flows.serve`). DVC alone decides what is stale; Prefect when a node runs and how often it is
+tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flows import project_folder  # first: sets what Prefect reads on import
+
+# isort: split
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.concurrency.sync import concurrency
+from prefect.events.worker import EventsWorker
+from prefect.futures import wait
+from prefect.logging.handlers import APILogHandler
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import server
+from larpo.errors import UserError, one_line
+from larpo.load import policy_key
+from larpo.workspace.clone import Workspace, changed_params, free_name
+from larpo.workspace.dvc import GraphNode, read_graph, select
+from larpo.workspace.mend import mend
+from larpo.workspace.repro import BadInput, NodeFailed, NodeRunner, Stopped
+
+# Long nodes resume where they stopped, and a judge may have been away; the rest fail for a reason that stays.
+RETRIES = dict.fromkeys(("sample", "score", "reference", "generate", "evaluate", "best_of_n", "embed"), 2)
+RETRIES |= dict.fromkeys(("train", "sft", "reward"), 1)
+STATE_NAMES = {"ran": "Completed", "restored": "Restored", "up-to-date": "UpToDate"}
+LIMIT = "larpo-heavy"
+LEASE_SECONDS = 60.0  # Prefect's minimum; after a kill the slot is free again in about that time
+ARTIFACT = "larpo-scores"
+
+
+class RunFailed(Exception):
+    """Some nodes failed; the message names them."""
+
+
+class HeavySlots:
+    """How many heavy nodes run at once, over all runs of a server: Prefect's limit `larpo-heavy`.
+
+    A run's own nodes queue in the process first: while a slot is taken Prefect is asked again only every few
+    seconds, which would leave the machine idle between two nodes of one run.
+    """
+
+    def __init__(self, slots: int):
+        self._queue = threading.BoundedSemaphore(slots)
+        with get_client(sync_client=True) as client:
+            client.upsert_global_concurrency_limit_by_name(LIMIT, slots)
+
+    @contextlib.contextmanager
+    def slot(self, runner: NodeRunner) -> Iterator[None]:
+        logger = get_run_logger()
+        with self._queue, contextlib.ExitStack() as held:
+            while not runner.stopping:
+                try:
+                    held.enter_context(
+                        concurrency(
+                            LIMIT,
+                            timeout_seconds=5,
+                            lease_duration=LEASE_SECONDS,
+                            strict=True,
+                            raise_on_lease_renewal_failure=False,
+                        )
+                    )
+                    break
+                except TimeoutError:
+                    logger.info("Waiting for a slot of %s: another run holds it, or was killed a minute ago", LIMIT)
+            yield
+
+
+def heavy_slots() -> int:
+    """`LARPO_HEAVY_SLOTS`, 1 where it is not set: one GPU, or one small machine, one heavy node."""
+    return _number("LARPO_HEAVY_SLOTS", 1, least=1)
+
+
+def _number(variable: str, default: int, least: int) -> int:
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(f"{variable}: expected a whole number from {least} up, found {text!r}")
+    return int(text)
+
+
+def _worth_retrying(task: Any, run: TaskRun, state: State) -> bool:
+    error = state.data
+    return isinstance(error, NodeFailed) and not isinstance(error, BadInput | Stopped)
+
+
+@task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_worth_retrying)
+def run_node(name: str, runner: NodeRunner, slots: HeavySlots | None) -> State:
+    """Bring one node up to date; the state's name says what that took."""
+    logger = get_run_logger()
+    with slots.slot(runner) if slots else contextlib.nullcontext():
+        done = runner.run(name, say=lambda line: logger.info("%s", line))
+    return Completed(name=STATE_NAMES[done.outcome], message=f"{done.outcome} in {done.seconds:.1f} s")
+
+
+def run_graph(graph: dict[str, GraphNode], folder: Path) -> dict[str, str]:
+    """Run the nodes of `graph` in `folder`; returns each one's outcome as the name of its final state.
+
+    Raises
+    ------
+    RunFailed
+        Some nodes failed. Nodes that do not need them have run.
+    """
+    runner, slots = NodeRunner(folder), HeavySlots(heavy_slots())
+    delay = _number("LARPO_RETRY_DELAY_SECONDS", 10, least=0)
+    futures: dict[str, Any] = {}
+    try:
+        for node in graph.values():
+            prepared = run_node.with_options(
+                name=node.kind, retries=RETRIES.get(node.kind, 0), retry_delay_seconds=delay
+            )
+            futures[node.name] = prepared.submit(
+                node.name,
+                runner,
+                slots if node.heavy else None,
+                wait_for=[futures[need] for need in node.needs],
+            )
+        wait(list(futures.values()))
+    finally:
+        # On a cancelled run: ends what runs, so that the task runner's threads return.
+        runner.stop()
+    states = {name: future.state for name, future in futures.items()}
+    failed = [name for name, state in states.items() if state.is_failed() or state.is_crashed()]
+    if failed:
+        reasons = "; ".join(str(states[name].message).split(": ", 1)[-1] for name in failed)
+        rest = [name for name, state in states.items() if not state.is_final()]
+        raise RunFailed(f"{reasons}" + (f"; not run: {', '.join(rest)}" if rest else ""))
+    return {name: state.name for name, state in states.items()}
+
+
+def scores_markdown(folder: Path, outcomes: dict[str, str], report: Path, title: str) -> str:
+    """The score table of report/scores.json, the report's path and what each node's outcome was."""
+    from larpo.report.summary import NONE, estimate
+
+    lines = [f"# {title}", ""]
+    path = folder / "report/scores.json"
+    if path.is_file():
+        for benchmark, policies in json.loads(path.read_text("utf-8")).items():
+            lines += [
+                f"## {benchmark}",
+                "",
+                "| Policy | Greedy % | Pass@1 % | Pass@k % | k | Tokens | Reward |",
+                "| --: | --: | --: | --: | --: | --: | --: |",
+            ]
+            for policy in sorted(policies, key=policy_key):
+                entry = policies[policy]
+                numbers = [
+                    NONE if entry.get(key) is None else f"{entry[key]:.{digits}f}"
+                    for key, digits in (("mean_length", 1), ("mean_reward", 3))
+                ]
+                row = [
+                    policy,
+                    estimate(entry, "greedy", "greedy_accuracy"),
+                    estimate(entry, "pass_1"),
+                    estimate(entry, "pass_k"),
+                    str(entry.get("k") or NONE),
+                    *numbers,
+                ]
+                lines.append(f"| {' | '.join(row)} |")
+            lines += ["", "In brackets: 95 % intervals.", ""]
+    else:
+        lines += ["No scores: this run did not bring the report up to date.", ""]
+    if (report / "index.html").is_file():
+        page = (report / "index.html").resolve()
+        lines += [f"Report: [{page}]({page.as_uri()})", ""]
+    lines += ["| Node | Outcome |", "| --- | --- |", *(f"| {n} | {o} |" for n, o in outcomes.items())]
+    return "\n".join(lines) + "\n"
+
+
+@flow(
+    name="larpo",
+    description="Algorithm 1 of LARPO, as the graph in dvc.yaml: one task per node.",
+    persist_result=False,
+    task_runner=ThreadPoolTaskRunner(max_workers=sys.maxsize),
+)
+def larpo(
+    iterations: int | None = None,
+    objective: str | None = None,
+    overrides: list[str] | None = None,
+    targets: list[str] | None = None,
+) -> dict[str, str]:
+    """Bring the graph up to date.
+
+    Parameters
+    ----------
+    iterations
+        Run the first N iterations of params.yaml; beyond the declared ones, the last one's settings continue.
+    objective
+        In place of `train.objective`.
+    overrides
+        `key=value` as for `dvc exp run -S`, such as `train.learning_rate=1e-5`.
+    targets
+        Nodes (`train@1`) or kinds (`lists`) to bring up to date, with all that they need; default: all.
+
+    Returns
+    -------
+    For every node `Completed` (it ran), `Restored` (from the cache) or `UpToDate`. Parameters that differ
+    from params.yaml run in a workspace of their own and become a DVC experiment with the flow run's name.
+
+    Raises
+    ------
+    UserError
+        A parameter is wrong; nothing has run.
+    RunFailed
+        Some nodes failed.
+    """
+    logger, project = get_run_logger(), project_folder()
+    params = changed_params(project, iterations, objective, overrides)
+    if params is None:
+        for line in mend(project):
+            logger.info("%s", line)
+        outcomes = run_graph(select(read_graph(project), targets), project)
+        markdown = scores_markdown(project, outcomes, project / "report", "LARPO")
+        create_markdown_artifact(markdown, key=ARTIFACT, description="Scores of the last run")
+        return outcomes
+
+    workspace = Workspace(project, free_name(project, flow_run.get_name() or "run"))
+    resumed = workspace.open(params)
+    logger.info("%s experiment %s in %s", "Resuming" if resumed else "Running", workspace.name, workspace.clone)
+    try:
+        graph = select(read_graph(workspace.folder), targets)
+    except UserError:
+        workspace.close()
+        raise
+    outcomes = run_graph(graph, workspace.folder)
+    workspace.save(list(graph))
+    scores = workspace.folder
+    markdown = scores_markdown(
+        scores, outcomes, project / ".larpo/reports" / workspace.name, f"Experiment {workspace.name}"
+    )
+    report = workspace.close()
+    logger.info("Saved experiment %s: dvc exp show, dvc exp apply %s", workspace.name, workspace.name)
+    if report:
+        logger.info("Report: %s", report / "index.html")
+    create_markdown_artifact(markdown, key=ARTIFACT, description="Scores of the last run")
+    return outcomes
+
+
+@contextlib.contextmanager
+def some_server() -> Iterator[str]:
+    """The API that the settings name, if it answers; otherwise a server for as long as the run takes."""
+    url = PREFECT_API_URL.value()
+    if url and (server.healthy(url) or os.environ.get("PREFECT_API_URL") == url):
+        yield url
+        return
+    home = Path(os.environ["PREFECT_HOME"])
+    port = server.free_port()
+    with server.running(home, port, ui=False), temporary_settings({PREFECT_API_URL: server.api_url(port)}):
+        try:
+            yield server.api_url(port)
+        finally:
+            # Both are sent from threads of their own: states of tasks are events.
+            APILogHandler().flush()
+            EventsWorker.drain_all(timeout=10)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.run",
+        description="Bring the graph of dvc.yaml up to date, without a server.",
+    )
+    parser.add_argument("--iterations", type=int, metavar="N", help="the first N iterations of params.yaml, or more")
+    parser.add_argument("--objective", metavar="X", help="in place of train.objective")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        metavar="key=value",
+        help="as for dvc exp run -S; repeatable",
+    )
+    parser.add_argument(
+        "--target",
+        dest="targets",
+        action="append",
+        metavar="NODE",
+        help="a node or a kind of node; repeatable",
+    )
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    options = vars(parse())
+    # A plain `kill` unwinds like Ctrl-C, so that the server and the nodes end too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        # Wrong input is told before a server is started.
+        project, targets = project_folder(), options["targets"]
+        heavy_slots()
+        asked = {key: options[key] for key in ("iterations", "objective", "overrides")}
+        if changed_params(project, **asked) is None:
+            select(read_graph(project), targets)
+        with some_server():
+            outcomes = larpo(**options)
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    counts = {name: list(outcomes.values()).count(name) for name in STATE_NAMES.values()}
+    print(", ".join(f"{count} {name}" for name, count in counts.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

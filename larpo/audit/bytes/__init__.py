@@ -1,0 +1,1 @@
+"""Every byte against dvc.lock."""

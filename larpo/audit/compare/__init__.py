@@ -1,0 +1,1 @@
+"""Whether two versions of an output are the same."""

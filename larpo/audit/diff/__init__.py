@@ -1,0 +1,1 @@
+"""Why the numbers of two runs differ."""

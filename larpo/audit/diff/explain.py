@@ -1,0 +1,293 @@
+"""Why the numbers of two runs differ: the first node in which they part, what it was given, and what follows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+
+from larpo.audit.diff.changes import Change, declared, hints, recorded
+from larpo.audit.open import AuditedRun, LockedNode
+from larpo.hashing import file_hash
+from larpo.workspace.dvc import kind_of
+
+SCORES = "report/scores.json"
+# Bounds of intervals follow from what stands here, and are in the JSON.
+BOUNDS = ("_low", "_high")
+
+
+@dataclass
+class Diff:
+    """What `explain` found. Names of nodes stand in the order of both graphs.
+
+    Attributes
+    ----------
+    changes
+        What nodes were given that differs, each once, in the order of the first node that was given it.
+    surroundings
+        Packages, machine and engine of nodes whose outputs differ: they may matter, or not.
+    diverged
+        Nodes whose outputs differ; `caused` of them were given something else themselves, `unexplained` were not, and
+        read the same; the others read what differs.
+    harmless
+        Nodes that were given something else and made the same bytes.
+    altered
+        Run (a or b), node, path, md5 that its dvc.lock records, md5 found, of outputs that are not what is recorded.
+    missing
+        Outputs that are not there (left out of a pack, say), so not compared beyond dvc.lock.
+    row
+        The first row (or byte, key, file) in which the first differing output differs.
+    scores
+        benchmark, policy, measure, value in a, value in b: what of report/scores.json differs.
+    """
+
+    a: str
+    b: str
+    nodes: int = 0
+    only_a: list[str] = field(default_factory=list)
+    only_b: list[str] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    surroundings: list[Change] = field(default_factory=list)
+    diverged: list[str] = field(default_factory=list)
+    caused: list[str] = field(default_factory=list)
+    harmless: list[str] = field(default_factory=list)
+    unexplained: dict[str, str] = field(default_factory=dict)
+    altered: list[tuple[str, str, str, str, str]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    first: str | None = None
+    before: int = 0
+    row: str | None = None
+    scores: list[tuple[str, str, str, Any, Any]] = field(default_factory=list)
+
+    @property
+    def equal(self) -> bool:
+        """Nothing that decides a number differs. Packages and machines of equal outputs do not count."""
+        return not (self.only_a or self.only_b or self.changes or self.diverged or self.altered)
+
+    @property
+    def follows(self) -> dict[str, int]:
+        """Kind of node → how many differ only because what they read does."""
+        own = {*self.caused, *self.unexplained, *(row[1] for row in self.altered)}
+        return dict(Counter(kind_of(name) for name in self.diverged if name not in own))
+
+    def record(self) -> dict[str, Any]:
+        plain = {k: v for k, v in vars(self).items() if k not in ("changes", "surroundings")}
+        return plain | {
+            "equal": self.equal,
+            "follows": self.follows,
+            "changes": [change.record() for change in self.changes],
+            "surroundings": [change.record() for change in self.surroundings],
+            "altered": [list(row) for row in self.altered],
+            "scores": [list(score) for score in self.scores],
+        }
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        told = [f"a  {self.a}", f"b  {self.b}"]
+        told += [f"not there, so compared by dvc.lock alone: {path}" for path in self.missing]
+        if self.equal:
+            return [*told, f"no difference: {self.nodes} nodes equal"]
+        for label, names in (("a", self.only_a), ("b", self.only_b)):
+            if names:
+                told.append(f"only in {label}: {', '.join(names)}")
+        for run, node, path, md5, lies in self.altered:
+            told.append(
+                f"altered after the run: {run}: {path} of {node}: dvc.lock records {md5[:12]}, found {lies[:12]}"
+            )
+        if self.first:
+            told.append(f"first difference: {self.first}, after {self.before} equal nodes")
+        if self.row:
+            told.append(f"  {self.row}")
+        if self.changes:
+            told.append("what changed:")
+            told += [f"  {change.line}  [{_names(change.nodes)}]" for change in self.changes]
+        if self.harmless:
+            told.append(f"made the same bytes all the same: {_names(self.harmless)}")
+        told += [f"no cause among what is declared: {name}: {why}" for name, why in self.unexplained.items()]
+        if self.surroundings and self.changes:
+            told.append("differs as well, and may matter:")
+            told += [f"  {change.line}  [{_names(change.nodes)}]" for change in self.surroundings]
+        if self.follows:
+            kinds = ", ".join(f"{kind} ({count})" for kind, count in self.follows.items())
+            told.append(f"follows from it: {kinds}")
+        return told + self._score_lines()
+
+    def _score_lines(self) -> list[str]:
+        shown = [score for score in self.scores if not score[2].endswith(BOUNDS)]
+        if not shown:
+            return ["scores: equal"] if self.diverged else []
+        width = [max(len(str(row[i])) for row in shown) for i in range(3)]
+        rows = ["scores that differ (a, b):"]
+        for benchmark, policy, measure, one, other in shown:
+            names = f"{benchmark:<{width[0]}}  {policy:<{width[1]}}  {measure:<{width[2]}}"
+            rows.append(f"  {names}  {_number(one):>9}  {_number(other):>9}")
+        return rows
+
+
+def _names(names: tuple[str, ...] | list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value)
+
+
+def explain(a: AuditedRun, b: AuditedRun) -> Diff:
+    """Compare two runs by dvc.lock, by the bytes that lie there now, and by their manifests.
+
+    A node's outputs are compared without its manifest, which holds times. Where nothing that a node was given
+    differs but its outputs do, the manifests are asked for packages, machine and engine, and Git for code that no
+    node declares.
+    """
+    order = [name for name in merged_order(a, b) if name in a.lock or name in b.lock]
+    found = Diff(str(a.folder), str(b.folder), len(order))
+    lying = {"a": _lying(a), "b": _lying(b)}
+    for label, run in (("a", a), ("b", b)):
+        _compare_with_lock(found, label, run, lying[label])
+    changes: dict[tuple[str, ...], Change] = {}
+    surroundings: dict[tuple[str, ...], Change] = {}
+    for name in order:
+        one, other = a.lock.get(name), b.lock.get(name)
+        if one is None or other is None:
+            (found.only_b if one is None else found.only_a).append(name)
+            found.first = found.first or name
+            continue
+        own = declared(a, b, name)
+        made = [
+            {p: e.md5 for p, e in node.deps.items() if p not in run.sources} for run, node in ((a, one), (b, other))
+        ]
+        new = [change for change in own if _key(change) not in changes]
+        for change in own:
+            _note(changes, change, name)
+        parted = {p: e.md5 for p, e in one.products.items()} != {p: e.md5 for p, e in other.products.items()}
+        differs = parted or any(lying["a"].get(p) != lying["b"].get(p) for p in _present(lying, one.products))
+        if differs:
+            found.diverged.append(name)
+        elif new:
+            found.harmless.append(name)
+        if found.first is None:
+            if differs or own:
+                found.first = name
+            else:
+                found.before += 1
+        if found.row is None and differs:
+            found.row = _first_row(a, b, name, lying)
+        if not differs:
+            continue
+        around = recorded(a, b, name)
+        if own and (new or made[0] == made[1]):
+            found.caused.append(name)
+        elif parted and made[0] == made[1]:
+            found.unexplained[name] = _why(a, b, name, around)
+        for change in around:
+            _note(surroundings, change, name)
+    found.changes, found.surroundings = list(changes.values()), list(surroundings.values())
+    found.scores = _scores(a, b)
+    return found
+
+
+def merged_order(a: AuditedRun, b: AuditedRun) -> list[str]:
+    """Nodes of both graphs, each after what it needs in either, otherwise as `a` and then `b` have them."""
+    graph = nx.DiGraph()
+    place: dict[str, int] = {}
+    for run in (a, b):
+        for name, node in run.graph.items():
+            place.setdefault(name, len(place))
+            graph.add_node(name)
+            graph.add_edges_from((need, name) for need in node.needs)
+    try:
+        return list(nx.lexicographical_topological_sort(graph, key=place.__getitem__))
+    except nx.NetworkXUnfeasible:  # what one makes of the other's output, the other makes of the one's
+        return list(place)
+
+
+def _read(run: AuditedRun, node: LockedNode) -> dict[str, str]:
+    """Path → md5 of what it read that other nodes made."""
+    return {path: entry.md5 for path, entry in node.deps.items() if path not in run.sources}
+
+
+def _key(change: Change) -> tuple[str, ...]:
+    # "reads" and "command" name the node; another node's are another change.
+    return (change.kind, change.what, change.before, change.after)
+
+
+def _note(known: dict[tuple[str, ...], Change], change: Change, node: str) -> None:
+    before = known.get(_key(change), change)
+    known[_key(change)] = replace(before, nodes=(*before.nodes, node))
+
+
+def _lying(run: AuditedRun) -> dict[str, str | None]:
+    """Hash of every output as it lies there now."""
+    return {path: run.md5(path) for node in run.nodes for path in node.outs}
+
+
+def _present(lying: dict[str, dict[str, str | None]], paths: dict[str, Any]) -> list[str]:
+    return [path for path in paths if lying["a"].get(path) and lying["b"].get(path)]
+
+
+def _compare_with_lock(found: Diff, label: str, run: AuditedRun, lying: dict[str, str | None]) -> None:
+    for node in run.nodes:
+        for path, entry in node.outs.items():
+            if lying[path] is None:
+                found.missing.append(f"{label}: {path}")
+            elif lying[path] != entry.md5:
+                found.altered.append((label, node.name, path, entry.md5, lying[path]))
+
+
+def _why(a: AuditedRun, b: AuditedRun, name: str, around: list[Change]) -> str:
+    """One line on outputs that differ though all that is declared is equal."""
+    by_kind = {kind: [c for c in around if c.kind == kind] for kind in ("packages", "engine", "machine")}
+    texts = []
+    same = "code, parameters and inputs"
+    for kind, changes in by_kind.items():
+        if changes:
+            values = ", ".join(f"{c.what} {c.before} → {c.after}" for c in changes)
+            texts.append(f"the {kind} {'differs' if kind != 'packages' else 'differ'}: {values}")
+    texts += hints(a, b, name)
+    if texts:
+        return f"same {same}; " + "; ".join(texts)
+    return f"not reproducible: {same}, packages and machine are recorded as equal"
+
+
+def _first_row(a: AuditedRun, b: AuditedRun, name: str, lying: dict[str, dict[str, str | None]]) -> str | None:
+    """Where the node's first differing output differs, of the bytes that lie there now."""
+    from larpo.audit.compare.rules import first_difference
+
+    products = a.lock[name].products
+    for path in _present(lying, products):
+        if lying["a"][path] == lying["b"][path]:
+            continue
+        places = [run.folder / path for run in (a, b)]
+        if all(place.is_dir() for place in places):
+            sides = [{f: file_hash(p / f) for f in run.files(path)} for run, p in zip((a, b), places, strict=True)]
+            file = next(f for f in sorted({*sides[0], *sides[1]}) if sides[0].get(f) != sides[1].get(f))
+            if file not in sides[0] or file not in sides[1]:
+                return f"{path}/{file}: only in {'a' if file in sides[0] else 'b'}"
+            path, places = f"{path}/{file}", [place / file for place in places]
+        if all(place.is_file() for place in places):
+            return f"{path}: {first_difference(*places)} (expected: a, found: b)"
+    return None
+
+
+def _scores(a: AuditedRun, b: AuditedRun) -> list[tuple[str, str, str, Any, Any]]:
+    """Leaves of report/scores.json that differ; nothing where a run has none."""
+    sides = [_leaves(run.folder / SCORES) for run in (a, b)]
+    keys = [*sides[0], *(key for key in sides[1] if key not in sides[0])]
+    return [(*key, sides[0].get(key), sides[1].get(key)) for key in keys if sides[0].get(key) != sides[1].get(key)]
+
+
+def _leaves(path: Path) -> dict[tuple[str, str, str], Any]:
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+        return {
+            (benchmark, policy, measure): value
+            for benchmark, policies in tree.items()
+            for policy, measures in policies.items()
+            for measure, value in measures.items()
+        }
+    except (OSError, ValueError, AttributeError):
+        return {}

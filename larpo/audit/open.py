@@ -1,0 +1,347 @@
+"""A finished run as an audit meets it: a folder with dvc.yaml, dvc.lock, params.yaml and what the nodes made.
+
+Nothing here believes DVC's state database, which takes a file with an unchanged time stamp for unchanged: every hash
+is of bytes read now.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from larpo.audit.record import Record
+from larpo.errors import UserError
+from larpo.hashing import dvc_hash, file_hash, tree_hash_of
+from larpo.load import Params, load_params, nearest
+from larpo.workspace.clone import dvc, git
+from larpo.workspace.dvc import GraphNode, node_name, read_graph
+
+LOCK, PARAMS = "dvc.lock", "params.yaml"
+MANIFEST = ".manifest.json"
+AUDITS = Path(".larpo/audit")
+NO_FILE = "no file"
+PACKED = Path(".larpo/pack/pack.json")
+"""Where an unpacked run keeps what its pack said of itself."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or folder as dvc.lock records it; a folder's md5 ends with `.dir`."""
+
+    path: str
+    md5: str
+    size: int | None = None
+    files: int | None = None
+
+
+@dataclass(frozen=True)
+class Declared:
+    """One stage of dvc.yaml, its templates resolved. `params`: file → dotted keys, none for a file tracked whole."""
+
+    cmd: str
+    deps: frozenset[str]
+    outs: frozenset[str]
+    params: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class LockedNode:
+    """One stage of dvc.lock. `params`: file → dotted key → value; for a file that is tracked whole, its content."""
+
+    name: str
+    cmd: str
+    deps: dict[str, Entry]
+    outs: dict[str, Entry]
+    params: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def manifest(self) -> str | None:
+        """Path of the node's record of itself."""
+        return next((path for path in self.outs if path.endswith(MANIFEST)), None)
+
+    @property
+    def products(self) -> dict[str, Entry]:
+        """Outputs without the manifest, which holds times and names of machines."""
+        return {path: entry for path, entry in self.outs.items() if not path.endswith(MANIFEST)}
+
+
+def read_yaml(path: Path) -> Any:
+    """A file as DVC reads it: by YAML 1.2, in which `2e-05`, as DVC writes it, is a number; a key that stands twice is
+    refused.
+
+    Raises
+    ------
+    UserError
+        It cannot be read.
+    """
+    from dvc.utils.serialize import ParseError, parse_yaml
+
+    try:
+        return parse_yaml(path.read_text("utf-8"), str(path))
+    except (OSError, UnicodeDecodeError, ParseError, RecursionError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:160]
+        raise UserError(f"{path}: not readable as YAML ({reason})") from None
+
+
+def read_lock(path: Path) -> dict[str, LockedNode]:
+    """dvc.lock by node.
+
+    Raises
+    ------
+    UserError
+        Absent, or not what DVC writes.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: not found; an audit needs a finished run: `dvc repro`")
+    try:
+        stages = read_yaml(path)["stages"]
+        found = {}
+        for name, stage in stages.items():
+            sides = [
+                {e["path"]: Entry(e["path"], e["md5"], e.get("size"), e.get("nfiles")) for e in stage.get(side, [])}
+                for side in ("deps", "outs")
+            ]
+            found[name] = LockedNode(name, stage["cmd"], *sides, stage.get("params", {}))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a dvc.lock ({' '.join(str(error).split())[:120]})") from None
+    return found
+
+
+class AuditedRun:
+    """The run in `folder`.
+
+    Attributes
+    ----------
+    lock
+        What dvc.lock says was run.
+    graph
+        What dvc.yaml declares, in an order in which it can run.
+    params
+        params.yaml, checked.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder).resolve()
+        if not (self.folder / "dvc.yaml").is_file():
+            raise UserError(f"{folder}: no dvc.yaml; expected the folder of a run")
+        self.lock = read_lock(self.folder / LOCK)
+        self.graph: dict[str, GraphNode] = read_graph(self.folder)
+        self._hashed: dict[Path, str] = {}
+        self.params: Params = load_params(self.folder / PARAMS)
+
+    @cached_property
+    def producer(self) -> dict[str, str]:
+        """Which node of dvc.lock makes a path."""
+        return {path: node.name for node in self.nodes for path in node.outs}
+
+    @cached_property
+    def nodes(self) -> list[LockedNode]:
+        """Locked nodes that dvc.yaml still declares, in the graph's order."""
+        return [self.lock[name] for name in self.graph if name in self.lock]
+
+    @cached_property
+    def left_out(self) -> frozenset[str]:
+        """Outputs that a pack was made without; dvc.lock still has their hashes."""
+        path = self.folder / PACKED
+        try:
+            facts = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+            return frozenset(row["path"] for row in facts.get("left_out", []))
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            raise UserError(f"{path}: not what `larpo unpack` writes; unpack the run again") from None
+
+    @cached_property
+    def missing(self) -> list[str]:
+        """Nodes of dvc.yaml that dvc.lock does not know."""
+        return [name for name in self.graph if name not in self.lock]
+
+    @cached_property
+    def declared(self) -> dict[str, Declared]:
+        """What dvc.yaml says of each node."""
+        from dvc.dependency import ParamsDependency
+        from dvc.repo import Repo
+
+        found = {}
+        with Repo(str(self.folder)) as repo:
+            for stage in repo.index.stages:
+                if stage.cmd:
+                    deps = [d for d in stage.deps if not isinstance(d, ParamsDependency)]
+                    tracked = [d for d in stage.deps if isinstance(d, ParamsDependency)]
+                    found[node_name(Path(repo.root_dir), stage)] = Declared(
+                        stage.cmd,
+                        frozenset(d.def_path for d in deps),
+                        frozenset(o.def_path for o in stage.outs),
+                        {d.def_path: list(d.params) for d in tracked},
+                    )
+        return found
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """Dependencies that no node makes: code, and data that is given."""
+        return sorted({path for node in self.nodes for path in node.deps if not self._made(path)})
+
+    def _made(self, path: str) -> bool:
+        """Whether a node makes it, or what lies in it (the report reads whole folders)."""
+        return path in self.producer or any(out.startswith(f"{path}/") for out in self.producer)
+
+    def manifest(self, node: LockedNode) -> dict[str, Any]:
+        """The node's record of itself.
+
+        Raises
+        ------
+        UserError
+            None, or not JSON.
+        """
+        if node.manifest is None:
+            raise UserError(f"{node.name}: dvc.lock names no manifest among its outputs")
+        path = self.folder / node.manifest
+        try:
+            Record.model_validate_json(content := path.read_bytes())
+            return json.loads(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "content"
+            raise UserError(f"{node.manifest}: not a node's manifest: {where}: {first['msg']}") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{node.manifest}: not a readable manifest ({error})") from None
+
+    @cached_property
+    def _ignore(self) -> Any:
+        from dvc.repo import Repo
+
+        with Repo(str(self.folder)) as repo:
+            return repo.dvcignore
+
+    def files(self, path: str) -> list[str]:
+        """Names of the files in a folder as DVC sees it (.dvcignore left out), relative to it, sorted."""
+        from dvc.fs import LocalFileSystem
+
+        root, names = str(self.folder / path), []
+        for here, _, found in self._ignore.walk(LocalFileSystem(), root):
+            names += [os.path.relpath(os.path.join(here, name), root).replace(os.sep, "/") for name in found]
+        return sorted(names)
+
+    def file_md5(self, place: Path) -> str:
+        """MD5 of a file's bytes; several checks ask, and weights are read once."""
+        if place not in self._hashed:
+            self._hashed[place] = file_hash(place)
+        return self._hashed[place]
+
+    def md5(self, path: str) -> str | None:
+        """The md5 that DVC would record for what lies there now; None where nothing does."""
+        place = self.folder / path
+        if place.is_dir():
+            # Opening a pipe would wait for ever; a link to nothing has no content. Neither was ever an output.
+            names = {name: place / name for name in self.files(path)}
+            return dvc_hash({name: self.file_md5(p) if p.is_file() else NO_FILE for name, p in names.items()})
+        return self.file_md5(place) if place.is_file() else None
+
+    def tree_hash(self, path: str) -> str | None:
+        """`larpo.hashing.tree_hash`, which manifests hold, of what lies there now; None where nothing does."""
+        place = self.folder / path
+        if not place.exists():
+            return None
+        if place.is_file():
+            return self.file_md5(place)
+        files = sorted(p for p in place.rglob("*") if p.is_file())
+        return tree_hash_of({p.relative_to(place).as_posix(): self.file_md5(p) for p in files})
+
+    @cached_property
+    def evaluated(self) -> list[tuple[str, str]]:
+        """Every benchmark with every policy that is measured on it."""
+        return [(b, p) for b in self.params.benchmarks for p in self.params.evaluate.policies]
+
+    @cached_property
+    def licence(self) -> str | None:
+        """Name of the repository's licence file."""
+        return next(iter(sorted(p.name for p in self.folder.glob("LICEN[CS]E*") if p.is_file())), None)
+
+    @cached_property
+    def cache(self) -> Path:
+        """DVC's cache of this project."""
+        return Path(dvc(self.folder, "cache", "dir"))
+
+    def object(self, md5: str) -> Path:
+        """Where the cache keeps what has that hash."""
+        return self.cache / "files" / "md5" / md5[:2] / md5[2:]
+
+    def cached(self, md5: str) -> Path | None:
+        """The cache's object of that hash, if it is there and really has it."""
+        place = self.object(md5)
+        return place if place.is_file() and file_hash(place) == md5.removesuffix(".dir") else None
+
+    def listing(self, entry: Entry) -> dict[str, str] | None:
+        """File name → md5 of a folder as it was recorded: from the cache, or put together of what nodes made in it;
+        None where neither is known."""
+        if (place := self.cached(entry.md5)) is not None:
+            return {e["relpath"]: e["md5"] for e in json.loads(place.read_text("utf-8"))}
+        if entry.path in self.producer:
+            return None
+        found: dict[str, str] = {}
+        for node in self.nodes:
+            for path, out in node.outs.items():
+                if path.startswith(f"{entry.path}/"):
+                    name = path[len(entry.path) + 1 :]
+                    inside = self.listing(out) if out.md5.endswith(".dir") else {"": out.md5}
+                    found |= {f"{name}/{n}" if n else name: md5 for n, md5 in (inside or {}).items()}
+        return found if dvc_hash(found) == entry.md5 else None
+
+
+@contextmanager
+def open_run(project: Path, run: str | None) -> Iterator[AuditedRun]:
+    """A run by its folder, a pack's file, a Git revision of `project` or an experiment's name; None: `project` itself.
+
+    A pack is opened in a temporary folder. A revision is checked out, with its data from the project's cache, in a
+    clone that is removed afterwards.
+    """
+    if run is None or (Path(run) / "dvc.yaml").is_file():
+        yield AuditedRun(project if run is None else run)
+        return
+    if Path(run).is_file():
+        from larpo.audit.pack.unpack import open_pack
+
+        with open_pack(Path(run)) as folder:
+            yield AuditedRun(folder)
+        return
+    commit = find_commit(project, run)
+    top = Path(git(project, "rev-parse", "--show-toplevel"))
+    clone = project / AUDITS / commit[:12]
+    shutil.rmtree(clone, ignore_errors=True)
+    clone.parent.mkdir(parents=True, exist_ok=True)
+    (project / AUDITS.parent / ".gitignore").write_text("*\n", "utf-8")
+    try:
+        # --shared: the experiment's commit is under no branch, so it would not be copied.
+        git(project, "clone", "--shared", "--quiet", "--no-checkout", str(top), str(clone))
+        git(clone, "checkout", "--quiet", "--detach", commit)
+        folder = clone / project.resolve().relative_to(top.resolve())
+        dvc(folder, "config", "--local", "cache.dir", dvc(project, "cache", "dir"))
+        try:
+            dvc(folder, "checkout", "--force")
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[-200:]
+            raise UserError(f"{run}: its data is not in the cache ({reason}); fetch it with `dvc fetch`") from None
+        yield AuditedRun(folder)
+    finally:
+        shutil.rmtree(clone, ignore_errors=True)
+
+
+def find_commit(project: Path, run: str) -> str:
+    """Commit of a revision or of an experiment's name."""
+    refs = git(project, "for-each-ref", "--format=%(refname)", "refs/exps", check=False).splitlines()
+    experiments = {r.rsplit("/", 1)[-1]: r for r in refs if not r.startswith("refs/exps/exec/")}
+    name = experiments.get(run, run)
+    commit = git(project, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}", check=False)
+    if not commit:
+        raise UserError(
+            f"{run}: no folder with a dvc.yaml, no Git revision and no experiment"
+            + (nearest(run, list(experiments)) if experiments else "; `dvc exp show` lists experiments")
+        )
+    return commit

@@ -1,0 +1,260 @@
+"""A pack opened again, on a machine that never saw the run: a project with its history, its outputs and a DVC cache.
+
+The pack is a stranger's. Nothing in it is executed, no name leads out of the folder, and what is not as its checksums
+and dvc.lock say is refused before the folder appears.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from larpo.audit.open import LOCK, LockedNode, read_lock
+from larpo.audit.pack.bundle import clone_bundle, run_git
+from larpo.audit.pack.crate import METADATA
+from larpo.audit.pack.write import BUNDLE, CHECKSUMS, FORMAT, PACK, README
+from larpo.errors import UserError
+from larpo.hashing import dvc_hash, dvc_object
+
+TOP = frozenset({PACK, README, METADATA, BUNDLE, CHECKSUMS})
+BELOW = ("run", "audit")
+KEPT = Path(".larpo/pack")
+"""Where pack.json and the sender's audit lie in an unpacked run."""
+# Git's and DVC's own folders are made here and never taken from a pack.
+OWN = frozenset({".git", ".dvc", ".larpo"})
+# What a commit may hold in .dvc/: a cache or config.local from there would be believed.
+COMMITTED_DVC = frozenset({"config", ".gitignore", "plots"})
+ALREADY = "expected a folder that does not exist or is empty"
+
+
+@dataclass
+class Unpacked:
+    """The run's folder, and what it lacks."""
+
+    folder: Path
+    commit: str
+    files: int
+    facts: dict[str, Any]
+    absent: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        left = {x["path"] for x in self.facts["left_out"]}
+        told = [f"not in the pack: {p}" + (" (left out by its sender)" if p in left else "") for p in self.absent]
+        told += [f"needed to run again: {x['path']} ({x['why']})" for x in self.facts["needed"]]
+        told += [f"uncommitted when it was packed: {path}" for path in self.facts["uncommitted"]]
+        return [*told, f"{self.folder}: commit {self.commit[:12]}, {self.files} files, every byte as dvc.lock says"]
+
+
+@contextmanager
+def open_pack(file: Path) -> Iterator[Path]:
+    """The folder of the run in a pack, unpacked for as long as the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="larpo-pack-") as scratch:
+        yield unpack(file, Path(scratch) / "run").folder
+
+
+def unpack(file: Path, folder: Path) -> Unpacked:
+    """Open a pack as the new `folder`, which appears whole or not at all.
+
+    Raises
+    ------
+    UserError
+        Not a pack, a name that leads elsewhere, or bytes that are not what checksums or dvc.lock say.
+    """
+    folder = Path(os.path.abspath(folder))
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise UserError(f"{folder}: {ALREADY}")
+    if not file.is_file():
+        raise UserError(f"{file}: not found; expected a file that `larpo pack` made")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        try:
+            members = _extract(file, scratch / "members")
+        except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+            raise UserError(f"{file}: not a pack, or damaged ({error})") from None
+        facts = _facts(file, scratch / "members")
+        clone_bundle(scratch / "members" / BUNDLE, scratch / "clone", facts["commit"])
+        project = scratch / "clone" / facts["folder"]
+        _check_project(project, scratch / "clone", facts)
+        absent = _place(scratch / "members", members, project, facts)
+        _keep(scratch / "members", members, project)
+        os.replace(scratch / "clone", folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Unpacked(folder / facts["folder"], facts["commit"], len(members), facts, absent)
+
+
+def check_name(name: str) -> PurePosixPath:
+    """A member's name as a path below the pack's top.
+
+    Raises
+    ------
+    UserError
+        Absolute, with `..`, into .git, .dvc or .larpo, or nothing that a pack holds.
+    """
+    parts = name.split("/")
+    strange = any(ord(c) < 32 or c in "\\\x7f" for c in name) or any(0xD800 <= ord(c) < 0xE000 for c in name)
+    if (
+        not name
+        or strange
+        or len(name) > 1000
+        or any(part in ("", ".", "..") or part.rstrip(" .") != part for part in parts)
+    ):
+        raise UserError(f"{name!r}: not a name that a pack may hold")
+    known = name in TOP if len(parts) == 1 else parts[0] in BELOW
+    if not known or OWN & {part.casefold() for part in parts} or any(len(part) > 255 for part in parts):
+        raise UserError(f"{name!r}: not a name that a pack may hold")
+    return PurePosixPath(name)
+
+
+def _extract(file: Path, target: Path) -> dict[str, str]:
+    """Write the members below `target`; name → md5. Each has the sha256 that the pack's list says."""
+    md5s: dict[str, str] = {}
+    sums: dict[str, str] = {}
+    with tarfile.open(file, "r:") as tar:
+        for member in tar:
+            # Not `extract`: nothing but plain bytes is wanted, whatever kind, owner or mode a member says it has.
+            if not member.isreg() or member.issparse():
+                raise UserError(f"{file}: {member.name!r} is not a plain file; a pack holds nothing else")
+            place = target / check_name(member.name)
+            if member.name in md5s:
+                raise UserError(f"{file}: {member.name!r} is in it twice")
+            md5, sha = hashlib.md5(), hashlib.sha256()
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with open(place, "xb") as out:
+                    source = tar.extractfile(member)
+                    while block := source.read(1 << 20):
+                        out.write(block)
+                        md5.update(block)
+                        sha.update(block)
+            except (FileExistsError, NotADirectoryError):
+                raise UserError(f"{file}: {member.name!r} collides with another name in it") from None
+            md5s[member.name], sums[member.name] = md5.hexdigest(), sha.hexdigest()
+    if CHECKSUMS not in sums or PACK not in sums or BUNDLE not in sums:
+        raise UserError(f"{file}: not a pack, or cut short ({CHECKSUMS}, {PACK} or {BUNDLE} is missing)")
+    try:
+        lines = (target / CHECKSUMS).read_text("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: {CHECKSUMS} is damaged") from None
+    stated = {name: sha for sha, _, name in (line.partition("  ") for line in lines)}
+    for name in [*stated, *sums]:
+        if name != CHECKSUMS and stated.get(name) != sums.get(name):
+            why = "missing" if name not in sums else "not in its list" if name not in stated else "damaged"
+            raise UserError(f"{file}: {name} is {why} (by {CHECKSUMS}); ask for the file again")
+    return md5s
+
+
+def _facts(file: Path, members: Path) -> dict[str, Any]:
+    """pack.json, with the kinds of values that are read from it."""
+    try:
+        facts = json.loads((members / PACK).read_text("utf-8"))
+        if facts["format"] != FORMAT:
+            raise UserError(f"{file}: format {facts['format']!r}, expected {FORMAT!r}; use the larpo that made it")
+        kinds = {"commit": str, "folder": str, "left_out": list, "needed": list, "uncommitted": list}
+        wrong = [key for key, kind in kinds.items() if not isinstance(facts[key], kind)]
+        for row in facts["left_out"]:
+            wrong += [] if isinstance(row["path"], str) and isinstance(row["files"], dict) else ["left_out"]
+        wrong += [] if all({"path", "why"} <= set(row) for row in facts["needed"]) else ["needed"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: {PACK} is not what `larpo pack` writes ({error})") from None
+    if wrong:
+        raise UserError(f"{file}: {PACK}: {wrong[0]} is not what `larpo pack` writes")
+    if facts["folder"]:
+        check_name(f"run/{facts['folder']}")
+    return facts
+
+
+def _check_project(project: Path, clone: Path, facts: dict[str, Any]) -> None:
+    """The commit has a DVC project where pack.json says, with nothing of DVC's but its configuration."""
+    if not (project / ".dvc").is_dir():
+        raise UserError(f"commit {facts['commit'][:12]}: no .dvc folder in {facts['folder'] or 'its top'}")
+    prefix = f"{facts['folder']}/" if facts["folder"] else ""
+    for path in run_git(clone, "ls-files", "-z").decode("utf-8", "replace").split("\0"):
+        inside = path.removeprefix(f"{prefix}.dvc/")
+        if (inside != path and inside.split("/")[0] not in COMMITTED_DVC) or path.split("/")[0] == ".larpo":
+            raise UserError(f"commit {facts['commit'][:12]}: holds {path}, which would be believed; not opened")
+
+
+def _place(members: Path, md5s: dict[str, str], project: Path, facts: dict[str, Any]) -> list[str]:
+    """Move run/ into the project and fill its cache; returns outputs of dvc.lock that are not in the pack.
+
+    Every output has to have the hash of dvc.lock.
+    """
+    lock = members / "run" / LOCK
+    nodes = read_lock(lock) if lock.is_file() else {}
+    if not nodes:
+        raise UserError(f"run/{LOCK}: not in the pack")
+    objects, absent = _objects(nodes, {name[4:]: md5 for name, md5 in md5s.items() if name.startswith("run/")})
+    for left in facts["left_out"]:  # their files' hashes are known all the same
+        if left["path"] in absent and left["files"]:
+            objects[dvc_hash(left["files"])] = dvc_object(left["files"])
+    cache = project / ".dvc/cache/files/md5"
+    for md5, content in objects.items():
+        place = cache / md5[:2] / md5[2:]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            place.write_bytes(content)
+        else:
+            shutil.copyfile(members / "run" / content, place)
+        place.chmod(0o444)
+    _configure(project)
+    for name in md5s:
+        if name.startswith("run/"):
+            target = project / name[4:]
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(members / name, target)
+            except OSError as error:  # a file of the commit where a folder is needed, or the reverse
+                raise UserError(f"{name}: does not fit the commit ({error.strerror})") from None
+            target.chmod(0o644)
+    return absent
+
+
+def _objects(nodes: dict[str, LockedNode], found: dict[str, str]) -> tuple[dict[str, bytes | str], list[str]]:
+    """md5 → content, or path below run/, of what the cache has to hold; and outputs that are not in the pack."""
+    objects: dict[str, bytes | str] = {}
+    absent = []
+    for node in nodes.values():
+        for path, entry in node.outs.items():
+            inside = {name[len(path) + 1 :]: md5 for name, md5 in found.items() if name.startswith(f"{path}/")}
+            if path not in found and not inside:
+                absent.append(path)
+                continue
+            listing = inside if entry.md5.endswith(".dir") else {}
+            md5 = dvc_hash(listing) if listing else found.get(path)
+            if md5 != entry.md5:
+                raise UserError(f"{path} of {node.name}: not what {LOCK} records (expected {entry.md5}, found {md5})")
+            if listing:
+                objects[md5] = dvc_object(listing)
+            objects |= {found[p]: p for p in ([f"{path}/{name}" for name in listing] or [path])}
+    return objects, absent
+
+
+def _configure(project: Path) -> None:
+    """DVC's cache lies in the project, whatever the committed configuration says."""
+    from dvc.dirs import site_cache_dir
+
+    lines = ["[core]", "    analytics = false", f"    site_cache_dir = {site_cache_dir()}"]
+    lines += ["[cache]", "    dir = cache", '    type = "reflink,copy"']
+    (project / ".dvc/config.local").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def _keep(members: Path, md5s: dict[str, str], project: Path) -> None:
+    kept = project / KEPT
+    kept.mkdir(parents=True)
+    (project / KEPT.parent / ".gitignore").write_text("*\n", "utf-8")
+    for name in md5s:
+        if name == PACK or name.startswith("audit/"):
+            target = kept / name
+            target.parent.mkdir(exist_ok=True)
+            shutil.move(members / name, target)

@@ -1,0 +1,1 @@
+"""Nodes executed again, in a clean clone."""

@@ -1,0 +1,45 @@
+"""Nodes that ask a judge, executed again without asking: from the recorded answers or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import yaml
+
+from larpo.audit.open import PARAMS
+from larpo.benchmarks import build_benchmark
+from larpo.config.sections import JudgeParams
+from larpo.load import Params
+
+NOBODY = "http://recorded.invalid/v1"  # a name that no server ever has (RFC 2606)
+
+
+def judge_of(params: Params, node: str) -> JudgeParams | None:
+    """The judge that `evaluate@POLICY-BENCHMARK` asks, and for which `generate@POLICY-BENCHMARK` wants a key."""
+    kind, _, key = node.partition("@")
+    name = key.partition("-")[2]
+    if kind not in ("evaluate", "generate") or name not in params.benchmarks:
+        return None
+    return getattr(build_benchmark(params, name), "judge", None)
+
+
+def recorded_answers(folder: Path) -> Path | None:
+    """The store of judgements: the run's own, else the one that LARPO_JUDGEMENTS names."""
+    places = [folder / "judgements", *([Path(p)] if (p := os.environ.get("LARPO_JUDGEMENTS")) else [])]
+    return next((place for place in places if any(place.glob("*.jsonl"))), None)
+
+
+def without_asking(answers: Path, store: Path, folder: Path) -> None:
+    """Copy the answers to `store`, and let every judge in the params.yaml of `folder` be on a server that needs a key
+    and does not exist: a request that the store does not answer is then refused before it is sent. An answer's key
+    holds the judge's model and the request, not the server."""
+    from larpo.audit.rerun.clone import copy
+
+    for file in answers.glob("*.jsonl"):
+        copy(file, store / file.name)
+    path = folder / PARAMS
+    raw = yaml.safe_load(path.read_text("utf-8"))
+    for judge in (raw.get("judges") or {}).values():
+        judge["base_url"] = NOBODY
+    path.write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), "utf-8")

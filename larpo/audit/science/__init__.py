@@ -1,0 +1,1 @@
+"""The run's numbers computed again from its own tables."""

@@ -1,0 +1,238 @@
+"""AlpacaEval's win rates from annotations, by the package's own code, without a network.
+
+An annotation says which of two outputs a judge prefers: `preference` between 1 (the baseline's, output_1) and 2 (the
+model's, output_2), 0 or 1.5 for a draw. Length control (Dubois et al. 2024) fits a logistic model of the preference
+on the difference of lengths, the instruction's difficulty and the model, and predicts it at equal lengths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from larpo.benchmarks import hub_file, read_rows
+from larpo.errors import UserError
+
+HUB = "tatsu-lab/alpaca_eval"
+GAMED = ["index", "std_delta_len", "instruction_difficulty", "preference", "not_gamed_baseline"]
+UPSTREAM = "df_gamed.csv of the hub dataset tatsu-lab/alpaca_eval"
+
+
+def win_rates(
+    annotations: pd.DataFrame,
+    df_gamed: str | Path | None = None,
+    instruction_difficulty: str | Path | None = None,
+    positions: list[int] | None = None,
+) -> dict[str, Any]:
+    """Win rate, length-controlled win rate and standard errors, in percent.
+
+    Parameters
+    ----------
+    annotations
+        Columns preference (null: not annotated; left out, and counted), output_1, output_2; instruction where
+        `positions` has to be found.
+    df_gamed
+        The two gamed baselines that length control is regularised to: columns index, std_delta_len,
+        instruction_difficulty, preference, not_gamed_baseline. None: the package's own file, from the hub's cache or
+        the hub.
+    instruction_difficulty
+        index and instruction_difficulty; replaces that column of `df_gamed`.
+    positions
+        Each row's index in AlpacaEval, which its difficulty is kept under. None: found by the instruction.
+
+    Returns
+    -------
+    win_rate, standard_error, discrete_win_rate, n_wins, n_wins_base, n_draws, n_total (as
+    `alpaca_eval.metrics.get_winrate`), n_missing; length_controlled_winrate and lc_standard_error (as
+    `get_length_controlled_winrate`, the rows in AlpacaEval's order: the folds of its cross-validation follow it), or
+    `length_control` with the reason why there are none.
+
+    Raises
+    ------
+    UserError
+        A file or column is missing, an instruction is unknown or stands twice, or no row has a preference.
+    """
+    if not annotations["preference"].notna().any():
+        raise UserError("annotations: no row has a preference; expected a number from 1 to 2")
+    from alpaca_eval.metrics import get_winrate
+
+    frame = annotations.reset_index(drop=True)
+    with _quiet():
+        found = {k: _plain(v) for k, v in get_winrate(frame).items()}
+    found["n_missing"] = int(frame["preference"].isna().sum())
+    try:
+        df_gamed = df_gamed or hub_file(HUB, "df_gamed.csv", "df_gamed")
+    except UserError as error:
+        return found | {"length_control": f"not computed: {error}"}
+    gamed = _gamed(df_gamed, instruction_difficulty)
+    frame.index = pd.Index(find_positions(frame, set(gamed["index"])) if positions is None else positions)
+    if unknown := set(frame.index) - set(gamed["index"]):
+        raise UserError(f"{df_gamed}: no row for index {min(unknown)}, which an annotated instruction has")
+    # The package reads an index off the rows' labels; a constant name stands in where rows name no generator.
+    frame = frame.rename_axis("index").sort_index(kind="stable")
+    frame = {"generator_1": "baseline", "generator_2": "model"} | frame.to_dict("series")
+    frame = pd.DataFrame(frame)
+    itself = (frame["generator_1"] == frame["generator_2"]).all()
+    if not itself and not (frame["output_1"].str.len() - frame["output_2"].str.len()).std() > 0:
+        return found | {"length_control": "not computed: all outputs differ from the baseline's by the same length"}
+    with _quiet(), _offline(gamed) as module:
+        # Nothing is saved here: the package would keep its weights beside its code.
+        controlled = module.get_length_controlled_winrate(
+            frame, save_weights_dir=None, is_add_glm_preference_inplace=False, is_warn_extreme_changes=False
+        )
+    names = ("length_controlled_winrate", "lc_standard_error")
+    return {name: _plain(controlled[name]) for name in names} | found
+
+
+def _plain(value: Any) -> int | float | None:
+    """A Python number; None for the standard error of a single row."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if value != value else value
+
+
+def _read_csv(path: str | Path, columns: list[str]) -> pd.DataFrame:
+    if not Path(path).is_file():
+        raise UserError(f"{path}: not found; expected {UPSTREAM} or a file with its columns")
+    try:
+        frame = pd.read_csv(path)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable CSV file ({str(error).splitlines()[0]})") from None
+    if missing := [c for c in columns if c not in frame]:
+        raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
+    return frame
+
+
+def _gamed(path: str | Path, difficulty: str | Path | None) -> pd.DataFrame:
+    """The gamed baselines' rows, with the difficulty from a file of its own where one is named."""
+    if difficulty is None:
+        return _read_csv(path, GAMED)
+    frame = _read_csv(path, [c for c in GAMED if c != "instruction_difficulty"])
+    values = _read_csv(difficulty, ["index", "instruction_difficulty"]).set_index("index")["instruction_difficulty"]
+    frame["instruction_difficulty"] = frame["index"].map(values)
+    if frame["instruction_difficulty"].isna().any():
+        row = int(frame["instruction_difficulty"].isna().to_numpy().argmax())
+        raise UserError(f"{difficulty}: no difficulty for index {frame['index'].iloc[row]} of {path}")
+    return frame
+
+
+def instruction_order() -> dict[str, int]:
+    """Digest → index of AlpacaEval's 805 instructions, which annotations do not carry."""
+    digests = (Path(__file__).parent / "order.txt").read_text("ascii").split()
+    return {d: i for i, d in enumerate(digests)}
+
+
+def instruction_digest(text: str) -> str:
+    return hashlib.sha256(text.strip().encode("utf-8")).hexdigest()[:12]
+
+
+def find_positions(frame: pd.DataFrame, known: set[int], instructions: list[str] | None = None) -> list[int]:
+    """Each row's index: that of its instruction among `instructions`, by default among AlpacaEval's 805.
+
+    Where those that are known stand at their own places and there is a row for each of the `known` indices, the others
+    (no instruction, or a changed one) are taken to stand at theirs.
+    """
+    texts = frame["instruction"].tolist() if "instruction" in frame else [None] * len(frame)
+    if instructions is None:
+        order = instruction_order()
+        found = [order.get(instruction_digest(t)) if isinstance(t, str) else None for t in texts]
+        if len(frame) == len(known) and all(f in (None, i) for i, f in zip(sorted(known), found, strict=True)):
+            return sorted(known)
+        if all(f is None for f in found):
+            raise UserError(
+                f"annotations: {len(frame)} rows without AlpacaEval's instructions, but {len(known)} have a "
+                "difficulty; length control needs to know which these are: name the instructions' file by data"
+            )
+    else:
+        order = {}
+        for i, text in enumerate(instructions):
+            order.setdefault(text, i)
+        found = [order.get(t) for t in texts]
+    rows: dict[int, int] = {}
+    for row, (index, text) in enumerate(zip(found, texts, strict=True)):
+        if index is None:
+            where = "AlpacaEval's; name its file by data" if instructions is None else "those of the data file"
+            raise UserError(f"annotations, row {row}: instruction {str(text)[:60]!r} is not among {where}")
+        if index in rows:
+            raise UserError(
+                f"annotations, row {row}: the instruction of row {rows[index]} again ({str(text)[:60]!r}); expected "
+                "one annotation of each"
+            )
+        rows[index] = row
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the package's remarks on rows that are counted here, and its libraries' on its own calls."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def _offline(gamed: pd.DataFrame) -> Iterator[Any]:
+    """The package's module for length control, reading our copy where it would ask the hub."""
+    from alpaca_eval.metrics import glm_winrate
+
+    fetch = glm_winrate.hf_hub_download
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "df_gamed.csv"
+        # The package takes an instruction's difficulty from the row whose number is the instruction's index.
+        turn = gamed.groupby("index").cumcount()
+        gamed = gamed.assign(model="gamed", turn=turn).sort_values(["turn", "index"], kind="stable")
+        gamed[["model", *GAMED]].to_csv(path, index=False)
+        glm_winrate.hf_hub_download = lambda **_: str(path)
+        try:
+            yield glm_winrate
+        finally:
+            glm_winrate.hf_hub_download = fetch
+
+
+def read_annotations(path: str | Path) -> pd.DataFrame:
+    """Annotations as AlpacaEval publishes them: rows with instruction, output_1, output_2 and preference."""
+    return check_annotations(read_rows(path, "annotations with instruction, output_1, output_2 and preference"), path)
+
+
+def check_annotations(rows: list[dict[str, Any]], path: str | Path) -> pd.DataFrame:
+    """Rows as a table; names the first that is no annotation. Preferences that lie between 0 and 1 (the share that the
+    model's output wins) are put on the package's scale from 1 to 2."""
+    for i, row in enumerate(rows):
+        value = row.get("preference")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        missing = "preference" in row and (value is None or value != value)
+        if not missing and not (number and 0 <= value <= 2):
+            raise UserError(f"{path}, row {i}: preference: expected a number from 1 to 2 or null, found {value!r}")
+        for key in ("output_1", "output_2"):
+            # Where a generation failed there is neither an output nor a preference.
+            if not isinstance(row.get(key), str) and not (missing and row.get(key) is None):
+                raise UserError(f"{path}, row {i}: expected text under {key!r}, found {row.get(key)!r}")
+    frame = pd.DataFrame(rows)
+    for key in ("output_1", "output_2"):
+        frame[key] = frame[key].astype(object).where(frame[key].notna(), "") if key in frame else ""
+    models = frame["generator_2"].dropna().unique() if "generator_2" in frame else []
+    if len(models) > 1:
+        raise UserError(f"{path}: outputs of {len(models)} models ({models[0]}, {models[1]}, …); expected those of one")
+    preference = pd.to_numeric(frame["preference"])
+    shares = preference.between(0.001, 0.999)
+    if shares.any():
+        if (preference > 1).any():
+            row = int(shares.to_numpy().argmax())
+            raise UserError(
+                f"{path}, row {row}: preference: {preference[row]:g} is on a scale from 0 to 1, others are above 1; "
+                "expected one scale, from 1 (baseline) to 2 (model)"
+            )
+        preference += 1
+    return frame.assign(preference=preference)

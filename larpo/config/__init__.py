@@ -1,0 +1,1 @@
+"""Parameters: what may stand in params.yaml, by shape alone."""

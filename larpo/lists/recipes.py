@@ -1,0 +1,219 @@
+"""Candidate lists Y_x (Section 3.3): from every scored response of a prompt to the ordered list.
+
+A recipe is data: how many positives from the top, how many negatives from the bottom. `lists.positive` and
+`lists.negatives` say where they come from (docs/lists.md); negatives of other prompts are `larpo.lists.negatives`.
+Everything here works on whole tables at once; no Python loop runs over rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from larpo.errors import UserError
+from larpo.hashing import seed_of
+from larpo.lists.negatives import Related, draw
+from larpo.load import ListsParams
+
+MARGIN = 1.0
+"""A response to another prompt is worth so much less than the list's last positive: what a rule takes from a wrong
+answer, whose rank it shares."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How many of a prompt's ranked responses enter its list.
+
+    `top` positives from the best downwards, `bottom` negatives from the worst upwards: a number, the parameter of that
+    name, or all that the other leaves (`half`: the upper half; of a separate pool: all of it). `at_random` draws
+    within the correct and the incorrect ones instead of ranking by reward.
+    """
+
+    top: Literal["top", "half"] | int
+    bottom: Literal["bottom", "rest"] | int
+    at_random: bool = False
+
+    def counts(self, params: ListsParams) -> tuple[int | None, int | None]:
+        """(positives, negatives); None where no number is named."""
+        top = {"top": params.top, "half": None}.get(self.top, self.top)
+        return top, {"bottom": params.bottom, "rest": None}.get(self.bottom, self.bottom)
+
+
+RECIPES: dict[str, Recipe] = {
+    "top_rest": Recipe("top", "rest"),  # Table 3: contrastive, top-1 against the rest
+    "top_bottom": Recipe("top", "bottom"),  # Table 2: contrastive top-1, bottom-3; LambdaRank, ListMLE top-2, bottom-2
+    "best_worst": Recipe(1, 1),  # Table 4: iterative DPO on the best and the worst of the merged list
+    "random_correct_incorrect": Recipe(1, 1, at_random=True),  # Table 6: one of each, drawn at random
+    "all": Recipe("half", "rest"),  # every candidate, ranked
+}
+
+
+def positives_of(params: ListsParams) -> str:
+    """`lists.positive`; a recipe that draws correct against incorrect ranks neither."""
+    return "correct" if RECIPES[params.recipe].at_random and params.positive == "ranked" else params.positive
+
+
+def responses_needed(params: ListsParams) -> int:
+    """Smallest number of sampled responses per prompt from which the recipe can make a list."""
+    top, bottom = (1 if count is None else count for count in RECIPES[params.recipe].counts(params))
+    return top * (params.positive != "gold") + bottom * (params.negatives == "own")
+
+
+def check_sources(params: ListsParams, name: str) -> None:
+    """Refuse recipes that ask for more, or for another number, than their sources have. `name` is the file."""
+    top, bottom = RECIPES[params.recipe].counts(params)
+    if params.positive == "gold" and (top or 1) > 1:
+        raise UserError(f"{name}: lists.top: {top}, but a prompt has one gold solution; expected 1 with positive=gold")
+    if params.negatives != "own" and bottom is None:
+        raise UserError(
+            f"{name}: lists.recipe: {params.recipe} takes all the rest, but other prompts' responses are without "
+            f"number; with negatives={params.negatives} expected a recipe that counts its negatives, such as top_bottom"
+        )
+
+
+@dataclass(frozen=True)
+class Built:
+    """The lists and where every prompt without one went."""
+
+    lists: pd.DataFrame  # a `lists` table
+    dropped_responses: dict[str, int]  # reason → rows
+    dropped_prompts: dict[str, int]  # reason → prompts
+
+
+def tie_break(response_ids: pd.Series, seed: int) -> np.ndarray:
+    """(N,) uint64 keys that order responses of equal reward: a seeded hash of the id, so that neither
+    position nor iteration decides a tie."""
+    key = f"{seed_of('tie', seed):016x}"[:16]
+    return pd.util.hash_array(response_ids.to_numpy(dtype=object), hash_key=key, categorize=False)
+
+
+def build_lists(candidates: pd.DataFrame, params: ListsParams, seed: int, related: Related | None = None) -> Built:
+    """Order each prompt's candidates by falling reward and apply the recipe.
+
+    Parameters
+    ----------
+    candidates
+        A `candidates` table that holds the memory window only (the caller picks the iterations).
+    seed
+        Decides ties, the random recipe and the draw of other prompts' responses.
+    related
+        Similarity of the prompts; needed for negatives=related.
+
+    Returns
+    -------
+    Built
+        `lists` sorted by prompt, then rank. A prompt makes no list, and is counted, when it has fewer positives or
+        negatives than the recipe names, or when they are not apart: ranked, when all chosen rewards are equal (equal
+        rewards state no preference); else, when a positive's reward is not above every negative's.
+    """
+    recipe, positive = RECIPES[params.recipe], positives_of(params)
+    dropped: dict[str, int] = {}
+
+    def keep(frame: pd.DataFrame, mask: np.ndarray | pd.Series, reason: str) -> pd.DataFrame:
+        if count := int((~mask).sum()):
+            dropped[reason] = count
+        return frame[mask]
+
+    columns = ["prompt_id", "response_id", "iteration", "reward", "correct", "token_ids", "finish_reason", "origin"]
+    frame = candidates[columns]
+    frame = frame.assign(gold=frame["origin"] == "gold")
+    if positive != "gold":
+        frame = keep(frame, ~frame["gold"], "gold")
+    if params.truncated == "drop":
+        frame = keep(frame, frame["finish_reason"] != "length", "truncated")
+    frame = keep(frame, frame["token_ids"].map(len) > 0, "empty")
+    if positive == "correct" or (positive == "gold" and params.negatives == "own"):
+        frame = keep(frame, frame["correct"].notna() | frame["gold"], "not_verifiable")
+    tokens = frame["token_ids"].map(lambda ids: np.asarray(ids, np.int32).tobytes())
+    frame = frame.assign(tie=tie_break(frame["response_id"], seed), tokens=tokens)
+    if params.unique:
+        # The newest of identical responses stays: its text is as likely under the current policy, and
+        # its id is the one that this iteration's sampling recorded. A gold solution goes before a sample of it.
+        # Their rewards differ only where the reward is not deterministic; then the best stays, whatever the seed.
+        order = ["gold", "iteration", "reward", "tie"]
+        frame = frame.sort_values(order, ascending=[False, False, False, True], kind="stable")
+        frame = keep(frame, ~frame.duplicated(["prompt_id", "tokens"]), "identical")
+    order = 0.0 if recipe.at_random else frame["reward"]
+    frame = frame.assign(order=order).sort_values(
+        ["prompt_id", "order", "tie"], ascending=[True, False, True], kind="stable"
+    )
+    prompts = candidates["prompt_id"].unique()
+    if positive == "ranked" and params.negatives == "own":
+        chosen, lost = _one_pool(frame, recipe, params, prompts)
+    else:
+        chosen, lost = _two_pools(frame, recipe, params, prompts, positive, seed, related)
+    chosen = chosen.assign(rank=chosen.groupby("prompt_id", sort=False).cumcount())
+    return Built(
+        chosen[["prompt_id", "rank", "response_id", "reward", "role"]].reset_index(drop=True),
+        dropped,
+        {reason: count for reason, count in lost.items() if count},
+    )
+
+
+def _one_pool(
+    frame: pd.DataFrame, recipe: Recipe, params: ListsParams, prompts: np.ndarray
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Positives and negatives are the two ends of one ranking."""
+    top, bottom = recipe.counts(params)
+    group = frame.groupby("prompt_id", sort=False)
+    rank, size = group.cumcount().to_numpy(), group["response_id"].transform("size").to_numpy()
+    enough = size >= responses_needed(params)
+    above = (size + 1) // 2 if top is None else top
+    positive, negative = rank < above, rank >= (above if bottom is None else size - bottom)
+    chosen = frame.assign(role=np.where(positive, "positive", "negative"))[(positive | negative) & enough]
+    rewards = chosen.groupby("prompt_id", sort=False)["reward"]
+    apart = (rewards.transform("max") > rewards.transform("min")).to_numpy(dtype=bool)
+    usable, lists = chosen["prompt_id"].nunique(), chosen[apart]
+    return lists, {
+        "too_few_candidates": len(prompts) - usable,
+        "all_rewards_equal": usable - lists["prompt_id"].nunique(),
+    }
+
+
+def _two_pools(
+    frame: pd.DataFrame,
+    recipe: Recipe,
+    params: ListsParams,
+    prompts: np.ndarray,
+    positive: str,
+    seed: int,
+    related: Related | None,
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Positives and negatives come from different responses: gold, correct, incorrect, or those of other prompts."""
+    top, bottom = recipe.counts(params)
+    correct = (frame["correct"].astype(float) == 1.0).to_numpy()
+    sampled = frame[~frame["gold"]]
+    best = {"gold": frame[frame["gold"]], "correct": frame[correct & ~frame["gold"]], "ranked": sampled}[positive]
+    positives = _counted(best.groupby("prompt_id", sort=False).head(len(frame) if top is None else top), top)
+    with_positives = positives["prompt_id"].nunique()
+    if params.negatives == "own":
+        wrong = frame[~correct & ~frame["gold"] & frame["prompt_id"].isin(positives["prompt_id"])]
+        taken = wrong.groupby("prompt_id", sort=False).tail(len(frame) if bottom is None else bottom)
+    else:
+        floor = positives.groupby("prompt_id")["reward"].min() - MARGIN
+        taken = draw(positives, sampled, bottom, seed, related if params.negatives == "related" else None)
+        taken = taken.assign(reward=taken["prompt_id"].map(floor).astype(float))
+    negatives = _counted(taken, bottom)
+    positives = positives[positives["prompt_id"].isin(negatives["prompt_id"])]
+    lowest = positives.groupby("prompt_id")["reward"].min()
+    highest = negatives.groupby("prompt_id")["reward"].max().reindex(lowest.index)
+    apart = lowest.index[lowest > highest]
+    lists = pd.concat([positives.assign(role="positive"), negatives.assign(role="negative")], ignore_index=True)
+    lists = lists[lists["prompt_id"].isin(apart)].sort_values(
+        ["prompt_id", "reward", "tie"], ascending=[True, False, True], kind="stable"
+    )
+    return lists, {
+        "too_few_positives": len(prompts) - with_positives,
+        "too_few_negatives": with_positives - len(lowest),
+        "positive_not_above_negatives": len(lowest) - len(apart),
+    }
+
+
+def _counted(rows: pd.DataFrame, count: int | None) -> pd.DataFrame:
+    """Rows of the prompts that have as many as asked for."""
+    if count is None:
+        return rows
+    return rows[(rows.groupby("prompt_id", sort=False)["prompt_id"].transform("size") == count).to_numpy(dtype=bool)]

@@ -1,0 +1,1 @@
+"""Weights and tokenizers: where they come from, how they are loaded."""

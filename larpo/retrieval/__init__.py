@@ -1,0 +1,1 @@
+"""Dense retrieval (Figure 2a)."""

@@ -1,0 +1,1 @@
+"""Where texts come from: prompts, preference pairs, worked sums."""

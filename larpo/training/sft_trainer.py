@@ -1,0 +1,71 @@
+"""Supervised fine-tuning: −log π(y*|x) of reference responses, the direct retriever training of the paper's Section 2.
+
+    loss = −Σ log π(y*_t | x, y*_<t) / (response tokens of the whole optimizer step)
+
+The prompt's tokens are read, not learnt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from larpo.training.trainer import WarmTrainer
+
+IGNORED = -100  # transformers' label of a token that is not learnt
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a prompt and of its reference response, end token included."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    learnt: bool = True
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+class ExampleDataset(Dataset):
+    """The examples; index -1 is one whose labels do not count (`larpo.training.trainer.PaddedOrder`)."""
+
+    def __init__(self, examples: list[Example]):
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index] if index >= 0 else replace(self.examples[0], learnt=False)
+
+
+class Collator:
+    """[Example, …] → input_ids, attention_mask, labels, each (B, T), padded on the right."""
+
+    def __init__(self, pad: int):
+        self.pad = pad
+
+    def __call__(self, examples: list[Example]) -> dict[str, Tensor]:
+        shape = (len(examples), max(map(len, examples)))
+        ids, labels = torch.full(shape, self.pad), torch.full(shape, IGNORED)
+        mask = torch.zeros(shape, dtype=torch.long)
+        for row, example in enumerate(examples):
+            start, end = len(example.prompt_ids), len(example)
+            ids[row, :end] = torch.tensor(example.prompt_ids + example.response_ids)
+            if example.learnt:
+                labels[row, start:end] = ids[row, start:end]
+            mask[row, :end] = 1
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+class SFTTrainer(WarmTrainer):
+    """The Trainer's own loss, a mean over the response tokens of the step; accumulation keeps that mean."""
+
+    def __init__(self, model, args, examples: list[Example], pad: int, **kwargs):
+        super().__init__(
+            model=model, args=args, train_dataset=ExampleDataset(examples), data_collator=Collator(pad), **kwargs
+        )

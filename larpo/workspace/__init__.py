@@ -1,0 +1,1 @@
+"""This folder under Git and DVC: the only room that knows them."""

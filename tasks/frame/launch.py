@@ -1,0 +1,47 @@
+"""A node in several processes: the command starts itself again through Accelerate's launcher.
+
+`train.launch: configs/fsdp-8x80gb.yaml` makes `python -m tasks.train 1` what `accelerate launch --config_file
+configs/fsdp-8x80gb.yaml -m tasks.train 1` is, so that dvc.yaml has one command for one GPU and for many.
+"""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+from larpo.errors import UserError
+from tasks.frame.lock import end_with_parent
+
+
+def launched(config: str | None, module: str, *arguments: str) -> bool:
+    """Run `python -m MODULE ARGUMENTS` in the processes that an Accelerate configuration describes.
+
+    Returns
+    -------
+    True once they are done; False, and nothing is started, where there is no configuration or where this process is
+    itself one of several.
+
+    Raises
+    ------
+    UserError
+        The configuration is not what Accelerate expects.
+    typer.Exit
+        A process failed; with its exit status, so that bad input is told from a crash here too.
+    """
+    if config is None:
+        return False
+    if "LOCAL_RANK" in os.environ:
+        # Not even kill -9 of the launcher leaves processes behind that a second run would meet in its scratch.
+        end_with_parent()
+        return False
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        launch_command(launch_command_parser().parse_args(["--config_file", config, "--module", module, *arguments]))
+    except ChildFailedError as error:
+        raise typer.Exit(error.get_first_failure()[1].exitcode) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"params.yaml: train.launch: {config}: {' '.join(str(error).split())[:200]}") from None
+    return True

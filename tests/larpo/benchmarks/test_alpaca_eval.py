@@ -1,0 +1,230 @@
+"""AlpacaEval's win rates: by hand, against the package's own, on files as they are published."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from larpo.benchmarks import build_benchmark, score_file
+from larpo.benchmarks.alpaca_eval.benchmark import as_scores
+from larpo.benchmarks.alpaca_eval.scores import win_rates
+from larpo.errors import UserError
+from tests.conftest import ROOT
+from tests.larpo.benchmarks.test_held_out import params
+
+DATA = ROOT.parent / "shared/data/alpaca_eval"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="AlpacaEval's data is not beside the checkout")
+
+
+def annotations(preferences: list[float | None]) -> pd.DataFrame:
+    n = len(preferences)
+    return pd.DataFrame(
+        {
+            "instruction": [f"i{i}" for i in range(n)],
+            "output_1": ["x" * (10 + 3 * (i % 4)) for i in range(n)],
+            "output_2": ["y" * (10 + i % 7) for i in range(n)],
+            "preference": preferences,
+        }
+    )
+
+
+def test_win_rate_by_hand():
+    """Preferences 1, 2, 1.5, 1.8 and one missing: wins 0, 1, 0.5, 0.8; mean 2.3/4 = 57.5 %. Deviations −0.575, 0.425,
+    −0.075, 0.225: squares 0.5675, variance 0.189167, standard error √(0.189167/4) = 21.747 points. A draw counts a half
+    among the wins that are counted whole: (0 + 1 + 0.5 + 1)/4 = 62.5 %."""
+    found = win_rates(annotations([1.0, 2.0, 1.5, 1.8, None]))
+    assert found["win_rate"] == pytest.approx(57.5)
+    assert found["standard_error"] == pytest.approx(21.747, abs=1e-3)
+    assert found["discrete_win_rate"] == pytest.approx(62.5)
+    assert (found["n_wins"], found["n_wins_base"], found["n_draws"], found["n_total"]) == (2, 1, 1, 4)
+    assert found["n_missing"] == 1
+    assert "df_gamed.csv" in found["length_control"]
+    assert "length_controlled_winrate" not in found
+    json.dumps(found)
+    alone = win_rates(annotations([2.0]))
+    assert (alone["win_rate"], alone["standard_error"]) == (100.0, None), "JSON knows no NaN"
+    assert as_scores(alone)["win_rate"] == {"value": 1.0, "low": 0.0, "high": 1.0}
+
+
+def published(tmp_path, rows: pd.DataFrame, name: str = "annotations.json"):
+    path = tmp_path / name
+    path.write_text(rows.to_json(orient="records"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def real() -> pd.DataFrame:
+    """The reference's outputs against shortened ones of the same model, with preferences that favour length: a
+    known law in the place of a judge."""
+    rows = json.loads((DATA / "gpt4_1106_preview_model_outputs.json").read_text())
+    frame = pd.DataFrame(
+        {
+            "instruction": [r["instruction"] for r in rows],
+            "output_1": [r["output"] for r in rows],
+            "output_2": [r["output"][: 40 + (37 * i) % 3000] for i, r in enumerate(rows)],
+        }
+    )
+    delta = frame["output_1"].str.len() - frame["output_2"].str.len()
+    frame["preference"] = 1 + 1 / (1 + np.exp(np.tanh(delta / delta.std()) * 1.5 + 0.4))
+    return frame
+
+
+LENGTH = {
+    "df_gamed": str(DATA / "df_gamed_surrogate.csv"),
+    "instruction_difficulty": str(DATA / "instruction_difficulty.csv"),
+}
+
+
+@needs_data
+def test_length_control_is_the_packages_own(tmp_path, real):
+    """The package's functions fed with the same frames by hand give the same number, and at equal lengths the law says
+    1 / (1 + e^0.4) = 40.1 %; the win rate, pulled down by shorter outputs, is lower."""
+    from alpaca_eval.metrics import glm_winrate as g
+
+    found = score_file("alpaca_eval", published(tmp_path, real), **LENGTH)
+    gamed = pd.read_csv(LENGTH["df_gamed"]).drop(columns="model")
+    frame = real.copy()
+    delta = frame["output_1"].str.len() - frame["output_2"].str.len()
+    own = pd.DataFrame(
+        {
+            "preference": frame["preference"] - 1,
+            "index": range(len(frame)),
+            "std_delta_len": delta / delta.std(),
+            "instruction_difficulty": gamed.drop_duplicates("index")["instruction_difficulty"].to_numpy(),
+            "not_gamed_baseline": True,
+        }
+    )
+    at_equal_length = own[["instruction_difficulty", "not_gamed_baseline"]].assign(std_delta_len=0)
+    train, test = g.make_dmatrix_for_model(
+        pd.concat([gamed, own]), at_equal_length, formula=g.GLM_INFO["length_controlled_v1"]["formula"]
+    )
+    weight = pd.concat([gamed, own])["not_gamed_baseline"].map({True: 1.0, False: 0.1})
+    model = g.fit_LogisticRegressionCV(train, "preference", sample_weight=weight, n_splits=5)
+    expected = 100 * model.predict_proba(test)[:, 1].mean()
+    assert found["length_controlled_winrate"] == pytest.approx(expected, abs=1e-6)
+    assert found["length_controlled_winrate"] == pytest.approx(100 / (1 + math.exp(0.4)), abs=3)
+    assert found["win_rate"] < found["length_controlled_winrate"]
+    assert next(iter(found["scores"])) == "lc_win_rate"
+
+
+@needs_data
+def test_moved_missing_and_changed_rows_keep_their_difficulty(tmp_path, real):
+    """Instructions are known by their text: in any order the same figures to the last bit; of 700 rows the 700
+    difficulties; and where every other stands at its place, one whose text was changed stands at its own."""
+    whole = score_file("alpaca_eval", published(tmp_path, real), **LENGTH)
+    moved = published(tmp_path, real.sample(frac=1, random_state=3), "moved.json")
+    assert score_file("alpaca_eval", moved, **LENGTH) == whole
+    assert score_file("alpaca_eval", moved, data=str(DATA / "instructions.jsonl"), **LENGTH) == whole
+    only = {"df_gamed": LENGTH["df_gamed"]}
+    assert score_file("alpaca_eval", moved, **only) == whole, "its own column of difficulties is the same"
+    changed = real.assign(instruction=real["instruction"].where(real.index != 5, "changed"))
+    assert score_file("alpaca_eval", published(tmp_path, changed, "changed.json"), **LENGTH) == whole
+    unnamed = published(tmp_path, real.drop(columns="instruction"), "unnamed.json")
+    assert score_file("alpaca_eval", unnamed, **LENGTH) == whole
+    part = real.sample(n=700, random_state=1)
+    some = score_file("alpaca_eval", published(tmp_path, part, "part.json"), **LENGTH)
+    in_order = score_file("alpaca_eval", published(tmp_path, part.sort_index(), "in_order.json"), **LENGTH)
+    assert some["n_total"] == 700
+    assert some == in_order
+    assert some["length_controlled_winrate"] == pytest.approx(whole["length_controlled_winrate"], abs=3)
+    null = real.assign(preference=real["preference"].where(real.index % 50 != 0))
+    found = score_file("alpaca_eval", published(tmp_path, null, "null.json"), **LENGTH)
+    assert (found["n_missing"], found["n_total"]) == (17, 788)
+    assert found["length_controlled_winrate"] == pytest.approx(whole["length_controlled_winrate"], abs=1)
+    # The gamed baselines' rows in any order.
+    gamed = pd.read_csv(LENGTH["df_gamed"])
+    order = gamed.sort_values(["index", "model"]).index
+    gamed.loc[order].to_csv(tmp_path / "gamed.csv", index=False)
+    found = score_file("alpaca_eval", moved, df_gamed=str(tmp_path / "gamed.csv"))
+    assert found["length_controlled_winrate"] == pytest.approx(whole["length_controlled_winrate"], abs=1e-9)
+    for rows, words in (
+        (real.drop(columns="instruction").iloc[:700], r"700 rows without AlpacaEval's instructions.*by data"),
+        (pd.concat([real, real.iloc[:1]]), r"row 805: the instruction of row 0 again"),
+        (changed.iloc[::-1], r"row 799: instruction 'changed' is not among AlpacaEval's"),
+    ):
+        with pytest.raises(UserError, match=words):
+            score_file("alpaca_eval", published(tmp_path, rows, "bad.json"), **LENGTH)
+
+
+@needs_data
+def test_rows_as_published(tmp_path, real):
+    """All columns of a published file, NaN as Python writes it, a failed generation, and shares instead of 1 to 2."""
+    rows = real.assign(
+        generator_1="gpt4_1106_preview", generator_2="m", dataset="koala", annotator="weighted_alpaca_eval_gpt4_turbo",
+        raw_completion=[{"logprobs": None}] * len(real), time_per_example=0.5,
+    ).to_dict("records")  # fmt: skip
+    rows[3] |= {"preference": float("nan")}
+    rows[4] |= {"preference": None, "output_2": None, "raw_completion": None}
+    path = tmp_path / "published.json"
+    path.write_text(json.dumps(rows, indent=4))
+    assert "NaN" in path.read_text()
+    found = score_file("alpaca_eval", path, **LENGTH)
+    assert (found["n_total"], found["n_missing"], found["items"]) == (803, 2, 805)
+    kept = [r["preference"] for i, r in enumerate(rows) if i not in (3, 4)]
+    assert found["win_rate"] == pytest.approx(100 * (np.mean(kept) - 1), abs=1e-9)
+    assert 0 < found["length_controlled_winrate"] < 100
+    shares = [r | {"preference": None if r["preference"] is None else r["preference"] - 1} for r in rows]
+    path.write_text(json.dumps(shares))
+    again = score_file("alpaca_eval", path, **LENGTH)
+    assert again["win_rate"] == pytest.approx(found["win_rate"], abs=1e-9)
+    assert again["length_controlled_winrate"] == pytest.approx(found["length_controlled_winrate"], abs=1e-6)
+    # The baseline against itself: a draw, as the package has it.
+    itself = real.assign(generator_1="b", generator_2="b", output_2=real["output_1"], preference=1.5)
+    found = score_file("alpaca_eval", published(tmp_path, itself), **LENGTH)
+    assert (found["win_rate"], found["length_controlled_winrate"], found["n_draws"]) == (50.0, 50.0, 805)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"output_1": "a", "output_2": "b", "preference": 3}], ["row 0", "preference", "found 3"]),
+        ([{"output_1": "a", "output_2": "b"}], ["row 0", "preference"]),
+        ([{"output_1": "a", "preference": 1}], ["row 0", "output_2"]),
+        ([{"output_1": "a", "output_2": "b", "preference": None}], ["no row has a preference"]),
+        ([{"output_1": "a", "output_2": None, "preference": 1}], ["row 0", "output_2"]),
+        ([{"output_1": "a", "output_2": "b", "preference": p} for p in (1.5, 0.4)], ["row 1", "0.4", "one scale"]),
+        (
+            [{"output_1": "a", "output_2": "b", "preference": 1, "generator_2": g} for g in "xy"],
+            ["outputs of 2 models (x, y"],
+        ),
+    ],
+)  # fmt: skip
+def test_bad_annotations(tmp_path, rows, words):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(rows))
+    with pytest.raises(UserError) as caught:
+        score_file("alpaca_eval", path)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+    path.write_text(json.dumps([{"output_1": "a", "output_2": "b", "preference": 1}]))
+    with pytest.raises(UserError, match=r"absent\.csv: not found"):
+        score_file("alpaca_eval", path, df_gamed=str(tmp_path / "absent.csv"))
+
+
+@needs_data
+def test_recomputing_needs_no_instructions_and_no_network(tmp_path, real):
+    """The benchmark with its data on the hub, which is out of reach here: items and evaluations suffice."""
+    entry = {
+        "benchmark": "alpaca_eval", "generate": {"max_new_tokens": 9}, "judge": "j", "options": LENGTH,
+    }  # fmt: skip
+    bench = build_benchmark(params(benchmarks={"ae": entry}, judges={"j": {"model": "x"}}), "ae")
+    with pytest.raises(UserError, match=r"benchmarks\.NAME\.\S+: cannot fetch \S+\.json of .*name a local copy"):
+        bench.items()
+    chosen = real.sample(n=300, random_state=2)
+    frame = pd.DataFrame(
+        {
+            "prompt_id": [f"p{i}" for i in chosen.index],
+            "messages": [[{"role": "user", "content": t}] for t in chosen["instruction"]],
+            "answer": chosen["output_1"], "text": chosen["output_2"], "n_tokens": 1, "finish_reason": "stop",
+            "parsed": [f"{p:.6f}" for p in chosen["preference"]],
+        }
+    )  # fmt: skip
+    items = pd.DataFrame({"prompt_id": frame["prompt_id"], "meta": [json.dumps({"index": i}) for i in chosen.index]})
+    found = bench.aggregate(items, frame)
+    direct = score_file("alpaca_eval", published(tmp_path, chosen), **LENGTH)
+    assert found["scores"]["lc_win_rate"]["value"] == pytest.approx(direct["scores"]["lc_win_rate"]["value"], abs=1e-5)

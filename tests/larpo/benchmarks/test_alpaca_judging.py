@@ -1,0 +1,215 @@
+"""AlpacaEval's judges through a real server: order, parsers, a small model that judges, faults, resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pandas as pd
+import pytest
+
+from larpo.benchmarks import build_benchmark
+from larpo.benchmarks.alpaca_eval.benchmark import judge_pairs
+from larpo.benchmarks.judge import JudgeClient
+from larpo.errors import UserError
+from larpo.load import JudgeParams
+from tests.chat_server import ChatServer
+from tests.larpo.benchmarks.test_held_out import params
+
+
+def outputs_in(body: dict) -> tuple[str, str]:
+    """The two outputs as the judge's prompt shows them, m's first."""
+    return tuple(re.findall(r'"output": """(.*?)"""', body["messages"][-1]["content"], re.DOTALL))
+
+
+def prefers_longer(body: dict) -> dict:
+    """A judge with logprobs: P(m) is a logistic function of the difference of lengths."""
+    m, other = outputs_in(body)
+    p = 1 / (1 + math.exp(-(len(m) - len(other)) / 5))
+    top = [
+        {"token": "m", "logprob": math.log(p), "bytes": None},
+        {"token": "M", "logprob": math.log(1 - p), "bytes": None},
+    ]
+    content = [{"token": "m", "logprob": math.log(p), "bytes": None, "top_logprobs": top}]
+    return {"message": {"role": "assistant", "content": "m"}, "logprobs": {"content": content}}
+
+
+PAIRS = pd.DataFrame(
+    {
+        "instruction": [f"Say {i}." for i in range(12)],
+        "output_1": "base",
+        "output_2": ["b" * (i + 1) for i in range(12)],
+    }
+)
+
+
+def judge(server: ChatServer, folder) -> JudgeClient:
+    return JudgeClient(JudgeParams(model="judge", base_url=server.url, attempts=2), folder, "test", pause=0.01)
+
+
+def test_preference_follows_the_outputs_whichever_stands_first(tmp_path):
+    """P(the model's is better) = σ((len_2 − 4)/5) in both orders; some pairs are shown the other way round."""
+    with ChatServer(prefers_longer) as server:
+        found = judge_pairs(PAIRS, judge(server, tmp_path), "weighted_alpaca_eval_gpt4_turbo")
+        first = [outputs_in(b)[0] == "base" for b in server.bodies]
+        body = server.bodies[0]
+    expected = [1 + 1 / (1 + math.exp(-((i + 1) - 4) / 5)) for i in range(12)]
+    assert found["preference"].tolist() == pytest.approx(expected, abs=1e-9)
+    assert 0 < sum(first) < 12
+    assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 5)
+    assert [m["role"] for m in body["messages"]] == ["system", "user"]
+    assert all(json.loads(j)["model"] == "judge" for j in found["judgement"])
+    with ChatServer(lambda body: 1 / 0) as dead:
+        again = judge_pairs(PAIRS, judge(dead, tmp_path), "weighted_alpaca_eval_gpt4_turbo")
+        assert dead.bodies == []
+    pd.testing.assert_frame_equal(again, found)
+
+
+def test_an_unreadable_judgement_loses_no_other(tmp_path):
+    def sometimes(body: dict) -> dict:
+        if "bbbb" in body["messages"][-1]["content"] and "bbbbb" not in body["messages"][-1]["content"]:
+            return {"message": {"role": "assistant", "content": "Neither"}, "logprobs": None}
+        return prefers_longer(body)
+
+    with ChatServer(sometimes) as server:
+        found = judge_pairs(PAIRS, judge(server, tmp_path), "weighted_alpaca_eval_gpt4_turbo")
+    assert found["preference"].isna().tolist() == [i == 3 for i in range(12)]
+    assert "Neither" in found["judgement"][3]
+
+
+def test_a_ranking_judge(tmp_path):
+    def ranks(body: dict) -> str:
+        text = body["messages"][-1]["content"]
+        first, second = re.findall(r'"answer": """(.*?)"""', text, re.DOTALL)
+        better = len(first) > len(second)
+        return str([{"model": "model_1", "rank": 1 if better else 2}, {"model": "model_2", "rank": 2 if better else 1}])
+
+    pairs = PAIRS[PAIRS["output_2"].str.len() != 4]
+    with ChatServer(ranks) as server:
+        found = judge_pairs(pairs, judge(server, tmp_path), "alpaca_eval_llama3_70b_fn")
+    assert found["preference"].tolist() == [1, 1, 1, *[2] * 8]
+
+
+def test_a_judge_that_calls_a_function(tmp_path):
+    def calls(body: dict) -> dict:
+        first, second = re.findall(r'"output": """(.*?)"""', body["messages"][-1]["content"], re.DOTALL)
+        order = ["m", "M"] if len(first) > len(second) else ["M", "m"]
+        ranks = {"ordered_models": [{"model": name, "rank": i} for i, name in enumerate(order, 1)]}
+        function = {"name": body["tool_choice"]["function"]["name"], "arguments": json.dumps(ranks)}
+        call = {"id": "c", "type": "function", "function": function}
+        return {"message": {"role": "assistant", "content": None, "tool_calls": [call]}}
+
+    pairs = PAIRS[PAIRS["output_2"].str.len() != 4]
+    with ChatServer(calls) as server:
+        found = judge_pairs(pairs, judge(server, tmp_path), "alpaca_eval_gpt4_turbo_fn")
+        assert server.bodies[0]["tools"][0]["function"]["name"] == "make_partial_leaderboard"
+    assert found["preference"].tolist() == [1, 1, 1, *[2] * 8]
+
+
+def test_the_benchmark_from_items_to_scores(tmp_path, monkeypatch):
+    """Four instructions; the model's answers are longer by 5 characters: each wins with σ(1) = 73.1 %."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LARPO_JUDGEMENTS", str(tmp_path / "judgements"))
+    rows = [{"instruction": f"Do {i}", "output": "base"} for i in range(4)]
+    (tmp_path / "reference.json").write_text(json.dumps(rows))
+    (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps({"instruction": r["instruction"]}) for r in rows))
+    with ChatServer(prefers_longer) as server:
+        entry = {
+            "benchmark": "alpaca_eval", "generate": {"max_new_tokens": 9}, "data": str(tmp_path / "asked.jsonl"),
+            "judge": "j", "options": {"reference": str(tmp_path / "reference.json")},
+        }  # fmt: skip
+        some = params(benchmarks={"ae": entry}, judges={"j": {"model": "judge", "base_url": server.url}})
+        bench = build_benchmark(some, "ae")
+        items = bench.items()
+        assert items["messages"][2] == [{"role": "user", "content": "Do 2"}]
+        outputs = pd.DataFrame(
+            {"prompt_id": items["prompt_id"][::-1].tolist(), "temperature": 0.0, "sample": -1, "turn": 0,
+             "text": "b" * 9, "n_tokens": 9, "finish_reason": "stop"}
+        )  # fmt: skip
+        frame = outputs.join(bench.score(items, outputs)).merge(items[["prompt_id", "messages", "answer"]])
+        found = bench.aggregate(items, frame)
+    assert frame["score"].tolist() == pytest.approx([1 / (1 + math.exp(-1))] * 4, abs=1e-6)
+    assert found["scores"]["win_rate"]["value"] == pytest.approx(1 / (1 + math.exp(-1)), abs=1e-6)
+    assert (found["items"], found["mean_characters"], found["baseline_mean_characters"]) == (4, 9.0, 4.0)
+    assert (tmp_path / "judgements").is_dir()
+    with ChatServer(lambda body: "m") as server:  # a server without logprobs
+        some = params(benchmarks={"ae": entry}, judges={"j": {"model": "silent", "base_url": server.url}})
+        with pytest.raises(UserError, match=r"can read none of 4 replies of judge j .*such as logprobs"):
+            build_benchmark(some, "ae").score(items, outputs)
+
+
+class SmallModel:
+    """A judge that is a language model: a random two-layer Llama over bytes, which says one of five characters."""
+
+    SAYS = b"mM01 "
+
+    def __init__(self):
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        self.model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                max_position_embeddings=8192, initializer_range=0.5,
+            )
+        ).eval()  # fmt: skip
+
+    def logprobs(self, body: dict) -> dict[str, float]:
+        import torch
+
+        text = "".join(m["content"] for m in body["messages"]).encode()
+        with torch.no_grad():
+            last = self.model(torch.tensor([list(text)])).logits[0, -1, list(self.SAYS)]
+        values = last.double().log_softmax(0).tolist()
+        return dict(sorted(zip(self.SAYS.decode(), values, strict=True), key=lambda pair: -pair[1]))
+
+    def __call__(self, body: dict) -> dict:
+        found = self.logprobs(body)
+        top = [{"token": t, "logprob": p, "bytes": None} for t, p in list(found.items())[: body["top_logprobs"]]]
+        content = [top[0] | {"top_logprobs": top}]
+        return {"message": {"role": "assistant", "content": top[0]["token"]}, "logprobs": {"content": content}}
+
+
+def test_a_real_model_judges_through_faults(tmp_path):
+    """The preference is what the model itself says of m against M, through a rate limit, an error, a dropped
+    connection and a reply that never ends in time; then, from the store, without the model."""
+    model = SmallModel()
+    faults = [{"status": 429, "retry_after": 0.01}, {"status": 500}, {"drop": True}, {"sleep": 3}, {"body": "{}"}]
+    settings = {"model": "small", "attempts": 7, "timeout": 2, "concurrency": 3}
+    with ChatServer(model, faults=faults) as server:
+        client = JudgeClient(JudgeParams(base_url=server.url, **settings), tmp_path, "test", pause=0.01)
+        found = judge_pairs(PAIRS, client, "weighted_alpaca_eval_gpt4_turbo")
+        assert len(server.bodies) == len(PAIRS) + len(faults)
+    expected = {}
+    for body in server.bodies:
+        said = model.logprobs(body)
+        m, other = math.exp(said["m"]), math.exp(said["M"])
+        first, second = outputs_in(body)
+        expected[second if first == "base" else first] = 1 + (other if first == "base" else m) / (m + other)
+    assert found["preference"].tolist() == pytest.approx([expected[o] for o in PAIRS["output_2"]], abs=1e-9)
+    assert found["preference"].nunique() == len(PAIRS)
+    gone = JudgeClient(JudgeParams(base_url=server.url, **settings), tmp_path, "test")
+    pd.testing.assert_frame_equal(judge_pairs(PAIRS, gone, "weighted_alpaca_eval_gpt4_turbo"), found)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"generate": {"max_new_tokens": 9, "samples": 4}}, ["benchmarks.ae.generate", "one greedy output"]),
+        ({"generate": {"max_new_tokens": 9, "refinements": 1}}, ["benchmarks.ae.generate", "one greedy output"]),
+        ({"options": {"reference": "absent.json"}}, ["benchmarks.ae.options.reference", "absent.json", "not found"]),
+        ({"judge": None}, ["benchmarks.ae.judge", "missing"]),
+        ({"annotator": "weighted_alpaca_eval_gpt4_turb"}, ["annotator", "'weighted_alpaca_eval_gpt4_turbo'"]),
+    ],
+)  # fmt: skip
+def test_refusals_before_anything_is_generated(tmp_path, change, words):
+    (tmp_path / "r.json").write_text('[{"instruction": "a", "output": "b"}]')
+    options = {"reference": str(tmp_path / "r.json")} | {k: v for k, v in change.items() if k == "annotator"}
+    entry = {"benchmark": "alpaca_eval", "generate": {"max_new_tokens": 9}, "judge": "j", "options": options}
+    entry |= {k: v for k, v in change.items() if k != "annotator"}
+    with pytest.raises(UserError) as caught:
+        build_benchmark(params(benchmarks={"ae": entry}, judges={"j": {"model": "x"}}), "ae")
+    for word in words:
+        assert word in str(caught.value)

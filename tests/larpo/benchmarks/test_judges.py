@@ -1,0 +1,209 @@
+"""The judge client against a real server on loopback: order, store, faults, kills."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from larpo.benchmarks.judge import JudgeClient, Store
+from larpo.errors import UserError
+from larpo.load import JudgeParams
+from tests.chat_server import ChatServer
+from tests.conftest import ROOT
+
+
+def asks(*texts: str) -> list[dict]:
+    return [{"messages": [{"role": "user", "content": t}], "max_tokens": 4} for t in texts]
+
+
+def echo(body: dict) -> str:
+    return "re: " + body["messages"][-1]["content"]
+
+
+def client(server: ChatServer, store, **settings) -> JudgeClient:
+    settings = {"model": "m/judge", "base_url": server.url, "attempts": 3, "timeout": 5} | settings
+    return JudgeClient(JudgeParams(**settings), store, "test", pause=0.01)
+
+
+def test_order_and_nothing_is_asked_twice(tmp_path):
+    with ChatServer(echo) as server:
+        first = client(server, tmp_path).complete(asks("a", "b", "a", "c"))
+        assert [r["text"] for r in first] == ["re: a", "re: b", "re: a", "re: c"]
+        assert len(server.bodies) == 3, "equal requests are one"
+        again = client(server, tmp_path).complete(asks("c", "a", "d"))
+        assert [r["text"] for r in again] == ["re: c", "re: a", "re: d"]
+        assert len(server.bodies) == 4
+        assert server.bodies[0]["model"] == "m/judge"
+        assert first[0]["usage"]["prompt_tokens"] == 7
+    # The key is not the address: another server of the same judge is not asked either.
+    with ChatServer(lambda body: "other") as moved:
+        assert client(moved, tmp_path).complete(asks("a"))[0]["text"] == "re: a"
+        assert client(moved, tmp_path, model="m/other").complete(asks("a"))[0]["text"] == "other"
+        assert client(moved, tmp_path, options={"seed": 1}).complete(asks("a"))[0]["text"] == "other"
+
+
+def test_requests_run_side_by_side_up_to_the_limit(tmp_path):
+    with ChatServer(echo, delay=0.05) as server:
+        client(server, tmp_path, concurrency=4).complete(asks(*map(str, range(16))))
+        assert server.most_at_once == 4
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 429, "retry_after": 0.05},
+        {"status": 500},
+        {"drop": True},
+        {"sleep": 1.5},
+        {"body": "<html>"},
+        {"body": "null"},
+        {"body": "[]"},
+        {"body": "{}"},
+        {"body": '{"choices": []}'},
+        {"body": '{"choices": [{}]}'},
+    ],
+    ids=[
+        "rate limit",
+        "server error",
+        "dropped",
+        "timeout",
+        "no JSON",
+        "null",
+        "list",
+        "empty",
+        "no choice",
+        "no text",
+    ],
+)
+def test_passing_faults_are_repeated(tmp_path, fault):
+    with ChatServer(echo, faults=[fault, fault]) as server:
+        start = time.monotonic()
+        got = client(server, tmp_path, timeout=0.3, concurrency=1).complete(asks("a"))
+        assert got[0]["text"] == "re: a"
+        assert len(server.bodies) == 3
+        if "retry_after" in fault:
+            assert time.monotonic() - start >= 0.1, "it waits as long as it is told to"
+
+
+def test_pauses_grow_outlast_a_minute_of_rate_limits_and_obey_the_server(tmp_path, monkeypatch):
+    """Six tries with pauses from 1 s: 1 + 2 + 4 + 8 + 16 = 31 s, up to a quarter more; four times that where the rate
+    is limited (the last one 60 s: 4 + 8 + 16 + 32 + 60 = 120); as long as the server asks, but ten minutes at most."""
+    slept: list[float] = []
+    monkeypatch.setattr("larpo.benchmarks.judge.time.sleep", slept.append)
+    with ChatServer(echo) as server:
+        judge = JudgeClient(JudgeParams(model="m", base_url=server.url), tmp_path, "test")
+    for scale, least, most in ((1, 31, 39), (4, 120, 140)):
+        slept.clear()
+        for attempt in range(1, 6):
+            judge._rest(attempt, None, scale)
+        assert slept == sorted(slept)
+        assert least <= sum(slept) <= most
+    slept.clear()
+    for asked in ("90", "9000", "soon"):
+        judge._rest(1, asked)
+    assert slept[:2] == [90, 600]
+    assert 1 <= slept[2] <= 1.25
+
+
+def test_what_came_is_kept_when_others_fail_for_good(tmp_path):
+    """One at a time: a fails at 3 attempts, b and c are answered; the next run asks for a alone."""
+    with ChatServer(echo, faults=[{"status": 503}] * 3) as server:
+        judge = client(server, tmp_path, concurrency=1)
+        with pytest.raises(UserError, match=r"1 of 3 requests failed at each of 3 attempts .*run again") as error:
+            judge.complete(asks("a", "b", "c"))
+        assert "\n" not in str(error.value)
+        assert len(server.bodies) == 5
+        assert client(server, tmp_path).complete(asks("a", "b", "c"))[0]["text"] == "re: a"
+        assert len(server.bodies) == 6
+
+
+def test_a_refusal_is_final_and_names_the_judge(tmp_path):
+    with ChatServer(echo, faults=[{"status": 404, "message": "no such model"}]) as server:
+        with pytest.raises(UserError, match=r"judges\.test: .*refuses 'm/judge': 404 .*no such model"):
+            client(server, tmp_path, concurrency=1).complete(asks("a", "b"))
+        assert len(server.bodies) == 1, "nothing more is sent"
+
+
+def test_a_server_that_is_gone_is_left_early(tmp_path):
+    """60 requests, four at a time: after ten without an answer (and those in flight) no more are sent."""
+    with ChatServer(echo, faults=[{"status": 503}] * 1000) as server:
+        judge = client(server, tmp_path, concurrency=4, attempts=2)
+        with pytest.raises(UserError, match=r"of 60 requests failed .* one after another: the last \d+ were not sent"):
+            judge.complete(asks(*map(str, range(60))))
+        assert 20 <= len(server.bodies) <= 2 * 14
+    gone = JudgeClient(JudgeParams(model="m", base_url=server.url, attempts=1), tmp_path, "gone", pause=0.01)
+    with pytest.raises(UserError, match=r"judge gone: .*Connection error"):
+        gone.complete(asks("a"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ({"status": 400, "code": "content_filter"}, "content_filter"),
+        ({"status": 400, "message": "This model's maximum context length is 8192 tokens"}, "context_length"),
+    ],
+)
+def test_a_request_refused_for_what_it_holds_is_answered_so(tmp_path, fault, reason):
+    """It would be refused again: it has no text, the others have theirs, and nothing is asked a second time."""
+    with ChatServer(echo, faults=[fault]) as server:
+        for _ in range(2):
+            found = client(server, tmp_path, concurrency=1).complete(asks("a", "b"))
+            assert [(r["text"], r["finish_reason"]) for r in found] == [(None, reason), ("re: b", "stop")]
+        assert len(server.bodies) == 2
+
+
+def test_a_key_is_needed_away_from_this_machine(tmp_path, monkeypatch):
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    params = JudgeParams(model="m", base_url="https://judge.invalid/v1", api_key_env="SOME_KEY")
+    with pytest.raises(UserError, match=r"judges\.test\.api_key_env: .*SOME_KEY is not set"):
+        JudgeClient(params, tmp_path, "test").complete(asks("a"))
+    monkeypatch.setenv("SOME_KEY", "secret")
+    with ChatServer(echo) as server:
+        client(server, tmp_path, api_key_env="SOME_KEY").complete(asks("a"))
+        assert server.keys == ["Bearer secret"]
+    assert "secret" not in "".join(p.read_text() for p in tmp_path.iterdir())
+
+
+def test_a_torn_last_line_is_asked_again(tmp_path):
+    store = Store(tmp_path / "j.jsonl")
+    store.add("k1", {}, {"text": "one"})
+    store.add("k2", {}, {"text": "two"})
+    whole = store.path.read_bytes()
+    store.path.write_bytes(whole[:-9])
+    torn = Store(store.path)
+    assert list(torn.replies) == ["k1"]
+    torn.add("k2", {}, {"text": "two"})
+    assert Store(store.path).replies == {"k1": {"text": "one"}, "k2": {"text": "two"}}
+
+
+KILLED = """
+import sys
+from larpo.benchmarks.judge import JudgeClient
+from larpo.load import JudgeParams
+params = JudgeParams(model="m", base_url=sys.argv[1], concurrency=2)
+requests = [{"messages": [{"role": "user", "content": str(i)}]} for i in range(30)]
+print([r["text"] for r in JudgeClient(params, sys.argv[2], "test").complete(requests)])
+"""
+
+
+def test_kill_in_the_middle_asks_only_for_what_is_missing(tmp_path):
+    """SIGKILL after 10 answers: of 30 requests at most the two in flight are sent a second time."""
+    with ChatServer(echo, delay=0.03) as server:
+        command = [sys.executable, "-c", KILLED, server.url, str(tmp_path)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        while server.answered < 10:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(0.2)
+        before = len(server.bodies)
+        assert before < 30
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout.replace("'", '"')) == [f"re: {i}" for i in range(30)]
+        assert 30 <= len(server.bodies) <= 32

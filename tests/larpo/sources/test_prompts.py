@@ -1,0 +1,109 @@
+"""Prompt sets: reproducible draws, disjoint halves, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from larpo.config.sections import TaskParams
+from larpo.errors import UserError
+from larpo.load import PromptsParams
+from larpo.sources.prompts import draw, is_held_out, prompt_id
+
+SUMS = PromptsParams(
+    tasks=[{"name": "chain_sum", "config": {"min_terms": 2, "max_terms": 2, "max_digits": 2}}],
+    per_iteration=8,
+    system="Be brief.",
+)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
+def test_training_and_held_out_prompts_never_meet(one, other):
+    trained, tested = draw(SUMS, 60, one, held_out=False), draw(SUMS, 60, other, held_out=True)
+    last = [{m[-1]["content"] for m in frame["messages"]} for frame in (trained, tested)]
+    assert last[0].isdisjoint(last[1])
+    assert trained["prompt_id"].is_unique and tested["prompt_id"].is_unique
+
+
+def test_a_draw_depends_on_its_seed_alone():
+    assert draw(SUMS, 20, 4, held_out=False).equals(draw(SUMS, 20, 4, held_out=False))
+    assert not draw(SUMS, 20, 4, held_out=False).equals(draw(SUMS, 20, 5, held_out=False))
+
+
+def test_answers_are_right_and_the_system_message_is_first():
+    for messages, answer in draw(SUMS, 40, 0, held_out=False)[["messages", "answer"]].itertuples(index=False):
+        assert [m["role"] for m in messages] == ["system", "user"]
+        expression = messages[1]["content"].split(":")[1].rstrip(" =")
+        assert eval(expression, {}) == int(answer)
+
+
+def test_the_split_ignores_system_message_case_and_spaces():
+    user = {"role": "user", "content": "What is 2 + 3?"}
+    other = {"role": "user", "content": " what  is 2 + 3?"}
+    assert is_held_out(SUMS, [user]) == is_held_out(SUMS, [{"role": "system", "content": "x"}, other])
+    assert prompt_id("a", [user]) != prompt_id("b", [user]) != prompt_id("b", [other])
+
+
+def test_share_of_held_out_prompts():
+    """Of 4000 different texts a share of 0.3 is 1200; the standard deviation is √(4000·0.3·0.7) = 29."""
+    count = sum(is_held_out(SUMS, [{"role": "user", "content": f"question {i}"}]) for i in range(4000))
+    assert abs(count - 1200) < 4 * 29
+
+
+def test_too_few_prompts_is_one_line():
+    few = SUMS.model_copy(update={"tasks": PromptsParams(
+        tasks=[{"name": "chain_sum", "config": {"min_terms": 2, "max_terms": 2, "max_digits": 1}}], per_iteration=1
+    ).tasks})  # fmt: skip
+    with pytest.raises(UserError, match=r"500 training prompts asked for, the source has \d+; ask for fewer"):
+        draw(few, 500, 0, held_out=False)
+
+
+def rows(tmp_path, lines: list[dict]) -> PromptsParams:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    return PromptsParams(source="dataset", dataset=str(path), answer_field="answer", per_iteration=1, held_out=0.5)
+
+
+def test_prompts_from_a_file_of_ones_own(tmp_path):
+    params = rows(tmp_path, [{"prompt": f"Name {i}", "answer": i} for i in range(40)])
+    trained, tested = (
+        sum(is_held_out(params, [{"content": f"Name {i}"}]) is part for i in range(40)) for part in (False, True)
+    )
+    assert trained + tested == 40 and trained and tested
+    frame = draw(params, trained, 0, held_out=False)
+    assert set(frame["answer"]) <= {str(i) for i in range(40)} and frame["source"].eq(params.dataset).all()
+    with pytest.raises(UserError, match="held-out prompts asked for"):
+        draw(params, tested + 1, 0, held_out=True)
+
+
+def test_a_metadata_field_may_be_the_question():
+    """chain_sum keeps `6 + 9` beside "State the final answer to ...: 6 + 9 ="; both have the same answer."""
+    config = SUMS.tasks[0].model_dump()
+    bare = SUMS.model_copy(update={"tasks": [TaskParams(**config | {"question_field": "expression"})]})
+    for messages, answer in draw(bare, 20, 0, held_out=False)[["messages", "answer"]].itertuples(index=False):
+        assert re.fullmatch(r"[0-9]+( [+-] [0-9]+)+", messages[-1]["content"])
+        assert eval(messages[-1]["content"]) == int(answer)
+    wrong = SUMS.model_copy(update={"tasks": [TaskParams(**config | {"question_field": "expresion"})]})
+    with pytest.raises(UserError, match="did you mean 'expression'"):
+        draw(wrong, 1, 0, held_out=False)
+
+
+def test_the_answer_may_stand_inside_a_worked_solution(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"q": "How many?", "a": "2 + 3 = 5\\n#### 1,005 "}\n')
+    params = PromptsParams(
+        source="dataset", dataset=str(path), prompt_field="q", answer_field="a", solution_field="a",
+        answer_pattern="#### (.*)", per_iteration=1, held_out=0,
+    )  # fmt: skip
+    row = draw(params, 1, 0, held_out=False).iloc[0]
+    assert row["answer"] == "1,005" and row["solution"] == "2 + 3 = 5\n#### 1,005 "
+    with pytest.raises(UserError, match="does not match prompts"):
+        draw(params.model_copy(update={"answer_pattern": "@@(.*)"}), 1, 0, held_out=False)
+    for pattern, words in (("####", "a group"), ("(", "regular expression")):
+        with pytest.raises(ValueError, match=words):
+            PromptsParams(per_iteration=1, answer_pattern=pattern)
