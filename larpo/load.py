@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import reprlib
 from pathlib import Path
@@ -40,7 +39,7 @@ from larpo.config.sections import (
     SFTParams,
     TrainParams,
 )
-from larpo.errors import UserError
+from larpo.errors import UserError, nearest
 
 
 class Params(Section):
@@ -195,14 +194,6 @@ class Params(Section):
             return chain[-1:]
         length = {"current": 1, "previous": 2, "all": len(chain)}[self.lists.memory]
         return chain[:length][::-1]
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """`"; did you mean 'x'?"` for the closest known name, or the list of names when none is close."""
-    if not known:
-        return "; there are none"
-    match = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {match[0]!r}?" if match else f"; expected one of {', '.join(sorted(known))}"
 
 
 def policy_key(name: str) -> tuple[int, int, str]:

@@ -23,8 +23,8 @@ from urllib.request import getproxies
 import pandas as pd
 from pydantic import ValidationError
 
-from larpo.errors import UserError
-from larpo.load import BenchmarkParams, Params, Section, nearest
+from larpo.errors import UserError, nearest
+from larpo.load import BenchmarkParams, Params, Section
 
 S = TypeVar("S", bound=Section)
 

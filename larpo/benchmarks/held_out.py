@@ -10,9 +10,9 @@ from pydantic import Field
 
 from larpo.benchmarks import check_ns, parse_options
 from larpo.benchmarks.verifiable import aggregate
-from larpo.errors import UserError
+from larpo.errors import UserError, nearest
 from larpo.hashing import seed_of
-from larpo.load import BenchmarkParams, Params, Section, nearest
+from larpo.load import BenchmarkParams, Params, Section
 from larpo.rewards import REWARDS, build_reward, is_verifiable, penalised, verifiable
 from larpo.sources.prompts import draw
 

@@ -10,8 +10,8 @@ import importlib
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from larpo.errors import UserError
-from larpo.load import EngineParams, nearest
+from larpo.errors import UserError, nearest
+from larpo.load import EngineParams
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from larpo.errors import UserError
-from larpo.load import nearest
+from larpo.errors import UserError, nearest
 
 GIB = 2**30
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from larpo.errors import nearest
 from larpo.lists.recipes import responses_needed
-from larpo.load import nearest
 from larpo.plan.architectures import Architecture
 from larpo.plan.estimates import Sharding, gib, total, training_memory
 from larpo.plan.launch import read_launch

@@ -16,8 +16,7 @@ import pandas as pd
 
 from larpo.config.reward import RewardParams
 from larpo.config.sections import ScoreParams
-from larpo.errors import UserError
-from larpo.load import nearest
+from larpo.errors import UserError, nearest
 
 
 class Reward(Protocol):

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 from pydantic import Field, ValidationError
 
-from larpo.errors import UserError
-from larpo.load import Section, nearest
+from larpo.errors import UserError, nearest
+from larpo.load import Section
 
 
 class Part(Section):

@@ -16,9 +16,8 @@ from pathlib import Path
 import pandas as pd
 
 from larpo.config.sections import SourceParams
-from larpo.errors import UserError
+from larpo.errors import UserError, nearest
 from larpo.hashing import digest, seed_of, unit_interval
-from larpo.load import nearest
 from larpo.sources.careless_sums import sums
 from larpo.tables import readable
 

@@ -15,8 +15,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from larpo.config.overlays import UNREADABLE, StrictLoader, lay_all
 from larpo.config.sections import PolicyName, Section
-from larpo.errors import UserError
-from larpo.load import Params, check_names, nearest, parse_params
+from larpo.errors import UserError, nearest
+from larpo.load import Params, check_names, parse_params
 
 NAME = r"[a-z0-9][a-z0-9_]*"
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=64)]

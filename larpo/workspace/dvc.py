@@ -9,8 +9,7 @@ from typing import Any
 
 import networkx as nx
 
-from larpo.errors import UserError
-from larpo.load import nearest
+from larpo.errors import UserError, nearest
 
 # Nodes that load a model. Two of them on one machine slow each other down, or do not fit.
 HEAVY = frozenset(

@@ -17,9 +17,9 @@ from larpo.benchmarks.alpaca_eval.scores import HUB, check_annotations, find_pos
 from larpo.benchmarks.gsm8k import choose
 from larpo.benchmarks.judge import JudgeClient, store_folder
 from larpo.benchmarks.verifiable import shares
-from larpo.errors import UserError
+from larpo.errors import UserError, nearest
 from larpo.hashing import digest
-from larpo.load import BenchmarkParams, Params, Section, nearest
+from larpo.load import BenchmarkParams, Params, Section
 from larpo.statistics import Z95
 
 

@@ -1,0 +1,79 @@
+"""Things that a parameter names: ours by a short name, anybody's own by a dotted path, imported when they are used.
+
+    REWARDS = Registry("reward", {"exact_match": "larpo.rewards.rules:ExactMatch"})
+    REWARDS.load("exact_match"), REWARDS.load("mypackage.rewards:Mine")
+
+To look a name up imports nothing, so that a wrong one is refused before a library is loaded, and so that to read
+somebody else's parameters runs none of their code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from larpo.errors import ParameterError, one_line, unknown
+
+_OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+class Registry(Mapping[str, str]):
+    """Short names of one kind of thing → `module:object`.
+
+    Parameters
+    ----------
+    what
+        The kind, for errors.
+    entries
+        Ours; a new one is one line here.
+    """
+
+    def __init__(self, what: str, entries: dict[str, str]):
+        self.what, self.entries = what, entries
+
+    def __getitem__(self, name: str) -> str:
+        return self.entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def check(self, name: str, key: str = "") -> None:
+        """Refuse, as the value of the parameter `key`, a name that is neither ours nor the path of an own object."""
+        if name not in self and not is_own(name):
+            raise unknown(key, name, list(self))
+
+    def load(self, name: str, key: str = "") -> Any:
+        """The object of that name.
+
+        Raises
+        ------
+        ParameterError
+            There is no such name, or an own module cannot be imported, or holds no such object.
+        """
+        self.check(name, key)
+        module, _, attribute = self.entries.get(name, name).partition(":")
+        if name in self:
+            return getattr(importlib.import_module(module), attribute)
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except Exception as error:  # noqa: BLE001 - whatever an own module raises when it is imported
+            raise ParameterError(key, f"{self.what} {name}: cannot be loaded ({one_line(error)[:160]})") from None
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is a dotted path, `package.module:object`, of code that is not ours."""
+    return _OWN.fullmatch(name) is not None
+
+
+def own_file(name: str, folder: Path = Path()) -> Path | None:
+    """The file in `folder` that an own object's module is read from; None where it is installed elsewhere. Nothing is
+    imported to find it."""
+    stem = folder.joinpath(*name.partition(":")[0].split("."))
+    return next((p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()), None)
