@@ -16,9 +16,12 @@ from larpo.benchmarks import BENCHMARKS, score_file
 from larpo.errors import UserError, one_line
 
 app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
     help="LARPO: alignment from ranked lists. The pipeline itself is `dvc repro`.",
-)  # fmt: skip
+)
 
 app.command("pack")(pack_command)
 app.command("unpack")(unpack_command)
@@ -195,9 +198,16 @@ def _run_study(name: str, scale: str, seeds: int | None, jobs: int | None, overl
 
 
 def _dry_run(
-    name: str, scale: str, seeds: int | None, overlays: list[Path], gpus: int | None, gpu_memory: float | None,
-    assume: list[str], formulas: bool, as_json: bool,
-) -> int:  # fmt: skip
+    name: str,
+    scale: str,
+    seeds: int | None,
+    overlays: list[Path],
+    gpus: int | None,
+    gpu_memory: float | None,
+    assume: list[str],
+    formulas: bool,
+    as_json: bool,
+) -> int:
     """Print the plan of a study, or a row for each of them (`all`); 1 where something does not fit."""
     from flows import project_folder
     from larpo.plan import Assumptions

@@ -132,10 +132,7 @@ def run_graph(graph: dict[str, GraphNode], folder: Path) -> dict[str, str]:
                 name=node.kind, retries=RETRIES.get(node.kind, 0), retry_delay_seconds=delay
             )
             futures[node.name] = prepared.submit(
-                node.name,
-                runner,
-                slots if node.heavy else None,
-                wait_for=[futures[need] for need in node.needs],
+                node.name, runner, slots if node.heavy else None, wait_for=[futures[need] for need in node.needs]
             )
         wait(list(futures.values()))
     finally:
@@ -278,24 +275,15 @@ def some_server() -> Iterator[str]:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m flows.run",
-        description="Bring the graph of dvc.yaml up to date, without a server.",
+        prog="python -m flows.run", description="Bring the graph of dvc.yaml up to date, without a server."
     )
     parser.add_argument("--iterations", type=int, metavar="N", help="the first N iterations of params.yaml, or more")
     parser.add_argument("--objective", metavar="X", help="in place of train.objective")
     parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        metavar="key=value",
-        help="as for dvc exp run -S; repeatable",
+        "--set", dest="overrides", action="append", metavar="key=value", help="as for dvc exp run -S; repeatable"
     )
     parser.add_argument(
-        "--target",
-        dest="targets",
-        action="append",
-        metavar="NODE",
-        help="a node or a kind of node; repeatable",
+        "--target", dest="targets", action="append", metavar="NODE", help="a node or a kind of node; repeatable"
     )
     return parser.parse_args(arguments)
 

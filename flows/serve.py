@@ -94,11 +94,9 @@ def end_abandoned(url: str) -> list[str]:
     message = "Its worker or server was killed. Run it again: nodes that were finished are up to date."
     with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
         found = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_states))
-            ),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_states))),
             work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])),
-        )  # fmt: skip
+        )
         for run in found:
             client.set_flow_run_state(run.id, Crashed(message=message), force=True)
     return [run.name for run in found]

@@ -90,10 +90,7 @@ def running(home: Path, port: int, ui: bool = True) -> Iterator[subprocess.Popen
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     with log.open("w") as out:
         process = supervise.start(
-            [*command, "--ui" if ui else "--no-ui"],
-            env=environment(home, port),
-            stdout=out,
-            stderr=subprocess.STDOUT,
+            [*command, "--ui" if ui else "--no-ui"], env=environment(home, port), stdout=out, stderr=subprocess.STDOUT
         )
     try:
         deadline = time.monotonic() + START_SECONDS

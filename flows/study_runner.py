@@ -38,9 +38,15 @@ SHARED = ("policy", "sft", "reward", "embed")
 # What a run computes from, beside its parameters. How studies are planned, run and shown does not change a number.
 SOURCES = ("dvc.yaml", "larpo/**/*", "tasks/**/*", "data/samples/**/*")
 NO_SOURCES = (
-    "larpo/studies/", "larpo/plan/", "larpo/config/overlays", "larpo/report/", "larpo/audit/", "larpo/workspace/",
-    "tasks/report.py", "tasks/frame/warm.py",
-)  # fmt: skip
+    "larpo/studies/",
+    "larpo/plan/",
+    "larpo/config/overlays",
+    "larpo/report/",
+    "larpo/audit/",
+    "larpo/workspace/",
+    "tasks/report.py",
+    "tasks/frame/warm.py",
+)
 
 
 class StudyFailed(Exception):
@@ -145,9 +151,13 @@ class Runner:
                 raise StudyFailed("stopped")
             process = supervise.start(
                 [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *nodes],
-                cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
                 errors="replace",
-            )  # fmt: skip
+            )
             self._processes.add(process)
         output = Output("")
         try:

@@ -71,9 +71,12 @@ def unroll(declared: dict[str, Any], params: dict[str, Any]) -> dict[str, Stage]
             stage_name = f"{name}@{suffix}" if suffix else name
             outs = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
             out[stage_name] = Stage(
-                stage_name, str(_filled(stage["cmd"], scope, name)), fill(stage.get("deps", [])),
-                tuple("" if p == "params.yaml:" else p for p in fill(stage.get("params", []))), fill(outs),
-            )  # fmt: skip
+                stage_name,
+                str(_filled(stage["cmd"], scope, name)),
+                fill(stage.get("deps", [])),
+                tuple("" if p == "params.yaml:" else p for p in fill(stage.get("params", []))),
+                fill(outs),
+            )
     return out
 
 

@@ -20,10 +20,14 @@ def main(name: str) -> None:
     items_path, outputs_path = f"data/items/{wanted.benchmark}.parquet", f"data/generate/{which}.parquet"
     scores_path, stem = f"data/evaluate/{which}.parquet", f"data/evaluate/best_of_n-{name}"
     with Node(
-        "best_of_n", name, params, uses=["score", f"best_of_n.{name}"],
-        inputs=[items_path, outputs_path, scores_path, "data/reward"], outputs=[f"{stem}.parquet", f"{stem}.json"],
+        "best_of_n",
+        name,
+        params,
+        uses=["score", f"best_of_n.{name}"],
+        inputs=[items_path, outputs_path, scores_path, "data/reward"],
+        outputs=[f"{stem}.parquet", f"{stem}.json"],
         manifest=f"{stem}.manifest.json",
-    ) as node:  # fmt: skip
+    ) as node:
         outputs = tables.read("outputs", outputs_path)
         samples = outputs[(outputs["sample"] >= 0) & (outputs["turn"] == 0)]
         # The first temperature's samples are the headline, as everywhere.
@@ -43,9 +47,13 @@ def main(name: str) -> None:
         tables.write(frame[tables.SCHEMAS["scored"].names], "scored", node.out(f"{stem}.parquet"))
         points = curve(frame, wanted.ns)
         metrics = {
-            "policy": wanted.policy, "benchmark": wanted.benchmark, "reward": params.score.reward,
-            "items": int(frame["prompt_id"].nunique()), "samples": fewest, "points": points,
-        }  # fmt: skip
+            "policy": wanted.policy,
+            "benchmark": wanted.benchmark,
+            "reward": params.score.reward,
+            "items": int(frame["prompt_id"].nunique()),
+            "samples": fewest,
+            "points": points,
+        }
         write_json(node.out(f"{stem}.json"), metrics)
         for p in points:
             values = [f"{key} {p[key]['value']:.3f}" for key in ("score", "upper", "reward")]

@@ -20,9 +20,14 @@ def main(iteration: str) -> None:
     memory = f"data/candidates/{previous}.parquet"
     out = f"data/candidates/{iteration}.parquet"
     with Node(
-        "candidates", iteration, params, uses=[f"iterations.{iteration}"], inputs=[sample_path, score_path, memory],
-        outputs=[out], manifest=f"data/candidates/{iteration}.manifest.json",
-    ) as node:  # fmt: skip
+        "candidates",
+        iteration,
+        params,
+        uses=[f"iterations.{iteration}"],
+        inputs=[sample_path, score_path, memory],
+        outputs=[out],
+        manifest=f"data/candidates/{iteration}.manifest.json",
+    ) as node:
         responses, rewards = tables.read("responses", sample_path), tables.read("rewards", score_path)
         new = responses.merge(rewards, on="response_id", how="inner", validate="one_to_one")
         if not len(new) == len(responses) == len(rewards):

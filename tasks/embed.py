@@ -19,9 +19,14 @@ def main(name: str) -> None:
     wanted = params.entry("retrieval", name)
     out = f"data/embed/{name}"
     with Node(
-        "embed", name, params, uses=[f"retrieval.{name}"], inputs=[wanted.corpus, wanted.queries], outputs=[out],
+        "embed",
+        name,
+        params,
+        uses=[f"retrieval.{name}"],
+        inputs=[wanted.corpus, wanted.queries],
+        outputs=[out],
         manifest=f"data/embed/{name}.manifest.json",
-    ) as node:  # fmt: skip
+    ) as node:
         queries = read_queries(wanted.queries)
         parts = node.scratch / "parts"
         made = node.scratch / "publish" / out

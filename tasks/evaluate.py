@@ -21,11 +21,14 @@ def main(policy: str, benchmark: str) -> None:
     source, outputs_path = f"data/items/{benchmark}.parquet", f"data/generate/{policy}-{benchmark}.parquet"
     stem = f"data/evaluate/{policy}-{benchmark}"
     with Node(
-        "evaluate", f"{policy}-{benchmark}", params,
+        "evaluate",
+        f"{policy}-{benchmark}",
+        params,
         uses=["score", "judges", f"benchmarks.{benchmark}"],
-        inputs=[source, outputs_path], outputs=[f"{stem}.parquet", f"{stem}.json"],
+        inputs=[source, outputs_path],
+        outputs=[f"{stem}.parquet", f"{stem}.json"],
         manifest=f"{stem}.manifest.json",
-    ) as node:  # fmt: skip
+    ) as node:
         items = tables.read("items", source)
         outputs = tables.read("outputs", outputs_path)
         check_outputs(items, outputs, source, outputs_path)

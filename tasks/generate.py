@@ -32,11 +32,15 @@ def main(policy: str, benchmark: str) -> None:
     # The same seed for every policy: checkpoints meet the same items and the same random draws.
     seed = seed_of(params.seed, "evaluate", benchmark)
     with Node(
-        "generate", f"{policy}-{benchmark}", params,
+        "generate",
+        f"{policy}-{benchmark}",
+        params,
         uses=["seed", "engine", f"benchmarks.{benchmark}.generate"],
-        inputs=[checkpoint, source], outputs=[out],
-        manifest=f"data/generate/{policy}-{benchmark}.manifest.json", seed=seed,
-    ) as node:  # fmt: skip
+        inputs=[checkpoint, source],
+        outputs=[out],
+        manifest=f"data/generate/{policy}-{benchmark}.manifest.json",
+        seed=seed,
+    ) as node:
         items = tables.read("items", source)
         generator = Generator(node, checkpoint, params.engine, seed)
         greedy = Sampling(1, 0.0, wanted.max_new_tokens)

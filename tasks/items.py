@@ -15,9 +15,14 @@ def main(benchmark: str) -> None:
     bench = build_benchmark(params, benchmark)
     out = f"data/items/{benchmark}.parquet"
     with Node(
-        "items", benchmark, params, uses=["seed", "prompts", "score", f"benchmarks.{benchmark}"],
-        inputs=[], outputs=[out], manifest=f"data/items/{benchmark}.manifest.json",
-    ) as node:  # fmt: skip
+        "items",
+        benchmark,
+        params,
+        uses=["seed", "prompts", "score", f"benchmarks.{benchmark}"],
+        inputs=[],
+        outputs=[out],
+        manifest=f"data/items/{benchmark}.manifest.json",
+    ) as node:
         try:
             items = bench.items()
         except UserError as error:

@@ -24,9 +24,15 @@ def main(iteration: str) -> None:
     # One fixed preference set is one draw of lists, the same in every iteration that passes over it.
     seed = seed_of(params.seed, "lists", window[0] if params.lists.memory == "first" else iteration)
     with Node(
-        "lists", iteration, params, uses=["seed", "lists"], inputs=[prompts, source], outputs=[out],
-        manifest=f"data/lists/{iteration}.manifest.json", seed=seed,
-    ) as node:  # fmt: skip
+        "lists",
+        iteration,
+        params,
+        uses=["seed", "lists"],
+        inputs=[prompts, source],
+        outputs=[out],
+        manifest=f"data/lists/{iteration}.manifest.json",
+        seed=seed,
+    ) as node:
         candidates = tables.read("candidates", source)
         inside = candidates[candidates["iteration"].isin([int(s) for s in window])]
         similar = None

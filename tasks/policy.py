@@ -18,9 +18,8 @@ def main() -> None:
     params = load_params()
     out, memory = "data/policy/0", "data/candidates/0.parquet"
     with Node(
-        "policy", "", params, uses=["policy"], inputs=[], outputs=[out, memory],
-        manifest="data/policy/0.manifest.json",
-    ) as node:  # fmt: skip
+        "policy", "", params, uses=["policy"], inputs=[], outputs=[out, memory], manifest="data/policy/0.manifest.json"
+    ) as node:
         facts = fetch_initial_policy(params.policy, node.out(out))
         node.note(**facts, sources=[provenance.model(params.policy.model, params.policy.revision, facts.get("file"))])
         empty = pd.DataFrame(columns=tables.SCHEMAS["candidates"].names)

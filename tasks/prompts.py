@@ -19,9 +19,15 @@ def main(iteration: str) -> None:
     # `draw: same` leaves the iteration out of the seed, so every iteration sees the same prompts.
     seed = seed_of(params.seed, "prompts", iteration if params.prompts.draw == "fresh" else "same")
     with Node(
-        "prompts", iteration, params, uses=["seed", "prompts"], inputs=[], outputs=[out],
-        manifest=f"data/prompts/{iteration}.manifest.json", seed=seed,
-    ) as node:  # fmt: skip
+        "prompts",
+        iteration,
+        params,
+        uses=["seed", "prompts"],
+        inputs=[],
+        outputs=[out],
+        manifest=f"data/prompts/{iteration}.manifest.json",
+        seed=seed,
+    ) as node:
         frame = draw(params.prompts, params.prompts.per_iteration, seed, held_out=False)
         reward = build_reward(params.score.reward, params.score.options)
         if reward.needs_answers and frame["answer"].isna().any():

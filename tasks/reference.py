@@ -29,10 +29,14 @@ def main(iteration: str) -> None:
     lists_path, candidates_path = f"data/lists/{iteration}.parquet", f"data/candidates/{iteration}.parquet"
     out = f"data/reference/{iteration}.parquet"
     with Node(
-        "reference", iteration, params, uses=["reference", f"iterations.{iteration}"],
-        inputs=[policy, lists_path, candidates_path], outputs=[out],
+        "reference",
+        iteration,
+        params,
+        uses=["reference", f"iterations.{iteration}"],
+        inputs=[policy, lists_path, candidates_path],
+        outputs=[out],
         manifest=f"data/reference/{iteration}.manifest.json",
-    ) as node:  # fmt: skip
+    ) as node:
         frame = read_lists(lists_path, candidates_path)
         lists = response_lists(frame)
         sizes = [len(entry.response_ids) for entry in lists]

@@ -141,16 +141,20 @@ def examples(
                 answer=None if pd.isna(answer) else str(answer),
                 responses=[
                     ExampleResponse(
-                        rank=int(r.rank), text=r.text, reward=float(r.reward), role=r.role,
+                        rank=int(r.rank),
+                        text=r.text,
+                        reward=float(r.reward),
+                        role=r.role,
                         temperature=None if pd.isna(r.temperature) else float(r.temperature),
-                        iteration=int(r.iteration), source=r.origin,
+                        iteration=int(r.iteration),
+                        source=r.origin,
                         correct=None if pd.isna(r.correct) else bool(r.correct),
                         truncated=r.finish_reason == "length",
                     )
                     for r in rows.itertuples(index=False)
                 ],
             )
-        )  # fmt: skip
+        )
     return out
 
 
@@ -316,12 +320,16 @@ def write(params: Params, list_hashes: dict[str, str], place: Callable[[str], Pa
     write_csv([{"policy": p.policy, "benchmark": b} | v for b, p, v in flat], header, place(SCORES_CSV))
     curve = [
         {
-            "policy": p.policy, "benchmark": b, "n": r.n, "recall": r.estimate.value,
-            "low": r.estimate.low, "high": r.estimate.high,
+            "policy": p.policy,
+            "benchmark": b,
+            "n": r.n,
+            "recall": r.estimate.value,
+            "low": r.estimate.low,
+            "high": r.estimate.high,
         }
         for b, p, _ in flat
         for r in p.recall
-    ]  # fmt: skip
+    ]
     write_csv(curve, ["policy", "benchmark", "n", "recall", "low", "high"], place(RECALL_CSV))
     training = training_rows(data.iterations)
     names = sorted({name for row in training for name in row} - {"iteration", "step"})
@@ -334,8 +342,8 @@ def main() -> None:
     """Write report/index.html, its scores as JSON and CSV, and the curves that `dvc plots` draws as CSV."""
     params = load_params()
     with Node(
-        "report", "", params, uses=list(Params.model_fields), inputs=inputs(params), outputs=OUTPUTS, manifest=MANIFEST,
-    ) as node:  # fmt: skip
+        "report", "", params, uses=list(Params.model_fields), inputs=inputs(params), outputs=OUTPUTS, manifest=MANIFEST
+    ) as node:
         hashes = {s: node.input_hashes[f"data/lists/{s}.parquet"] for s in params.iterations}
         read, written = write(params, hashes, node.out)
         node.rows(read=read, written=written)

@@ -20,9 +20,14 @@ def main(name: str) -> None:
     wanted = params.entry("retrieval", name)
     vectors, stem = f"data/embed/{name}", f"data/evaluate/retrieval-{name}"
     with Node(
-        "retrieve", name, params, uses=[f"retrieval.{name}"], inputs=[wanted.corpus, wanted.queries, vectors],
-        outputs=[f"{stem}.parquet", f"{stem}.json"], manifest=f"{stem}.manifest.json",
-    ) as node:  # fmt: skip
+        "retrieve",
+        name,
+        params,
+        uses=[f"retrieval.{name}"],
+        inputs=[wanted.corpus, wanted.queries, vectors],
+        outputs=[f"{stem}.parquet", f"{stem}.json"],
+        manifest=f"{stem}.manifest.json",
+    ) as node:
         queries = read_queries(wanted.queries)
         parts = sorted(Path(vectors).glob("passages-*.npy"))
         sizes = [len(read_vectors(p)) for p in parts]

@@ -31,8 +31,8 @@ def main() -> None:
     seed = seed_of(wanted.train.seed, "reward") if wanted.train else None
     inputs = [] if wanted.policy is None else [wanted.start]
     with Node(
-        "reward", "", params, uses=["reward"], inputs=inputs, outputs=[OUT], manifest=f"{OUT}.manifest.json", seed=seed,
-    ) as node:  # fmt: skip
+        "reward", "", params, uses=["reward"], inputs=inputs, outputs=[OUT], manifest=f"{OUT}.manifest.json", seed=seed
+    ) as node:
         if wanted.source is None:
             from larpo.rewards.checkpoint import write_identity
 
@@ -136,8 +136,8 @@ def train(node: Node, params: RewardParams, seed: int) -> tuple[Path, dict, list
         )
     say(f"{node.stage}: {len(kept)} training pairs, {len(held_out)} held out, dropped {dropped or 'none'}")
     trainer = BradleyTerryTrainer(
-        model, args, kept, tokenizer.pad_token_id, processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)],
-    )  # fmt: skip
+        model, args, kept, tokenizer.pad_token_id, processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)]
+    )
     folder = node.out(OUT)
     run(node, trainer, folder, folder / "training")
     counts = {"train": len(kept), "held_out": len(held_out)}
@@ -156,12 +156,16 @@ def measure(folder: Path, params: RewardParams, pairs: list[Pair]) -> dict[str, 
         pairs = [p for p in pairs if reward.fits(p.messages, p.chosen) and reward.fits(p.messages, p.rejected)]
     if not pairs:
         raise UserError(f"params.yaml: reward.max_length: {params.max_length} tokens hold none of {before} pairs")
-    scores = reward.score(
-        [p.messages for p in pairs for _ in range(2)],
-        [None] * (2 * len(pairs)),
-        [text for p in pairs for text in (p.chosen, p.rejected)],
-        groups=[str(i) for i in range(len(pairs)) for _ in range(2)],
-    )["reward"].to_numpy().reshape(-1, 2)  # fmt: skip
+    scores = (
+        reward.score(
+            [p.messages for p in pairs for _ in range(2)],
+            [None] * (2 * len(pairs)),
+            [text for p in pairs for text in (p.chosen, p.rejected)],
+            groups=[str(i) for i in range(len(pairs)) for _ in range(2)],
+        )["reward"]
+        .to_numpy()
+        .reshape(-1, 2)
+    )
     margins = scores[:, 0] - scores[:, 1]
     longer = np.array([np.sign(len(p.chosen) - len(p.rejected)) for p in pairs])
     right, ties = int((margins > 0).sum()), int((margins == 0).sum())

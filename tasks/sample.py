@@ -28,11 +28,15 @@ def main(iteration: str) -> None:
     out = f"data/sample/{iteration}.parquet"
     seed = seed_of(params.seed, "sample", iteration)
     with Node(
-        "sample", iteration, params,
+        "sample",
+        iteration,
+        params,
         uses=["seed", "sample", "engine", f"iterations.{iteration}"],
-        inputs=[policy, prompts_path], outputs=[out],
-        manifest=f"data/sample/{iteration}.manifest.json", seed=seed,
-    ) as node:  # fmt: skip
+        inputs=[policy, prompts_path],
+        outputs=[out],
+        manifest=f"data/sample/{iteration}.manifest.json",
+        seed=seed,
+    ) as node:
         prompts = tables.read("prompts", prompts_path)
         generator = Generator(node, policy, params.engine, seed)
         n = params.sample.responses // len(this.temperatures)

@@ -17,9 +17,14 @@ def main(iteration: str) -> None:
     prompts_path, sample_path = f"data/prompts/{iteration}.parquet", f"data/sample/{iteration}.parquet"
     out = f"data/score/{iteration}.parquet"
     with Node(
-        "score", iteration, params, uses=["score"], inputs=[prompts_path, sample_path, "data/reward"], outputs=[out],
+        "score",
+        iteration,
+        params,
+        uses=["score"],
+        inputs=[prompts_path, sample_path, "data/reward"],
+        outputs=[out],
         manifest=f"data/score/{iteration}.manifest.json",
-    ) as node:  # fmt: skip
+    ) as node:
         prompts = tables.read("prompts", prompts_path)
         responses = tables.read("responses", sample_path)
         unknown = ~responses["prompt_id"].isin(prompts["prompt_id"])

@@ -34,9 +34,15 @@ def main(name: str) -> None:
     memory = f"data/candidates/{name}.parquet"
     seed = seed_of(this.seed, "sft", name)
     with Node(
-        "sft", name, params, uses=[f"sft.{name}"], inputs=[policy], outputs=[out, curves, memory],
-        manifest=f"data/sft/{name}.manifest.json", seed=seed,
-    ) as node:  # fmt: skip
+        "sft",
+        name,
+        params,
+        uses=[f"sft.{name}"],
+        inputs=[policy],
+        outputs=[out, curves, memory],
+        manifest=f"data/sft/{name}.manifest.json",
+        seed=seed,
+    ) as node:
         args = training_arguments(this, f"sft.{name}", "examples", node.scratch / "checkpoints", seed)
         frame = draw(this.data, this.examples, seed, held_out=False)
         if (lost := frame["solution"].isna()).any():
@@ -59,9 +65,13 @@ def main(name: str) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         trainer = SFTTrainer(
-            load_model(policy, params.policy.dtype), args, kept, pad,
-            processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)],
-        )  # fmt: skip
+            load_model(policy, params.policy.dtype),
+            args,
+            kept,
+            pad,
+            processing_class=tokenizer,
+            callbacks=[StopOnLimits(node.stage)],
+        )
         run(node, trainer, node.out(out), node.out(curves))
         if not node.leads:
             return

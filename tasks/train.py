@@ -16,13 +16,7 @@ from larpo.hashing import seed_of
 from larpo.lists.read import check_list_tokens, mismatched_responses, read_lists, response_lists
 from larpo.models.load import load_model, load_tokenizer
 from larpo.objectives import build
-from larpo.training.list_trainer import (
-    ListTrainer,
-    TrainingList,
-    check_step0,
-    first_batch_loss,
-    without_dropout,
-)
+from larpo.training.list_trainer import ListTrainer, TrainingList, check_step0, first_batch_loss, without_dropout
 from larpo.training.trainer import StopOnLimits
 from tasks.frame.files import read_json_part, write_json
 from tasks.frame.launch import launched
@@ -76,10 +70,15 @@ def main(iteration: str) -> None:
     out, curves = f"data/policy/{iteration}", f"data/train/{iteration}"
     seed = seed_of(params.seed, "train", iteration)
     with Node(
-        "train", iteration, params, uses=["seed", "train", "reference", f"iterations.{iteration}"],
-        inputs=[policy, *paths], outputs=[out, curves],
-        manifest=f"data/train/{iteration}.manifest.json", seed=seed,
-    ) as node:  # fmt: skip
+        "train",
+        iteration,
+        params,
+        uses=["seed", "train", "reference", f"iterations.{iteration}"],
+        inputs=[policy, *paths],
+        outputs=[out, curves],
+        manifest=f"data/train/{iteration}.manifest.json",
+        seed=seed,
+    ) as node:
         lists = read_training_lists(*paths)
         objective = build(params.train.objective, **params.train.objective_options)
         args = training_arguments(params.train, "train", "lists", node.scratch / "checkpoints", seed)

@@ -73,9 +73,13 @@ class ChatServer:
                 choice = {"index": 0, "finish_reason": "stop", "logprobs": None} | told
                 usage = {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8}
                 full = {
-                    "id": "x", "object": "chat.completion", "created": 1, "model": body["model"],
-                    "choices": [choice], "usage": usage,
-                }  # fmt: skip
+                    "id": "x",
+                    "object": "chat.completion",
+                    "created": 1,
+                    "model": body["model"],
+                    "choices": [choice],
+                    "usage": usage,
+                }
                 self.send(200, json.dumps(full).encode())
                 with outer._lock:
                     outer.answered += 1

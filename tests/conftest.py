@@ -64,10 +64,19 @@ def make_tiny_policy(folder: Path, seed: int = 0, hidden_size: int = 32, heads: 
     )
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=hidden_size, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=heads, num_key_value_heads=heads // 2, max_position_embeddings=512,
-        tie_word_embeddings=True, eos_token_id=1, pad_token_id=1, bos_token_id=None, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=len(vocabulary),
+        hidden_size=hidden_size,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=1,
+        pad_token_id=1,
+        bos_token_id=None,
+        initializer_range=0.3,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -44,15 +44,29 @@ def decoder(folder: Path, adds_bos: bool = True, padding_side: str = "right", se
     """A Llama with a head for one logit, pad = eos, and a template that ends every turn with eos: FsfairX in small."""
     specials = ["<unk>", "<bos>", "<eos>", "<system>", "<user>", "<assistant>"]
     tokenizer = characters(
-        specials, "<bos> $A" if adds_bos else None, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>",
-        chat_template=TEMPLATE, padding_side=padding_side,
-    )  # fmt: skip
+        specials,
+        "<bos> $A" if adds_bos else None,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<eos>",
+        chat_template=TEMPLATE,
+        padding_side=padding_side,
+    )
     torch.manual_seed(seed)
     settings = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "num_labels": 1,
-        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "initializer_range": 0.3,
-    } | changes  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "num_labels": 1,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "initializer_range": 0.3,
+    } | changes
     LlamaForSequenceClassification(LlamaConfig(**settings)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -61,14 +75,25 @@ def decoder(folder: Path, adds_bos: bool = True, padding_side: str = "right", se
 def encoder(folder: Path, seed: int = 0) -> Path:
     """A BERT with a head for one logit and no chat template."""
     tokenizer = characters(
-        ["<unk>", "[CLS]", "[SEP]", "[PAD]"], "[CLS] $A [SEP]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]",
+        ["<unk>", "[CLS]", "[SEP]", "[PAD]"],
+        "[CLS] $A [SEP]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )  # fmt: skip
+    )
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=128, num_labels=1, pad_token_id=3, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        num_labels=1,
+        pad_token_id=3,
+        initializer_range=0.3,
+    )
     BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -80,15 +105,32 @@ def pairrm(folder: Path, seed: int = 0) -> Path:
 
     tokenizer = characters(
         ["[PAD]", "[CLS]", "[SEP]", "<unk>", "[MASK]", *(f"<|{m}|>" for m in MARKERS)],
-        "[CLS] $A [SEP]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]",
-    )  # fmt: skip
+        "[CLS] $A [SEP]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+    )
     torch.manual_seed(seed)
     config = DebertaV2Config(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        relative_attention=True, position_buckets=8, norm_rel_ebd="layer_norm", share_att_key=True,
-        pos_att_type=["p2c", "c2p"], position_biased_input=False, max_relative_positions=-1, type_vocab_size=0,
-        max_position_embeddings=32, pad_token_id=0, initializer_range=0.3, n_tasks=1, drop_out=0.05,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        relative_attention=True,
+        position_buckets=8,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        max_relative_positions=-1,
+        type_vocab_size=0,
+        max_position_embeddings=32,
+        pad_token_id=0,
+        initializer_range=0.3,
+        n_tasks=1,
+        drop_out=0.05,
+    )
     PairRM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

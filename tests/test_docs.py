@@ -41,9 +41,12 @@ IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
 GENERATED = re.compile(r"docs/findings\.md|studies/results/|report/")
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
 NAMED = {
-    "prompts.source": SOURCES, "engine.name": ENGINES, "score.reward": REWARDS, "lists.recipe": RECIPES,
+    "prompts.source": SOURCES,
+    "engine.name": ENGINES,
+    "score.reward": REWARDS,
+    "lists.recipe": RECIPES,
     "train.objective": registry._REGISTRY,
-}  # fmt: skip
+}
 
 
 def indented(line: str) -> bool:

@@ -53,9 +53,12 @@ def test_objective_example(monkeypatch):
     (code,) = blocks(ROOT / "docs/objectives.md", "## Add an objective")
     module("larpo.objectives.hinge", code, monkeypatch)
     batch = ListBatch(
-        torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, -1.5]]), torch.ones(1, 2), torch.tensor([[1.0, 0.0]]),
+        torch.tensor([[-1.0, -2.0]]),
+        torch.tensor([[-1.5, -1.5]]),
+        torch.ones(1, 2),
+        torch.tensor([[1.0, 0.0]]),
         torch.ones(1, 2, dtype=torch.bool),
-    )  # fmt: skip
+    )
     objective = build("hinge", beta=0.5)
     assert (objective(batch).tolist(), objective.at_reference(batch).tolist()) == ([0.5], [1.0])
 
@@ -82,8 +85,11 @@ def test_recipe_example(monkeypatch):
     monkeypatch.setitem(RECIPES, name, recipe)
     made = build_lists([("a", 0.1), ("a", 0.9), ("a", 0.5), ("a", 0.7), ("a", 0.3)], recipe=name)
     assert [(reward, role) for _, reward, role in shown(made)] == [
-        (0.9, "positive"), (0.5, "negative"), (0.3, "negative"), (0.1, "negative"),
-    ]  # fmt: skip
+        (0.9, "positive"),
+        (0.5, "negative"),
+        (0.3, "negative"),
+        (0.1, "negative"),
+    ]
 
 
 def test_benchmark_example(monkeypatch, tmp_path):
@@ -99,10 +105,15 @@ def test_benchmark_example(monkeypatch, tmp_path):
     tables.check(items, "items", "example")
     outputs = pd.DataFrame(
         {
-            "prompt_id": items["prompt_id"].repeat(2).to_numpy(), "temperature": [0.0, 1.0] * 2, "sample": [-1, 0] * 2,
-            "turn": 0, "text": ["Paris.", "Lyon", "It is 4", "4"], "n_tokens": 2, "finish_reason": "stop",
+            "prompt_id": items["prompt_id"].repeat(2).to_numpy(),
+            "temperature": [0.0, 1.0] * 2,
+            "sample": [-1, 0] * 2,
+            "turn": 0,
+            "text": ["Paris.", "Lyon", "It is 4", "4"],
+            "n_tokens": 2,
+            "finish_reason": "stop",
         }
-    )  # fmt: skip
+    )
     scored = outputs.join(benchmark.score(items, outputs))
     found = benchmark.aggregate(items, scored)
     assert found["greedy"]["accuracy"] == 1.0 and found["pass"]["1"]["value"] == 0.5

@@ -29,9 +29,12 @@ def files(folder: Path, *outputs: str) -> dict[str, bytes]:
 def kill_when(project: Project, code: str, ready, limit: float = 60) -> None:
     """Start a node and SIGKILL it as soon as `ready()` holds."""
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=project.folder, env=project.environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        cwd=project.folder,
+        env=project.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     start = time.monotonic()
     while not ready():
         assert process.poll() is None, "the node ended before it could be killed"
@@ -51,12 +54,7 @@ def complete(path: Path) -> bool:
 
 CASES = {
     # node: (code that runs it, outputs, what scratch must hold when it is killed, words of the second run)
-    "sample": (
-        "import tasks.sample as t; t.main('1')",
-        ["data/sample/1.parquet"],
-        "*/0-t1-0000000*.part",
-        "resuming",
-    ),
+    "sample": ("import tasks.sample as t; t.main('1')", ["data/sample/1.parquet"], "*/0-t1-0000000*.part", "resuming"),
     "score": ("import tasks.score as t; t.PART = 2; t.main('1')", ["data/score/1.parquet"], "*/part-*.part", ""),
     "train": (
         "import tasks.train as t; t.main('1')",
@@ -70,7 +68,7 @@ CASES = {
         "*/greedy-0000000*.part",
         "resuming",
     ),
-}  # fmt: skip
+}
 
 
 LONG = [pytest.param(node, marks=[pytest.mark.faults] if node in ("score", "generate") else []) for node in CASES]

@@ -47,8 +47,7 @@ def pack_command(
 
 
 def unpack_command(
-    file: Path = typer.Argument(help="what `larpo pack` made"),
-    folder: Path = typer.Argument(help="a new folder"),
+    file: Path = typer.Argument(help="what `larpo pack` made"), folder: Path = typer.Argument(help="a new folder")
 ) -> None:
     """Open a packed run as a project of its own, every byte checked, nothing in it executed."""
 

@@ -110,8 +110,10 @@ class Math:
         found = aggregate(evaluations, self.options.ns)
         greedy = found["greedy"]
         template = {
-            "system": self.options.system, "shots": self.options.shots, "user": question("{problem}")["content"],
-        }  # fmt: skip
+            "system": self.options.system,
+            "shots": self.options.shots,
+            "user": question("{problem}")["content"],
+        }
         boxed = {"value": greedy["accuracy"], "low": greedy["low"], "high": greedy["high"]}
         return {"scores": {"boxed": boxed}, "template": template} | found
 

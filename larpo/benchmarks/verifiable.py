@@ -91,10 +91,15 @@ def _refinements(evaluations: pd.DataFrame) -> list[dict[str, Any]]:
     greedy = evaluations[evaluations["sample"] < 0].sort_values("turn", kind="stable")
     tokens = greedy.groupby("prompt_id")["n_tokens"].cumsum()
     return [
-        {"strategy": "refinement", "n": int(turn) + 1, **interval(rows["score"].to_numpy()),
-         "tokens": float(tokens.loc[rows.index].mean())}
-        for turn, rows in greedy.groupby("turn") if turn > 0
-    ]  # fmt: skip
+        {
+            "strategy": "refinement",
+            "n": int(turn) + 1,
+            **interval(rows["score"].to_numpy()),
+            "tokens": float(tokens.loc[rows.index].mean()),
+        }
+        for turn, rows in greedy.groupby("turn")
+        if turn > 0
+    ]
 
 
 def _voting(rows: pd.DataFrame, ns: list[int], temperature: float) -> list[dict[str, Any]]:

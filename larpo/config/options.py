@@ -39,19 +39,40 @@ _CODE = "code of a checkpoint runs where policy.trust_remote_code says so, and n
 _PICKLE = "weights are read from safetensors alone, never from a pickle"
 _POLICY = "the policy of the graph is what is loaded"
 ENGINE_TAKEN = {
-    "trust_remote_code": _CODE, "code_revision": _CODE, "auto_map": _CODE, "hf_overrides": _CODE,
-    "worker_cls": _CODE, "worker_extension_cls": _CODE, "logits_processors": _CODE, "io_processor_plugin": _CODE,
-    "use_safetensors": _PICKLE, "weights_only": _PICKLE, "load_format": _PICKLE, "pt_load_map_location": _PICKLE,
-    "model": _POLICY, "tokenizer": _POLICY, "subfolder": _POLICY, "state_dict": _POLICY, "adapter_kwargs": _POLICY,
-    "config": _POLICY, "gguf_file": _POLICY, "revision": _POLICY, "hf_config_path": _POLICY,
+    "trust_remote_code": _CODE,
+    "code_revision": _CODE,
+    "auto_map": _CODE,
+    "hf_overrides": _CODE,
+    "worker_cls": _CODE,
+    "worker_extension_cls": _CODE,
+    "logits_processors": _CODE,
+    "io_processor_plugin": _CODE,
+    "use_safetensors": _PICKLE,
+    "weights_only": _PICKLE,
+    "load_format": _PICKLE,
+    "pt_load_map_location": _PICKLE,
+    "model": _POLICY,
+    "tokenizer": _POLICY,
+    "subfolder": _POLICY,
+    "state_dict": _POLICY,
+    "adapter_kwargs": _POLICY,
+    "config": _POLICY,
+    "gguf_file": _POLICY,
+    "revision": _POLICY,
+    "hf_config_path": _POLICY,
     "dtype": "engine.dtype says it",
-}  # fmt: skip
+}
 _SCRATCH = "a node writes into its scratch folder, and resumes from there"
 _UPLOAD = "a node publishes to data/ and nowhere else"
 TRAINER_TAKEN = {
-    "output_dir": _SCRATCH, "logging_dir": _SCRATCH, "resume_from_checkpoint": _SCRATCH,
-    "push_to_hub": _UPLOAD, "hub_token": _UPLOAD, "hub_model_id": _UPLOAD, "report_to": "curves go to data/ alone",
-}  # fmt: skip
+    "output_dir": _SCRATCH,
+    "logging_dir": _SCRATCH,
+    "resume_from_checkpoint": _SCRATCH,
+    "push_to_hub": _UPLOAD,
+    "hub_token": _UPLOAD,
+    "hub_model_id": _UPLOAD,
+    "report_to": "curves go to data/ alone",
+}
 _KEY = "manifests record it, and a key belongs in the environment variable that api_key_env names"
 JUDGE_TAKEN = {
     "extra_headers": _KEY,

@@ -9,15 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from larpo.config.options import ENGINE_TAKEN, JUDGE_TAKEN, TRAINER_TAKEN, check_address, without
 
@@ -205,8 +197,7 @@ class ListsParams(Section):
 
 class ReferenceParams(Section):
     model: Literal["previous", "initial"] = Field(
-        "previous",
-        description="reference of the objective: π_β of Algorithm 1, or the first iteration's",
+        "previous", description="reference of the objective: π_β of Algorithm 1, or the first iteration's"
     )
     lists_per_batch: int = Field(8, ge=1)
     mismatched: bool = Field(False, description="also score, per list, the next prompt's best response; kto needs it")

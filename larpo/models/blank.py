@@ -28,20 +28,32 @@ def character_tokenizer(characters: str, max_length: int) -> PreTrainedTokenizer
     backend.decoder = Fuse()
     backend.add_special_tokens(SPECIALS)
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>", pad_token="<pad>",
-        chat_template=CHAT_TEMPLATE, model_max_length=max_length, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def scratch_policy(params: ScratchParams) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """The model in float32 and its tokenizer; the same parameters give the same weights."""
     tokenizer = character_tokenizer(params.characters, params.max_length)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=params.hidden_size, intermediate_size=4 * params.hidden_size,
-        num_hidden_layers=params.layers, num_attention_heads=params.heads, num_key_value_heads=params.heads,
-        max_position_embeddings=params.max_length, tie_word_embeddings=True, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=params.hidden_size,
+        intermediate_size=4 * params.hidden_size,
+        num_hidden_layers=params.layers,
+        num_attention_heads=params.heads,
+        num_key_value_heads=params.heads,
+        max_position_embeddings=params.max_length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
         return LlamaForCausalLM(config), tokenizer

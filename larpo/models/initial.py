@@ -51,9 +51,14 @@ def fetch_initial_policy(params: PolicyParams, folder: Path) -> dict[str, Any]:
         facts = {"origin": "hub", "revision": params.revision}
     where = f"params.yaml: policy.model: {params.model!r}"
     remote_code.admit(
-        source, "policy.trust_remote_code", params.trust_remote_code, where=where, classes=CAUSAL_LM + TOKENIZER,
-        native=True, **options,
-    )  # fmt: skip
+        source,
+        "policy.trust_remote_code",
+        params.trust_remote_code,
+        where=where,
+        classes=CAUSAL_LM + TOKENIZER,
+        native=True,
+        **options,
+    )
     code = remote_code.trust(source, TOKENIZER, **options)
     try:
         with errors_only() if remote_code.references(source, **options) else nullcontext():

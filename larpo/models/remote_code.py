@@ -115,9 +115,15 @@ def names_of(found: Sequence[tuple[str, str]]) -> str:
 
 
 def permitted(
-    source: str | Path, parameter: str, granted: bool, *, where: str | None = None,
-    classes: Sequence[str] = EVERY, native: bool = False, **options: Any,
-) -> list[tuple[str, str]]:  # fmt: skip
+    source: str | Path,
+    parameter: str,
+    granted: bool,
+    *,
+    where: str | None = None,
+    classes: Sequence[str] = EVERY,
+    native: bool = False,
+    **options: Any,
+) -> list[tuple[str, str]]:
     """The references whose code will run where a checkpoint is loaded by these classes; empty where none will.
 
     Parameters
@@ -149,9 +155,15 @@ def permitted(
 
 
 def admit(
-    source: str | Path, parameter: str, granted: bool, *, where: str | None = None,
-    classes: Sequence[str] = EVERY, native: bool = False, **options: Any,
-) -> None:  # fmt: skip
+    source: str | Path,
+    parameter: str,
+    granted: bool,
+    *,
+    where: str | None = None,
+    classes: Sequence[str] = EVERY,
+    native: bool = False,
+    **options: Any,
+) -> None:
     """Let the code of a checkpoint run in this process, if it brings some, until the next `begin`; as `permitted`, and
     UserError where files that it needs are not in the checkpoint."""
     runs = permitted(source, parameter, granted, where=where, classes=classes, native=native, **options)
@@ -254,9 +266,13 @@ def _fetcher(source: str | Path, options: dict[str, Any]) -> Fetch:
     def fetch(name: str) -> Path | None:
         try:
             found = cached_file(
-                str(source), name, revision=options.get("revision"), _raise_exceptions_for_gated_repo=False,
-                _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-            )  # fmt: skip
+                str(source),
+                name,
+                revision=options.get("revision"),
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
         except (OSError, ValueError):  # no such repository or name: told by what loads it
             return None
         return Path(found) if found else None

@@ -121,10 +121,21 @@ def scratch_architecture(section: Any) -> Architecture:
     from larpo.models.blank import SPECIALS
 
     arch = Architecture(
-        "scratch", "decoder", section.layers, section.hidden_size, 4 * section.hidden_size, section.heads,
-        section.heads, section.hidden_size // section.heads, len(SPECIALS) + len(set(section.characters)),
-        section.max_length, 0, dtype="float32", tied=True, model_type="llama",
-    )  # fmt: skip
+        "scratch",
+        "decoder",
+        section.layers,
+        section.hidden_size,
+        4 * section.hidden_size,
+        section.heads,
+        section.heads,
+        section.hidden_size // section.heads,
+        len(SPECIALS) + len(set(section.characters)),
+        section.max_length,
+        0,
+        dtype="float32",
+        tied=True,
+        model_type="llama",
+    )
     return replace(arch, parameters=arch.counted())
 
 

@@ -52,17 +52,21 @@ class Assumptions:
 
     items: dict[str, int] = field(
         default_factory=lambda: {
-            "gsm8k": 1319, "math": 500, "alpaca_eval": 805, "mixeval": 4000, "mixeval_hard": 1000,
-            "openai/gsm8k": 7473, "HuggingFaceH4/ultrafeedback_binarized": 61135, "meta-math/MetaMathQA": 395000,
+            "gsm8k": 1319,
+            "math": 500,
+            "alpaca_eval": 805,
+            "mixeval": 4000,
+            "mixeval_hard": 1000,
+            "openai/gsm8k": 7473,
+            "HuggingFaceH4/ultrafeedback_binarized": 61135,
+            "meta-math/MetaMathQA": 395000,
         }
-    )  # fmt: skip
+    )
     """items of a benchmark whose `items` is null; rows of a data set's training split; passages of a retrieval corpus
     by its name in `retrieval`"""
     item_tokens: dict[str, float] = field(
-        default_factory=lambda: {
-            "gsm8k": 90, "math": 110, "alpaca_eval": 60, "mixeval": 150, "mixeval_hard": 170
-        }
-    )  # fmt: skip
+        default_factory=lambda: {"gsm8k": 90, "math": 110, "alpaca_eval": 60, "mixeval": 150, "mixeval_hard": 170}
+    )
     """mean prompt: GSM8K 60, MATH 76, AlpacaEval 37, MixEval 120 and 136 measured, and about 30 of a chat template"""
     prices: dict[str, tuple[float, float] | None] = field(default_factory=listed_prices)
 

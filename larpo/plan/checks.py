@@ -249,13 +249,19 @@ def options(arch: Architecture, tokens: int, predicted: int) -> list[tuple[str, 
             name,
             total(
                 training_memory(
-                    arch, tokens=tokens, predicted=predicted, dtype="float32", autocast=True,
-                    checkpointing=checkpointing, optimizer=optimizer, sharding=sharding,
+                    arch,
+                    tokens=tokens,
+                    predicted=predicted,
+                    dtype="float32",
+                    autocast=True,
+                    checkpointing=checkpointing,
+                    optimizer=optimizer,
+                    sharding=sharding,
                 )
             ),
         )
         for name, optimizer, sharding, checkpointing in ways
-    ]  # fmt: skip
+    ]
 
 
 def what_fits(planner: Planner) -> str:

@@ -130,18 +130,20 @@ def training_memory(
     if fsdp:
         whole = 2 * arch.layer_parameters + arch.embedding_parameters * (1 if arch.tied else 2)
         out["working"] = Estimate(
-            whole * compute + biggest * (compute + 4), "B",
+            whole * compute + biggest * (compute + 4),
+            "B",
             f"{number(whole)} · {compute} B [two layers, embedding, head] + {number(biggest)} · ({compute} + 4) B "
             "[a gradient before it is sharded]",
-        )  # fmt: skip
+        )
     else:
         twice = 2 if arch.tied else 1
         copies = parameters * 2 if autocast and size > 2 else 0
         out["working"] = Estimate(
-            copies + twice * arch.embedding_parameters * size, "B",
+            copies + twice * arch.embedding_parameters * size,
+            "B",
             (f"{number(parameters)} · 2 B [bfloat16 copies under autocast] + " if copies else "")
             + f"{twice} · {number(arch.embedding_parameters)} · {size} B [the embedding's gradient on its way]",
-        )  # fmt: skip
+        )
     each, each_formula = layer_activations(arch)
     checkpointing = checkpointing or sharding.activation_checkpointing
     stream = 2 if fsdp and autocast else size
@@ -157,9 +159,10 @@ def training_memory(
     out["activations"] = Estimate(tokens * layers + mask, "B", f"{text} + {tokens:,}²{per_row} · ({size} + 4) B [mask]")
     copies, kept = _logit_bytes(arch, compute)
     out["logits"] = Estimate(
-        predicted * arch.vocab * copies, "B",
+        predicted * arch.vocab * copies,
+        "B",
         f"{predicted:,} predicted · {arch.vocab:,} · {copies} B [{kept}; two float32 gradients]",
-    )  # fmt: skip
+    )
     return out
 
 
@@ -181,22 +184,25 @@ def forward_memory(arch: Architecture, *, tokens: int, predicted: int, dtype: st
     out = {
         "weights": Estimate(arch.parameters * size, "B", f"{number(arch.parameters)} · {size} B"),
         "activations": Estimate(
-            tokens * each * size + tokens**2 * (size + 4 if predicted else 0), "B",
+            tokens * each * size + tokens**2 * (size + 4 if predicted else 0),
+            "B",
             f"{tokens:,} tokens · {each_formula} · {size} B [one layer]"
             + (f" + {tokens:,}² · ({size} + 4) B [mask]" if predicted else ""),
         ),
-    }  # fmt: skip
+    }
     if arch.relative_positions and row:
         out["attention"] = Estimate(
-            RELATIVE_TENSORS * tokens * row * arch.heads * size, "B",
+            RELATIVE_TENSORS * tokens * row * arch.heads * size,
+            "B",
             f"{RELATIVE_TENSORS} [scores, relative] · {tokens:,} tokens · {row:,} · {arch.heads} heads · {size} B",
-        )  # fmt: skip
+        )
     if predicted:
         copies, kept = _logit_bytes(arch, size, gradients=1)
         out["logits"] = Estimate(
-            predicted * arch.vocab * copies, "B",
+            predicted * arch.vocab * copies,
+            "B",
             f"{predicted:,} predicted · {arch.vocab:,} · {copies} B [{kept}; one more for log-sum-exp]",
-        )  # fmt: skip
+        )
     return out
 
 
@@ -224,9 +230,8 @@ def forward_hours(arch: Architecture, tokens: float, context: float, dtype: str,
     flops, text = forward_flops(arch, tokens, context)
     rate = a.flops(dtype) * a.forward_utilisation
     return Estimate(
-        flops / rate / 3600, "GPU h",
-        f"{text} / ({a.flops(dtype):.3g} FLOP/s · {a.forward_utilisation:g}) / 3,600",
-    )  # fmt: skip
+        flops / rate / 3600, "GPU h", f"{text} / ({a.flops(dtype):.3g} FLOP/s · {a.forward_utilisation:g}) / 3,600"
+    )
 
 
 def training_hours(
@@ -299,18 +304,20 @@ def vllm_engine(
     memory = {
         "weights": Estimate(weights, "B", f"{number(arch.parameters)} · {size} B{per}"),
         "activations": Estimate(
-            work, "B",
+            work,
+            "B",
             f"{a.vllm_batched_tokens:,} [max_num_batched_tokens] · (4 · {arch.hidden:,} + (2 · {arch.intermediate:,} + "
             f"{arch.heads * arch.head_dim:,}){per}) · {size} B",
         ),
         "logits": Estimate(logits, "B", f"{a.vllm_sequences} [max_num_seqs] · {arch.vocab:,} · 2 · 4 B"),
         "kv_cache": Estimate(
-            max(pool, 0.0), "B",
+            max(pool, 0.0),
+            "B",
             f"min({a.gpu_memory_gib:g} · {utilisation:g}, {a.gpu_memory_gib:g} − {a.gpu_reserved_gib:g}) · {GIB:,} B − "
             f"{number(round(weights))} − {number(round(work))} − {number(round(logits))} [{capacity:,.0f} tokens of "
             f"2 · {arch.layers} · {-(-arch.kv_heads // tp)} kv heads · {arch.head_dim} · {size} = {one:,} B]",
         ),
-    }  # fmt: skip
+    }
     return Decoding(memory, running, capacity)
 
 
@@ -320,15 +327,17 @@ def transformers_engine(arch: Architecture, *, dtype: str, context: int, sequenc
     memory = {
         "weights": Estimate(arch.parameters * size, "B", f"{number(arch.parameters)} · {size} B"),
         "logits": Estimate(
-            sequences * arch.vocab * (size + 8), "B",
+            sequences * arch.vocab * (size + 8),
+            "B",
             f"{sequences:,} sequences · {arch.vocab:,} · ({size} + 4 + 4) B [scores, probabilities, their sums]",
         ),
         "kv_cache": Estimate(
-            sequences * context * one, "B",
+            sequences * context * one,
+            "B",
             f"{sequences:,} sequences · {context:,} tokens · 2 · {arch.layers} · {arch.kv_heads} [kv heads] · "
             f"{arch.head_dim} · {size} B",
         ),
-    }  # fmt: skip
+    }
     return Decoding(memory, sequences, sequences * context)
 
 
@@ -356,9 +365,10 @@ def decoding_hours(
     steps = new_tokens / sequences
     prefill = forward_hours(arch, prompts * prompt_tokens, prompt_tokens / 2, dtype, a)
     return Estimate(
-        steps * max(by_memory, by_compute) * gpus / 3600 + prefill.value, "GPU h",
+        steps * max(by_memory, by_compute) * gpus / 3600 + prefill.value,
+        "GPU h",
         f"{number(round(new_tokens))} tokens / {sequences:,} [at once] · max(({number(arch.parameters)} · {size} B + "
         f"{sequences:,} · ({prompt_tokens:g} + {response:g}/2) · {arch.kv_bytes_per_token(dtype):,} B) / "
         f"({a.memory_bytes_per_s:.3g} B/s · {utilisation:g}), 2 · {number(arch.parameters)} · {sequences:,} / "
         f"({a.flops(dtype):.3g} FLOP/s · {a.forward_utilisation:g})) / 3,600 + {prefill.formula} [prompts]",
-    )  # fmt: skip
+    )

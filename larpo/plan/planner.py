@@ -122,25 +122,41 @@ class Planner:
         if vllm:
             utilisation = float(engine.options.get("gpu_memory_utilization", 0.9))
             decoding = vllm_engine(
-                self.policy, dtype=engine.dtype, context=context, wanted=wanted, tensor_parallel=gpus,
-                utilisation=utilisation, a=a,
-            )  # fmt: skip
+                self.policy,
+                dtype=engine.dtype,
+                context=context,
+                wanted=wanted,
+                tensor_parallel=gpus,
+                utilisation=utilisation,
+                a=a,
+            )
         else:
             decoding = transformers_engine(self.policy, dtype=engine.dtype, context=context, sequences=wanted)
         hours = decoding_hours(
-            self.policy, prompts=prompts, prompt_tokens=prompt, new_tokens=tokens.value, response=response,
-            sequences=decoding.sequences, dtype=engine.dtype, gpus=gpus,
-            utilisation=a.decode_utilisation if vllm else a.decode_utilisation_transformers, a=a,
-        )  # fmt: skip
+            self.policy,
+            prompts=prompts,
+            prompt_tokens=prompt,
+            new_tokens=tokens.value,
+            response=response,
+            sequences=decoding.sequences,
+            dtype=engine.dtype,
+            gpus=gpus,
+            utilisation=a.decode_utilisation if vllm else a.decode_utilisation_transformers,
+            a=a,
+        )
         return replace(base, memory=decoding.memory, hours=hours)
 
     def sample(self, s: str) -> NodePlan:
         m, k = self.params.prompts.per_iteration, self.params.sample.responses
         return self.generation(
-            f"sample@{s}", m * len(self.params.iterations[s].temperatures), self.prompt, m * k,
-            self.params.sample.max_new_tokens, k // len(self.params.iterations[s].temperatures),
+            f"sample@{s}",
+            m * len(self.params.iterations[s].temperatures),
+            self.prompt,
+            m * k,
+            self.params.sample.max_new_tokens,
+            k // len(self.params.iterations[s].temperatures),
             f"{m:,} prompts · {k} responses",
-        )  # fmt: skip
+        )
 
     def reference(self, s: str) -> NodePlan:
         window = len(self.params.memory_window(s))
@@ -176,24 +192,44 @@ class Planner:
             examples = min(examples, p.max_steps * p.lists_per_step)
         prompt, response = self.prompt, self.response
         tokens = Estimate(
-            self.packed(examples, prompt, m, response), "tokens",
+            self.packed(examples, prompt, m, response),
+            "tokens",
             f"{examples:,} lists [{text} · {p.epochs} epochs] · ({prompt:g} + {m} · ({response:g} − 1))",
-        )  # fmt: skip
+        )
         longest, max_new, batch = (
             self.a.longest_prompt_tokens,
             self.params.sample.max_new_tokens,
             p.lists_per_device_batch,
         )
         return self.optimisation(
-            f"train@{s}", self.policy, self.params.policy.model, self.params.policy.dtype, p, tokens, examples / batch,
-            int(self.packed(batch, longest, m, max_new)), batch * m * max_new, self.packed(batch, prompt, m, response),
+            f"train@{s}",
+            self.policy,
+            self.params.policy.model,
+            self.params.policy.dtype,
+            p,
+            tokens,
+            examples / batch,
+            int(self.packed(batch, longest, m, max_new)),
+            batch * m * max_new,
+            self.packed(batch, prompt, m, response),
             self.launch,
-        )  # fmt: skip
+        )
 
     def optimisation(
-        self, name: str, arch: Architecture | None, model: str, dtype: str, section: Any, tokens: Estimate,
-        micro: float, peak: int, predicted: int, context: float, launch: Launch, rows: int = 1,
-    ) -> NodePlan:  # fmt: skip
+        self,
+        name: str,
+        arch: Architecture | None,
+        model: str,
+        dtype: str,
+        section: Any,
+        tokens: Estimate,
+        micro: float,
+        peak: int,
+        predicted: int,
+        context: float,
+        launch: Launch,
+        rows: int = 1,
+    ) -> NodePlan:
         """Training of all weights: `micro` micro-batches of at most `peak` tokens, `predicted` of them through the
         vocabulary, in `rows` padded rows; a mean token attends to `context` others."""
         base = NodePlan(name, model, launch.sharding.gpus, str(launch.sharding), train_tokens=tokens)
@@ -201,16 +237,28 @@ class Planner:
             return base
         autocast = section.autocast == "bfloat16" or launch.bfloat16
         memory = training_memory(
-            arch, tokens=peak, predicted=predicted, dtype=dtype, autocast=autocast,
+            arch,
+            tokens=peak,
+            predicted=predicted,
+            dtype=dtype,
+            autocast=autocast,
             checkpointing=section.gradient_checkpointing,
-            optimizer=str(section.trainer_options.get("optim", "adamw_torch")), sharding=launch.sharding, rows=rows,
-        )  # fmt: skip
+            optimizer=str(section.trainer_options.get("optim", "adamw_torch")),
+            sharding=launch.sharding,
+            rows=rows,
+        )
         if tokens.value is None:
             return replace(base, memory=memory, hours=replace(tokens, unit="GPU h"))
         hours = training_hours(
-            arch, tokens.value, context, dtype="bfloat16" if autocast else dtype,
-            checkpointing=section.gradient_checkpointing, micro_batches=micro, sharding=launch.sharding, a=self.a,
-        )  # fmt: skip
+            arch,
+            tokens.value,
+            context,
+            dtype="bfloat16" if autocast else dtype,
+            checkpointing=section.gradient_checkpointing,
+            micro_batches=micro,
+            sharding=launch.sharding,
+            a=self.a,
+        )
         return replace(base, memory=memory, hours=hours)
 
     def sft(self, name: str, section: Any) -> NodePlan:
@@ -232,9 +280,19 @@ class Planner:
             tokens = Estimate(seen * each, "tokens", f"{text} · {each:g} tokens")
         launch = read_launch(section.launch, self.name, f"sft.{name}")
         return self.optimisation(
-            f"sft@{name}", self.policy, self.params.policy.model, self.params.policy.dtype, section, tokens,
-            seen / batch, batch * section.max_length, batch * section.max_length, each, launch, rows=batch,
-        )  # fmt: skip
+            f"sft@{name}",
+            self.policy,
+            self.params.policy.model,
+            self.params.policy.dtype,
+            section,
+            tokens,
+            seen / batch,
+            batch * section.max_length,
+            batch * section.max_length,
+            each,
+            launch,
+            rows=batch,
+        )
 
     def benchmark_items(self, name: str) -> int | None:
         """Items of a benchmark: counted where its data lie here, its public size where they are on the hub."""

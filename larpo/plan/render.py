@@ -99,7 +99,7 @@ def _formulas(plan: Plan) -> list[str]:
             ("sample", node.sample_tokens, count),
             ("train", node.train_tokens, count),
             ("GPU hours", node.hours, hours),
-        ):  # fmt: skip
+        ):
             if e is not None:
                 lines.append(f"    {label}: {show(e.value)} = {e.formula}")
         if node.judge:

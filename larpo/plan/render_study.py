@@ -15,9 +15,14 @@ KEPT = COLUMNS[1:-1]
 def _numbers(t: Totals) -> tuple[str, ...]:
     more = f" + {t.unknown}?" if t.unknown else ""
     return (
-        str(t.nodes), hours(t.hours) + more, hours(t.clock_hours) + more, count(t.sample_tokens),
-        count(t.train_tokens), count(t.judge_calls), dollars(t.judge_cost),
-    )  # fmt: skip
+        str(t.nodes),
+        hours(t.hours) + more,
+        hours(t.clock_hours) + more,
+        count(t.sample_tokens),
+        count(t.train_tokens),
+        count(t.judge_calls),
+        dollars(t.judge_cost),
+    )
 
 
 def _of_cells(found: StudyPlan, names: tuple[str, ...]) -> str:
@@ -48,9 +53,7 @@ def render_study(found: StudyPlan, formulas: bool = True) -> str:
     lines += ["", f"First cell: {first.name} ({first.label}), seed 0", ""]
     lines += [f"  {line}".rstrip() for line in render_plan(first.plan, formulas).splitlines()[2:]]
     lines += ["", "Cells, one run of each"]
-    cells = [
-        (cell.name, *_numbers(sum_up(cell.plan.nodes)), str(len(cell.plan.failed))) for cell in found.cells
-    ]  # fmt: skip
+    cells = [(cell.name, *_numbers(sum_up(cell.plan.nodes)), str(len(cell.plan.failed))) for cell in found.cells]
     lines += [f"  {line}" for line in table([COLUMNS, *cells], left=1)]
     lines += [f"  {c.name}: the same run as {c.same_as}" for c in found.cells if c.same_as]
     lines += ["", f"Totals over {found.runs} runs"]
@@ -73,9 +76,15 @@ def render_overview(studies: list[StudyPlan]) -> str:
         more = f" + {t.unknown}?" if t.unknown else ""
         clock = f"{t.clock_hours:,.1f}{more}"
         return (
-            name, str(runs), f"{t.nodes:,}", f"{t.hours:,.1f}{more}", clock, f"{t.judge_calls:,.0f}",
-            dollars(t.judge_cost), str(failed),
-        )  # fmt: skip
+            name,
+            str(runs),
+            f"{t.nodes:,}",
+            f"{t.hours:,.1f}{more}",
+            clock,
+            f"{t.judge_calls:,.0f}",
+            dollars(t.judge_cost),
+            str(failed),
+        )
 
     rows += [row(s.study.name, s.runs, s.shared, len(s.failed)) for s in studies]
     once = {key: node for s in studies for key, node in s.once.items()}

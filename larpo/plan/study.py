@@ -148,11 +148,18 @@ def plan_runs(
         found = keys(stages, run.params)
         once |= {found[node.name]: node for node in plan.nodes}
     return StudyPlan(
-        study, scale, seeds, tuple(map(str, overlays)), tuple(cells),
+        study,
+        scale,
+        seeds,
+        tuple(map(str, overlays)),
+        tuple(cells),
         tuple((need, tuple(names)) for need, names in needed.items()),
         tuple((check, tuple(names)) for check, names in checked.items()),
-        sum_up(everything), sum_up(once.values()), once, a,
-    )  # fmt: skip
+        sum_up(everything),
+        sum_up(once.values()),
+        once,
+        a,
+    )
 
 
 def _nameless(plan: Plan, where: str) -> Plan:

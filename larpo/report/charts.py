@@ -50,15 +50,31 @@ def svg(chart: alt.Chart | alt.LayerChart | alt.VConcatChart, name: str) -> Mark
         font="sans-serif",
         view=alt.ViewConfig(stroke=None),
         axis=alt.AxisConfig(
-            gridColor="#888", gridOpacity=0.22, domainColor="#888", tickColor="#888", labelFontSize=12,
-            titleFontSize=12, titleFontWeight="normal", titlePadding=8, labelColor="#666", titleColor="#666",
+            gridColor="#888",
+            gridOpacity=0.22,
+            domainColor="#888",
+            tickColor="#888",
+            labelFontSize=12,
+            titleFontSize=12,
+            titleFontWeight="normal",
+            titlePadding=8,
+            labelColor="#666",
+            titleColor="#666",
         ),
         axisX=alt.AxisConfig(grid=False, labelAngle=0),
         legend=alt.LegendConfig(
-            orient="top", direction="horizontal", labelFontSize=12, titleFontSize=12, titleFontWeight="normal",
-            labelColor="#666", titleColor="#666", symbolStrokeWidth=3, columns=6, columnPadding=16,
+            orient="top",
+            direction="horizontal",
+            labelFontSize=12,
+            titleFontSize=12,
+            titleFontWeight="normal",
+            labelColor="#666",
+            titleColor="#666",
+            symbolStrokeWidth=3,
+            columns=6,
+            columnPadding=16,
         ),
-    )  # fmt: skip
+    )
     text = vl_convert.vegalite_to_svg(chart.to_dict())
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r"url\(#", f"url(#{name}-", text)
@@ -70,9 +86,12 @@ def svg(chart: alt.Chart | alt.LayerChart | alt.VConcatChart, name: str) -> Mark
 
 def _policy_scale(domain: list[str], colours: dict[str, str], title: str) -> alt.Color:
     return alt.Color(
-        "group:N", title=title, sort=domain, legend=alt.Legend(symbolOpacity=1),
+        "group:N",
+        title=title,
+        sort=domain,
+        legend=alt.Legend(symbolOpacity=1),
         scale=alt.Scale(domain=domain, range=[colours[d] for d in domain]),
-    )  # fmt: skip
+    )
 
 
 def scores(bench: BenchmarkScores, name: str) -> Markup | None:
@@ -95,10 +114,13 @@ def scores(bench: BenchmarkScores, name: str) -> Markup | None:
         x=alt.X("policy:N", sort=order, title="policy (iterations trained)", scale=alt.Scale(paddingOuter=0.2)),
         xOffset=alt.XOffset("measure:N", sort=shown, scale=alt.Scale(paddingOuter=1)),
         color=alt.Color(
-            "measure:N", title=None, sort=shown, legend=alt.Legend(symbolOpacity=1),
+            "measure:N",
+            title=None,
+            sort=shown,
+            legend=alt.Legend(symbolOpacity=1),
             scale=alt.Scale(domain=shown, range=[MEASURES[m] for m in shown]),
         ),
-    )  # fmt: skip
+    )
     value = alt.Y("value:Q", title="share of items", axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=True))
     layers = [base.mark_line(strokeWidth=1.5, opacity=0.55).encode(y=value)] if len(order) > 1 else []
     bars = base.transform_filter("isValid(datum.low) && isValid(datum.high)")
@@ -140,8 +162,7 @@ def _recall(curves: dict[str, list[RecallPoint]], colour: alt.Color, title: str,
     else:
         scale, ticks = alt.Scale(type="log", base=2, nice=False), [2**i for i in range(32) if 2**i <= largest]
     base = alt.Chart(pd.DataFrame(rows)).encode(
-        x=alt.X("n:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format="d")),
-        color=colour,
+        x=alt.X("n:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format="d")), color=colour
     )
     value = alt.Y("value:Q", title="Recall@N", axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=True))
     band = base.transform_filter("isValid(datum.low) && isValid(datum.high)").mark_area(opacity=0.12)
@@ -166,14 +187,19 @@ def best_of_n(found: BestOfN, name: str) -> Markup | None:
     shown = {"picked by the reward": "#c8702a", "best of N": "#8a8d93", REWARD: "#3f7fbf"}
     base = alt.Chart(pd.DataFrame(rows)).encode(
         x=alt.X(
-            "n:Q", title="N, samples per item", scale=alt.Scale(type="log", base=2, nice=False),
+            "n:Q",
+            title="N, samples per item",
+            scale=alt.Scale(type="log", base=2, nice=False),
             axis=alt.Axis(values=ns, format="d"),
         ),
         color=alt.Color(
-            "group:N", title=None, sort=list(shown), legend=alt.Legend(symbolOpacity=1),
+            "group:N",
+            title=None,
+            sort=list(shown),
+            legend=alt.Legend(symbolOpacity=1),
             scale=alt.Scale(domain=list(shown), range=list(shown.values())),
         ),
-    )  # fmt: skip
+    )
 
     def panel(keep: str, title: str) -> alt.LayerChart:
         part = base.transform_filter(keep)
@@ -256,11 +282,13 @@ def rewards(iterations: list[Iteration], colours: dict[str, str], name: str) -> 
             .encode(
                 x=alt.X("reward:N", sort=labels, title="reward", axis=alt.Axis(labelAngle=-60 if many else 0)),
                 y=alt.Y(
-                    "share:Q", title="share of responses", axis=alt.Axis(format=".0%", tickCount=4),
+                    "share:Q",
+                    title="share of responses",
+                    axis=alt.Axis(format=".0%", tickCount=4),
                     scale=alt.Scale(domain=[0, top]),
                 ),
             )
-        )  # fmt: skip
+        )
         charts[it.name] = svg(chart.properties(width=230, height=140), f"{name}-{it.name}")
     return charts
 
@@ -269,9 +297,14 @@ BOX_W, BOX_H, GAP_X, GAP_Y = 100, 36, 26, 42
 COLUMNS = ["prompts", "sample", "score", "candidates", "lists", "reference", "train", "generate", "evaluate"]
 # Policy 0 stands where the later policies are made; what all policies share stands beside it.
 BORROWED = {
-    "policy": "train", "items": "reference", "embed": "generate", "retrieve": "evaluate", "reward": "score",
-    "best_of_n": "evaluate", "sft": "train",
-}  # fmt: skip
+    "policy": "train",
+    "items": "reference",
+    "embed": "generate",
+    "retrieve": "evaluate",
+    "reward": "score",
+    "best_of_n": "evaluate",
+    "sft": "train",
+}
 
 
 def graph(nodes: list[NodeRecord], colours: dict[str, str]) -> Markup:
@@ -310,10 +343,21 @@ def graph(nodes: list[NodeRecord], colours: dict[str, str]) -> Markup:
                 '<g class="node{}"><title>{}</title><rect x="{}" y="{}" width="{}" height="{}" rx="5" '
                 'style="stroke:{}"/><text x="{}" y="{}">{}</text><text class="sub" x="{}" y="{}">{}</text></g>'
             ).format(
-                "" if node.manifest else " absent", node.stage, x, top, BOX_W, BOX_H,
-                colours.get(node.row, "#888"), x + BOX_W / 2, top + 15, label, x + BOX_W / 2, top + 29, seconds,
+                "" if node.manifest else " absent",
+                node.stage,
+                x,
+                top,
+                BOX_W,
+                BOX_H,
+                colours.get(node.row, "#888"),
+                x + BOX_W / 2,
+                top + 15,
+                label,
+                x + BOX_W / 2,
+                top + 29,
+                seconds,
             )
-        )  # fmt: skip
+        )
     return Markup(
         '<svg class="graph" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {1}" width="{0}" height="{1}" '
         'role="img" aria-label="Nodes of the graph and what each one read"><defs><marker id="arrow" '

@@ -23,10 +23,7 @@ class Estimate:
 
     def bounds(self) -> tuple[float | None, float | None]:
         """The interval inside [0, 1], for drawing: a normal interval of a share can reach past it."""
-        return (
-            None if self.low is None else max(self.low, 0.0),
-            None if self.high is None else min(self.high, 1.0),
-        )
+        return (None if self.low is None else max(self.low, 0.0), None if self.high is None else min(self.high, 1.0))
 
 
 @dataclass(frozen=True)

@@ -115,9 +115,12 @@ def render(data: ReportData) -> str:
     metrics = [m for m in charts.METRICS if any(it.training.get(m) for it in data.iterations)]
     metrics += sorted({m for it in data.iterations for m in it.training if m not in charts.METRICS})
     env = Environment(
-        loader=PackageLoader("larpo.report", "."), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("larpo.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     env.filters.update(percent=percent, interval=interval, number=number, span=span, duration=charts.duration)
     return env.get_template("page.html.j2").render(
         data=data,

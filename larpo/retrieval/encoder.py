@@ -112,9 +112,11 @@ class Encoder:
         options = {"revision": params.revision} if params.revision else {}
         try:
             self.model = SentenceTransformer(
-                model_source(params.model, where), trust_remote_code=False,
-                model_kwargs={"use_safetensors": True}, **options,
-            )  # fmt: skip
+                model_source(params.model, where),
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
+                **options,
+            )
         except Exception as error:  # noqa: BLE001 - as for every checkpoint (larpo.models.load.UNUSABLE)
             reason = one_line(error)[:160] or type(error).__name__
             raise UserError(f"params.yaml: {where}: cannot load {params.model!r} ({reason})") from None
@@ -131,9 +133,12 @@ class Encoder:
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         vectors = self.model.encode(
-            texts, batch_size=self.params.batch_size, normalize_embeddings=True, convert_to_numpy=True,
+            texts,
+            batch_size=self.params.batch_size,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
             show_progress_bar=False,
-        )  # fmt: skip
+        )
         return np.asarray(vectors, dtype=np.float32)
 
 
@@ -182,9 +187,13 @@ def search(
     if params.index == "ivf_pq":
         options = {"nlist": 4096, "m": 64, "nbits": 8, "nprobe": 64} | params.index_options
         index = faiss.IndexIVFPQ(
-            faiss.IndexFlatIP(dimension), dimension, options["nlist"], options["m"], options["nbits"],
+            faiss.IndexFlatIP(dimension),
+            dimension,
+            options["nlist"],
+            options["m"],
+            options["nbits"],
             faiss.METRIC_INNER_PRODUCT,
-        )  # fmt: skip
+        )
         index.nprobe = options["nprobe"]
         index.train(read_vectors(parts[0]))
         for part in parts:

@@ -89,9 +89,14 @@ def fetch_classifier(params: RewardParams, dtype: str, new_head: bool) -> tuple[
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options, trust_remote_code=code[0])
         model, found = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=dtype_of(dtype), output_loading_info=True, **options, **gguf, **labels,
+            source,
+            dtype=dtype_of(dtype),
+            output_loading_info=True,
+            **options,
+            **gguf,
+            **labels,
             trust_remote_code=code[1],
-        )  # fmt: skip
+        )
     except UNUSABLE as error:
         if params.source.count("/") == 1 and "safetensors" in str(error) and "file named" in str(error):
             raise UserError(_only_pickle(params.source)) from None
@@ -122,9 +127,14 @@ def classifier_code(params: RewardParams, source: str, options: dict[str, Any], 
     node, for its own code must know how to carry a head."""
     if params.policy is None:
         remote_code.admit(
-            source, "reward.trust_remote_code", params.trust_remote_code, where=where, classes=CLASSIFIER + TOKENIZER,
-            native=True, **options,
-        )  # fmt: skip
+            source,
+            "reward.trust_remote_code",
+            params.trust_remote_code,
+            where=where,
+            classes=CLASSIFIER + TOKENIZER,
+            native=True,
+            **options,
+        )
     brought = dict(remote_code.references(source, **options))
     if "AutoModelForCausalLM" in brought and "AutoModelForSequenceClassification" not in brought:
         raise UserError(

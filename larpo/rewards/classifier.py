@@ -78,9 +78,14 @@ class SequenceClassification:
 
     @torch.no_grad()
     def score(
-        self, messages: list[list[dict[str, str]]], answers: list[str | None], texts: list[str],
-        *, groups: list[str] | None = None, cut: list[bool] | None = None,
-    ) -> pd.DataFrame:  # fmt: skip
+        self,
+        messages: list[list[dict[str, str]]],
+        answers: list[str | None],
+        texts: list[str],
+        *,
+        groups: list[str] | None = None,
+        cut: list[bool] | None = None,
+    ) -> pd.DataFrame:
         model, tokenizer, identity = self._load()
         encoder = Encoder(tokenizer, identity["max_length"], str(self.folder))
         encoded = [encoder(m, t) for m, t in zip(messages, texts, strict=True)]

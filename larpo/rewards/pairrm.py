@@ -45,9 +45,13 @@ class Comparer:
     """
 
     def __init__(
-        self, model: PairRM, tokenizer: PreTrainedTokenizerBase, source_max_length: int, max_length: int,
+        self,
+        model: PairRM,
+        tokenizer: PreTrainedTokenizerBase,
+        source_max_length: int,
+        max_length: int,
         batch_tokens: int,
-    ):  # fmt: skip
+    ):
         from larpo.rewards.pairrm_model import CANDIDATE1, CANDIDATE2, SOURCE
 
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
@@ -113,12 +117,17 @@ class PairRMReward:
     needs_answers = False
 
     def __init__(
-        self, folder: Path | None, comparisons: Literal["full", "bubble"] = "full",
-        aggregate: Literal["mean_logits", "wins"] = "mean_logits", passes: int = 1, source_max_length: int = 1224,
-    ):  # fmt: skip
+        self,
+        folder: Path | None,
+        comparisons: Literal["full", "bubble"] = "full",
+        aggregate: Literal["mean_logits", "wins"] = "mean_logits",
+        passes: int = 1,
+        source_max_length: int = 1224,
+    ):
         for key, value, known in [
-            ("comparisons", comparisons, ("full", "bubble")), ("aggregate", aggregate, ("mean_logits", "wins")),
-        ]:  # fmt: skip
+            ("comparisons", comparisons, ("full", "bubble")),
+            ("aggregate", aggregate, ("mean_logits", "wins")),
+        ]:
             if value not in known:
                 raise UserError(f"params.yaml: score.options.{key}: expected {' or '.join(known)}, found {value!r}")
         if passes < 1 or source_max_length < 4:
@@ -147,9 +156,14 @@ class PairRMReward:
         return self._loaded
 
     def score(
-        self, messages: list[Messages], answers: list[str | None], texts: list[str],
-        *, groups: list[str] | None = None, cut: list[bool] | None = None,
-    ) -> pd.DataFrame:  # fmt: skip
+        self,
+        messages: list[Messages],
+        answers: list[str | None],
+        texts: list[str],
+        *,
+        groups: list[str] | None = None,
+        cut: list[bool] | None = None,
+    ) -> pd.DataFrame:
         model, tokenizer, identity = self._load()
         comparer = Comparer(model, tokenizer, self.source_max_length, identity["max_length"], identity["batch_tokens"])
         groups = [digest("messages", m) for m in messages] if groups is None else groups
@@ -185,9 +199,12 @@ class PairRMReward:
     def facts(self) -> dict[str, Any]:
         ways = {"aggregate": self.aggregate} if self.comparisons == "full" else {"passes": self.passes}
         return {
-            "reward": "pairrm", **read_identity(self.folder, "pairrm"), "comparisons": self.comparisons, **ways,
+            "reward": "pairrm",
+            **read_identity(self.folder, "pairrm"),
+            "comparisons": self.comparisons,
+            **ways,
             "source_max_length": self.source_max_length,
-        }  # fmt: skip
+        }
 
 
 def bubble(comparer: Comparer, candidates: list[list[str]], passes: int) -> list[list[float]]:

@@ -30,12 +30,24 @@ SOURCE, CANDIDATE1, CANDIDATE2 = "<|source|>", "<|candidate1|>", "<|candidate2|>
 # microsoft/deberta-v3-large with PairRM's five added tokens: for llm-blender/PairRM, whose config.json describes the
 # ranker and not the network.
 _LARGE = {
-    "vocab_size": 128005, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-    "num_attention_heads": 16, "hidden_act": "gelu", "relative_attention": True, "max_relative_positions": -1,
-    "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True, "pos_att_type": ["p2c", "c2p"],
-    "position_biased_input": False, "max_position_embeddings": 512, "type_vocab_size": 0, "layer_norm_eps": 1e-7,
+    "vocab_size": 128005,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+    "relative_attention": True,
+    "max_relative_positions": -1,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 0,
+    "layer_norm_eps": 1e-7,
     "pad_token_id": 0,
-}  # fmt: skip
+}
 
 
 class PairRM(DebertaV2PreTrainedModel):
@@ -47,9 +59,12 @@ class PairRM(DebertaV2PreTrainedModel):
         drop, size = getattr(config, "drop_out", 0.05), config.hidden_size
         # Positions 1 and 4 hold the published weights.
         self.head_layer = nn.Sequential(
-            nn.Dropout(drop), nn.Linear(2 * size, size), nn.Tanh(), nn.Dropout(drop),
+            nn.Dropout(drop),
+            nn.Linear(2 * size, size),
+            nn.Tanh(),
+            nn.Dropout(drop),
             nn.Linear(size, getattr(config, "n_tasks", 1)),
-        )  # fmt: skip
+        )
         self.post_init()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, markers: Tensor) -> Tensor:
@@ -70,9 +85,13 @@ def fetch_pairrm(params: RewardParams) -> tuple[PairRM, Tokenizer, dict[str, Any
         if "ranker_type" not in raw:
             config = DebertaV2Config.from_pretrained(source, **options)
         model, found = PairRM.from_pretrained(
-            source, config=config, dtype=dtype_of(params.dtype), use_safetensors=True, output_loading_info=True,
+            source,
+            config=config,
+            dtype=dtype_of(params.dtype),
+            use_safetensors=True,
+            output_loading_info=True,
             **options,
-        )  # fmt: skip
+        )
     except UNUSABLE as error:
         raise UserError(
             f"params.yaml: reward.model: cannot load {params.model!r} as PairRM ({line(error)}); expected the files of "

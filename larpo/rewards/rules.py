@@ -69,9 +69,14 @@ class _Compared(_Rule, ABC):
         return float(parsed is not None and self.equal(parsed, answer))
 
     def score(
-        self, messages: list[list[dict[str, str]]], answers: list[str], texts: list[str],
-        *, groups: list[str] | None = None, cut: list[bool] | None = None,
-    ) -> pd.DataFrame:  # fmt: skip
+        self,
+        messages: list[list[dict[str, str]]],
+        answers: list[str],
+        texts: list[str],
+        *,
+        groups: list[str] | None = None,
+        cut: list[bool] | None = None,
+    ) -> pd.DataFrame:
         """See `larpo.rewards.Reward`; also returns the column `parsed` (null where nothing was found)."""
         # A response that was cut off gave no final answer, whatever stands last in it.
         parsed = [None if c else self.parse(t) for t, c in zip(texts, cut or [False] * len(texts), strict=True)]

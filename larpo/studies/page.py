@@ -75,9 +75,12 @@ def write_page(study: Study, summary: dict[str, Any], project: Path) -> Path:
     """Write the page and the numbers; returns the page's path."""
     name = f"{study.name}-{summary['scale']}"
     env = Environment(
-        loader=PackageLoader("larpo.studies", "."), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("larpo.studies", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     env.globals.update(shown=shown, statements=STATEMENTS)
     reported = _reported(study, summary)
     page = env.get_template("page.html.j2").render(

@@ -161,9 +161,12 @@ class ListTrainer(WarmTrainer):
         last = batch.mask.sum(1) - 1
         margin = gain[:, 0] - gain.gather(1, last[:, None])[:, 0]
         for key, value in {
-            "losses": losses.sum(), "lists": weight.sum(), "right": right.sum(), "pairs": strict.sum(),
+            "losses": losses.sum(),
+            "lists": weight.sum(),
+            "right": right.sum(),
+            "pairs": strict.sum(),
             "margin": (margin * weight).sum(),
-        }.items():  # fmt: skip
+        }.items():
             self._sums[key] = self._sums.get(key, 0.0) + float(value)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -75,8 +75,11 @@ class BradleyTerryTrainer(WarmTrainer):
             )
         with torch.no_grad():
             for key, value in {
-                "losses": losses.sum(), "pairs": len(pairs), "right": (margins > 0).sum(), "margin": margins.sum(),
-            }.items():  # fmt: skip
+                "losses": losses.sum(),
+                "pairs": len(pairs),
+                "right": (margins > 0).sum(),
+                "margin": margins.sum(),
+            }.items():
                 self._sums[key] = self._sums.get(key, 0.0) + float(value)
         # Data-parallel training averages gradients over processes; the sum over all pairs is wanted.
         loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes

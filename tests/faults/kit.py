@@ -75,9 +75,14 @@ class Running:
         self.project, self.lines, self.stages = project, [], []
         self.changed = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, *command], cwd=project.folder, env=project.environment | variables,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        )  # fmt: skip
+            [sys.executable, *command],
+            cwd=project.folder,
+            env=project.environment | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

@@ -19,7 +19,7 @@ NODES = {
     "train": (["tasks.train", "1"], 300_000),  # in a checkpoint
     "policy": (["tasks.policy"], 20_000),  # in the weights
     "report": (["tasks.report"], 100_000),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +84,14 @@ def test_a_limit_on_the_size_of_files_is_one_line(prepared, node, limit):
     expected = products(prepared.folder)
     run, _ = NODES[node]
     done = subprocess.run(
-        [sys.executable, "-m", *run], cwd=prepared.folder, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", *run],
+        cwd=prepared.folder,
+        capture_output=True,
+        text=True,
+        check=False,
         env={k: v for k, v in prepared.environment.items() if k != "LARPO_WARM"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )  # fmt: skip
+    )
     refused(done, "the file is larger than this process may write; raise the limit (ulimit -f)")
     assert_same(products(prepared.folder), expected)
     assert command(prepared, *run).returncode == 0

@@ -23,9 +23,14 @@ from tests.faults.kit import Running, assert_nothing_runs, fill, products, small
 
 CONCURRENCY = 3
 FAULTS = [
-    {"status": 500}, {"status": 503}, {"drop": True}, {"sleep": 1.2}, {"body": "<html>busy</html>"},
-    {"body": '{"choices": [{"mess'}, {"body": '{"choices": [{"message": null}]}'},
-]  # fmt: skip
+    {"status": 500},
+    {"status": 503},
+    {"drop": True},
+    {"sleep": 1.2},
+    {"body": "<html>busy</html>"},
+    {"body": '{"choices": [{"mess'},
+    {"body": '{"choices": [{"message": null}]}'},
+]
 
 
 def answer(body: dict) -> str | dict:
@@ -70,9 +75,12 @@ def judged(tmp_path, finished_project, warm_server, monkeypatch) -> Project:
     monkeypatch.setenv("LARPO_JUDGEMENTS", str(project.folder / "judgements"))
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["benchmarks"]["q"] = {
-        "benchmark": "mixeval", "data": str(ROOT / "data/samples/questions"), "judge": "j",
-        "generate": {"max_new_tokens": 4}, "options": {"parser": "model"},
-    }  # fmt: skip
+        "benchmark": "mixeval",
+        "data": str(ROOT / "data/samples/questions"),
+        "judge": "j",
+        "generate": {"max_new_tokens": 4},
+        "options": {"parser": "model"},
+    }
     judge = {"model": "judge", "base_url": "http://127.0.0.1:9/v1", "timeout": 0.6, "attempts": 9}
     params["judges"]["j"] = judge | {"concurrency": CONCURRENCY}
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))

@@ -48,9 +48,12 @@ def server(project: Project) -> Iterator[tuple[str, int]]:
 def start(project: Project, *command: str, **variables: str) -> subprocess.Popen:
     with (project.folder.parent / "output").open("a") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=project.folder, stdout=out, stderr=subprocess.STDOUT,
+            [sys.executable, "-m", *command],
+            cwd=project.folder,
+            stdout=out,
+            stderr=subprocess.STDOUT,
             env=os.environ | {LOG: str(project.log)} | variables,
-        )  # fmt: skip
+        )
 
 
 def output(project: Project) -> str:
@@ -87,9 +90,7 @@ def kill(processes: list[psutil.Process]) -> None:
 def test_a_node_that_dies_is_tried_again_and_others_are_not(project, server):
     """kill -9 of the node alone: what a lost GPU or the kernel's out-of-memory killer do."""
     url, _ = server
-    run = start(
-        project, "flows.run", "--target", "train", PREFECT_API_URL=url, LARPO_TEST_SLEEP="sample@1"
-    )  # fmt: skip
+    run = start(project, "flows.run", "--target", "train", PREFECT_API_URL=url, LARPO_TEST_SLEEP="sample@1")
     until(project, lambda: "sample@1" in project.started())
     kill(running_with(project, "stage.py", "data/sample/1.txt"))
     assert run.wait(90) == 0, output(project)

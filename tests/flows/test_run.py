@@ -85,12 +85,7 @@ def test_changed_parameters_make_an_experiment(finished: Project, api: None) -> 
 
     outcomes = larpo(overrides=["train.learning_rate=3e-3"])
     assert project.started() == ["train@1", "evaluate@1-held_out"]
-    assert [outcomes[n] for n in NODES] == ["Restored"] * 3 + [
-        "Completed",
-        "Restored",
-        "Completed",
-        "Completed",
-    ]
+    assert [outcomes[n] for n in NODES] == ["Restored"] * 3 + ["Completed", "Restored", "Completed", "Completed"]
     assert (project.folder / "params.yaml").read_bytes() == before
     assert project.call("git", "rev-parse", "HEAD") == head
 
@@ -146,16 +141,10 @@ def test_more_iterations_continue_the_last(project: Project) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            {"overrides": ["train.learning_rat=1"]},
-            "train.learning_rat does not exist; did you mean 'learning_rate'",
-        ),
+        ({"overrides": ["train.learning_rat=1"]}, "train.learning_rat does not exist; did you mean 'learning_rate'"),
         ({"overrides": ["train.learning_rate"]}, "override 'train.learning_rate': expected key=value"),
         ({"overrides": ["train.epochs=1,2"]}, "expected one value; a list is written"),
-        (
-            {"overrides": ["train.learning_rate=-1"]},
-            "train.learning_rate: input should be greater than 0, found -1",
-        ),
+        ({"overrides": ["train.learning_rate=-1"]}, "train.learning_rate: input should be greater than 0, found -1"),
         ({"objective": "listmel"}, "did you mean 'listmle'"),
         ({"iterations": 0}, "iterations: expected 1 or more, found 0"),
     ],

@@ -110,8 +110,9 @@ def test_an_overlay_makes_other_runs(project):
     assert [runner.finished(run) is not None for run in runs] == [True, True]
     assert [runner.finished(run) for run in other] == [None, None]
     assert [(r.params["train"]["epochs"], r.params["train"]["objective"]) for r in other] == [
-        (2, "lambdarank"), (2, "listmle"),
-    ]  # fmt: skip
+        (2, "lambdarank"),
+        (2, "listmle"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -136,8 +136,20 @@ def test_runs_of_any_name_lie_in_one_folder(name: str):
 def test_commands_take_no_paths_for_names(workspace):
     """Every node that has a key, with a name that would lead elsewhere: nothing outside of the run is written."""
     before = snapshot()
-    for node in ("prompts", "sample", "score", "candidates", "lists", "reference", "train", "sft", "embed", "retrieve",
-                 "best_of_n", "items"):  # fmt: skip
+    for node in (
+        "prompts",
+        "sample",
+        "score",
+        "candidates",
+        "lists",
+        "reference",
+        "train",
+        "sft",
+        "embed",
+        "retrieve",
+        "best_of_n",
+        "items",
+    ):
         for name in ("../../x", "/tmp/x", "1/../1", "x" * 5000, "１"):
             status, said = invoke([node, name])
             assert status == 2, (node, name, said)

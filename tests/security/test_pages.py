@@ -61,9 +61,7 @@ def shown(path: Path, profile: Path) -> str:
     if CHROMIUM is None:
         pytest.skip("no Chromium found; install the package chromium")
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--enable-logging=stderr", "--dump-dom"]
-    done = subprocess.run(
-        [*command, path.resolve().as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )  # fmt: skip
+    done = subprocess.run([*command, path.resolve().as_uri()], capture_output=True, text=True, timeout=120, check=True)
     return done.stdout
 
 
@@ -124,9 +122,11 @@ def test_report(outside, tmp_path, monkeypatch):
     settings["policy"]["model"] = text
     build(settings)
     for kind, pattern in (
-        ("prompts", "prompts/*"), ("candidates", "candidates/[1-9]*"), ("evaluations", "evaluate/*"),
+        ("prompts", "prompts/*"),
+        ("candidates", "candidates/[1-9]*"),
+        ("evaluations", "evaluate/*"),
         ("items", "items/*"),
-    ):  # fmt: skip
+    ):
         for path in Path("data").glob(f"{pattern}.parquet"):
             frame = tables.read(kind, path)
             for column, spoil in hostile(text).items():

@@ -52,8 +52,12 @@ def test_samples_at_two_temperatures_and_revisions(workspace):
     outputs, evaluations, metrics = run("g")
     assert len(outputs) == 6 * 3 + 4 * 2 * 3
     assert outputs.groupby(["temperature", "turn"]).size().to_dict() == {
-        (0.0, 0): 6, (0.0, 1): 6, (0.0, 2): 6, (0.5, 0): 12, (1.5, 0): 12,
-    }  # fmt: skip
+        (0.0, 0): 6,
+        (0.0, 1): 6,
+        (0.0, 2): 6,
+        (0.5, 0): 12,
+        (1.5, 0): 12,
+    }
     asked = outputs["prompt_token_ids"].map(len)
     assert asked[outputs["turn"] == 1].min() > asked[outputs["turn"] == 0].max(), "a revision sees the answer"
     assert evaluations[["prompt_id", "temperature", "sample", "turn", "text"]].equals(

@@ -49,10 +49,13 @@ def workspace(tmp_path, monkeypatch, tiny_policy):
     change("per_iteration: 12", "per_iteration: 12\n  draw: same")
     frame = pd.DataFrame(
         {
-            "prompt_id": list("abcd"), "source": "s", "messages": [[{"role": "user", "content": q}] for q in QUESTIONS],
-            "answer": list("2345"), "solution": ["1 + 1 = 2", "3", None, "99"],
+            "prompt_id": list("abcd"),
+            "source": "s",
+            "messages": [[{"role": "user", "content": q}] for q in QUESTIONS],
+            "answer": list("2345"),
+            "solution": ["1 + 1 = 2", "3", None, "99"],
         }
-    )  # fmt: skip
+    )
     for s in "12":
         tables.write(frame, "prompts", f"data/prompts/{s}.parquet")
     return change
@@ -71,12 +74,21 @@ def made_up_candidates(iterations: tuple[int, ...] = (1,)) -> pd.DataFrame:
                 i = len(rows)
                 rows.append(
                     {
-                        "prompt_id": p, "response_id": f"{p}{s}{j}", "iteration": s, "temperature": 1.0, "seed": 1,
-                        "text": "", "prompt_token_ids": [3, 5 + ord(p) % 10, 4],
-                        "token_ids": [5 + i % 9, 5 + i // 9, *[7] * (i % 3), 1], "finish_reason": "stop",
-                        "origin": origin, "reward": float(j != 1), "correct": j != 1, "reward_name": "final_number",
+                        "prompt_id": p,
+                        "response_id": f"{p}{s}{j}",
+                        "iteration": s,
+                        "temperature": 1.0,
+                        "seed": 1,
+                        "text": "",
+                        "prompt_token_ids": [3, 5 + ord(p) % 10, 4],
+                        "token_ids": [5 + i % 9, 5 + i // 9, *[7] * (i % 3), 1],
+                        "finish_reason": "stop",
+                        "origin": origin,
+                        "reward": float(j != 1),
+                        "correct": j != 1,
+                        "reward_name": "final_number",
                     }
-                )  # fmt: skip
+                )
     return pd.DataFrame(rows)
 
 

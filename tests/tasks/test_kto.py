@@ -91,9 +91,11 @@ def test_kto_without_mismatched_is_refused_before_anything_runs(kto_project):
 def test_a_next_list_of_the_same_prompt_is_passed_over():
     """Prompts A, A, B, A: every A gets B's best, B gets the A behind it. All of one prompt: refused."""
     lists = [
-        ResponseList([5], [[1], [2]]), ResponseList([5], [[3], [4]]), ResponseList([6], [[7], [8]]),
+        ResponseList([5], [[1], [2]]),
+        ResponseList([5], [[3], [4]]),
+        ResponseList([6], [[7], [8]]),
         ResponseList([5], [[9], [10]]),
-    ]  # fmt: skip
+    ]
     assert mismatched_responses(lists, "f") == [[7], [7], [9], [7]]
     with pytest.raises(UserError, match=r"f: .* at least two prompts, found 2 of one"):
         mismatched_responses(lists[:2], "f")

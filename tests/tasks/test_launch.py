@@ -107,9 +107,12 @@ def test_killed_launcher_leaves_nothing_and_is_resumed(prepared):
         prepared.run("rm", "-rf", out)
     scratch = prepared.folder / "scratch/train@1"
     launcher = subprocess.Popen(
-        [sys.executable, "-m", "tasks.train", "1"], cwd=prepared.folder, env=prepared.environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, "-m", "tasks.train", "1"],
+        cwd=prepared.folder,
+        env=prepared.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     start, workers = time.monotonic(), []
     while not any(scratch.glob("*/checkpoints/checkpoint-*/trainer_state.json")):
         assert launcher.poll() is None and time.monotonic() - start < 120

@@ -76,9 +76,14 @@ def pairs(n: int = 60) -> None:
 
 
 TRAIN = {
-    "data": {"data": "pairs.jsonl"}, "held_out": 0.3, "learning_rate": 3e-3, "epochs": 3, "pairs_per_step": 8,
-    "pairs_per_device_batch": 4, "save_steps": 2,
-}  # fmt: skip
+    "data": {"data": "pairs.jsonl"},
+    "held_out": 0.3,
+    "learning_rate": 3e-3,
+    "epochs": 3,
+    "pairs_per_step": 8,
+    "pairs_per_device_batch": 4,
+    "save_steps": 2,
+}
 
 
 @pytest.mark.parametrize("make", [decoder, encoder])
@@ -176,10 +181,15 @@ def sampled(prompts: int = 5, k: int = 4) -> None:
     tables.write(pd.DataFrame(frame).assign(solution=None), "prompts", "data/prompts/1.parquet")
     rows = [(p, f"r{p}-{j}", str((p + j) % 7)) for j in range(k) for p in range(prompts)]
     out = pd.DataFrame(rows, columns=["prompt_id", "response_id", "text"]).assign(
-        prompt_id=lambda f: "p" + f["prompt_id"].astype(str), origin="policy", iteration=1, temperature=1.0, seed=1,
-        prompt_token_ids=[[5, 6]] * len(rows), token_ids=[[7] * (1 + i % 3) for i in range(len(rows))],
+        prompt_id=lambda f: "p" + f["prompt_id"].astype(str),
+        origin="policy",
+        iteration=1,
+        temperature=1.0,
+        seed=1,
+        prompt_token_ids=[[5, 6]] * len(rows),
+        token_ids=[[7] * (1 + i % 3) for i in range(len(rows))],
         finish_reason=["length" if i == 1 else "stop" for i in range(len(rows))],
-    )  # fmt: skip
+    )
     tables.write(out, "responses", "data/sample/1.parquet")
 
 
@@ -214,9 +224,10 @@ def test_a_killed_score_resumes_and_keeps_its_counts(workspace, monkeypatch):
     sampled()
     decoder(workspace / "model")
     change(
-        reward={"model": "./model", "max_length": 16}, score={"reward": "sequence_classification"},
+        reward={"model": "./model", "max_length": 16},
+        score={"reward": "sequence_classification"},
         benchmarks={"held_out": {"items": 8, "options": {"rule": "final_number"}, "generate": {"max_new_tokens": 4}}},
-    )  # fmt: skip
+    )
     frame = tables.read("prompts", "data/prompts/1.parquet")
     frame["messages"] = [[{"role": "user", "content": "a" * 30}]] * len(frame)
     tables.write(frame, "prompts", "data/prompts/1.parquet")
@@ -280,9 +291,13 @@ def benchmark_run(samples: int = 4, items: int = 6) -> None:
     asked = tables.read("items", "data/items/held_out.parquet")[["prompt_id", "answer"]].to_numpy()
     rows = [(p, s, a if (i + s) % 3 == 0 else str(s)) for i, (p, a) in enumerate(asked) for s in range(-1, samples)]
     out = pd.DataFrame(rows, columns=["prompt_id", "sample", "text"]).assign(
-        temperature=lambda f: (f["sample"] >= 0).astype(float), turn=0, n_tokens=2, finish_reason="stop",
-        prompt_token_ids=[[5]] * len(rows), token_ids=[[7, 1]] * len(rows),
-    )  # fmt: skip
+        temperature=lambda f: (f["sample"] >= 0).astype(float),
+        turn=0,
+        n_tokens=2,
+        finish_reason="stop",
+        prompt_token_ids=[[5]] * len(rows),
+        token_ids=[[7, 1]] * len(rows),
+    )
     tables.write(out[tables.SCHEMAS["outputs"].names], "outputs", "data/generate/0-held_out.parquet")
     tasks.evaluate.main("0", "held_out")
 

@@ -22,9 +22,13 @@ def server():
 
 def node(project, *command: str, **variables: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", *command], cwd=project.folder, env=project.environment | variables,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", *command],
+        cwd=project.folder,
+        env=project.environment | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def forks() -> list[psutil.Process]:

@@ -19,9 +19,19 @@ NAMED = "refs/manifests/"
 ISOLATED = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 # Deltas are searched anew, by one thread: those of the repository at hand depend on how it came about.
 PACKING = (
-    "pack-objects", "--stdout", "--revs", "--quiet", "--threads=1", "--no-reuse-delta", "--no-reuse-object",
-    "--no-use-bitmap-index", "--delta-base-offset", "--window=10", "--depth=50", "--compression=6",
-)  # fmt: skip
+    "pack-objects",
+    "--stdout",
+    "--revs",
+    "--quiet",
+    "--threads=1",
+    "--no-reuse-delta",
+    "--no-reuse-object",
+    "--no-use-bitmap-index",
+    "--delta-base-offset",
+    "--window=10",
+    "--depth=50",
+    "--compression=6",
+)
 SAFE = (
     "core.symlinks=false",  # a committed link cannot lead a later file out of the folder
     "core.hooksPath=/dev/null",
@@ -39,9 +49,13 @@ def run_git(folder: Path, *arguments: str, given: bytes | None = None, check: bo
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | ISOLATED
     # safe.directory holds for the user's own settings alone, so a folder of another user needs it here.
     done = subprocess.run(
-        ["git", "-c", "safe.directory=*", *arguments], cwd=folder, env=environment, input=given, capture_output=True,
+        ["git", "-c", "safe.directory=*", *arguments],
+        cwd=folder,
+        env=environment,
+        input=given,
+        capture_output=True,
         check=False,
-    )  # fmt: skip
+    )
     if check and done.returncode:
         raise RuntimeError(" ".join(done.stderr.decode("utf-8", "replace").split())[-200:] or f"git {arguments[0]}")
     return done.stdout if done.returncode == 0 else b""

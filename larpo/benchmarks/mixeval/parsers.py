@@ -13,9 +13,20 @@ from larpo.benchmarks.judge import FINAL, JudgeClient
 
 # Around a letter, in upstream's order; {} is the letter.
 _MARKS = (
-    " {} ", " {}\n", "\n{} ", "\n{}\n", " {}. ", " {}.\n", "\n{}. ", "\n{}.\n",
-    "({})", "**{} ", " {}**", "**{}. ", " {}.**",
-)  # fmt: skip
+    " {} ",
+    " {}\n",
+    "\n{} ",
+    "\n{}\n",
+    " {}. ",
+    " {}.\n",
+    "\n{}. ",
+    "\n{}.\n",
+    "({})",
+    "**{} ",
+    " {}**",
+    "**{}. ",
+    " {}.**",
+)
 _EDGES = ",.!?;:'"
 _INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _NUMBERS = (

@@ -67,9 +67,10 @@ def _cost(judge, calls: Estimate, prompt: Estimate, completion: Estimate, a: Ass
         return Estimate(None, "USD", f"unknown price of {judge.model}" if price is None else calls.formula)
     value = calls.value * (prompt.value * price[0] + completion.value * price[1]) / 1e6
     return Estimate(
-        value, "USD",
+        value,
+        "USD",
         f"{calls.value:,} calls · ({prompt.value:.5g} · {price[0]:g} + {completion.value:.5g} · {price[1]:g}) / 1e6",
-    )  # fmt: skip
+    )
 
 
 def annotator_sizes(name: str) -> tuple[int, int]:

@@ -28,17 +28,25 @@ def embed(planner: Planner, name: str) -> NodePlan:
     memory = forward_memory(arch, tokens=p.batch_size * p.max_length, predicted=0, dtype="float32")
     if passages is None:
         return NodePlan(
-            stage, p.model, 1, "one GPU", memory=memory,
+            stage,
+            p.model,
+            1,
+            "one GPU",
+            memory=memory,
             hours=Estimate(None, "GPU h", unknown_size(name, f"retrieval.{name}.corpus")),
-        )  # fmt: skip
+        )
     # Queries of a data set on the hub are few beside its passages; those of a file here are counted.
     queries = rows_of(p.queries, planner.a) or 0
     length = min(p.max_length, arch.max_context)
     return NodePlan(
-        stage, p.model, 1, "one GPU", memory=memory,
+        stage,
+        p.model,
+        1,
+        "one GPU",
+        memory=memory,
         hours=forward_hours(arch, (passages + queries) * length, length, "float32", planner.a),
         notes=(f"{passages:,} passages and {queries:,} queries · {length} tokens at most",),
-    )  # fmt: skip
+    )
 
 
 def retrieve(planner: Planner, name: str) -> NodePlan:
@@ -67,8 +75,11 @@ def lists(planner: Planner, s: str) -> NodePlan:
     encoder = EncoderParams(model=wanted.related_model)
     prompts, length = planner.params.prompts.per_iteration, min(planner.prompt, encoder.max_length)
     return NodePlan(
-        stage, wanted.related_model, 1, "one GPU",
+        stage,
+        wanted.related_model,
+        1,
+        "one GPU",
         memory=forward_memory(arch, tokens=encoder.batch_size * encoder.max_length, predicted=0, dtype="float32"),
         hours=forward_hours(arch, prompts * length, length, "float32", planner.a),
         notes=(f"{prompts:,} prompts compared with each other",),
-    )  # fmt: skip
+    )

@@ -47,9 +47,19 @@ def reward(planner: Planner) -> NodePlan:
             tokens = Estimate(seen * 2 * each, "tokens", f"{text} · 2 · {each:g} tokens")
         # Trained in float32, whatever dtype it scores in; one logit per response needs no vocabulary.
         node = planner.optimisation(
-            "reward", arch, section.source, "float32", t, tokens, seen / batch, 2 * batch * section.max_length, 0, each,
-            read_launch(t.launch, planner.name, "reward.train"), rows=2 * batch,
-        )  # fmt: skip
+            "reward",
+            arch,
+            section.source,
+            "float32",
+            t,
+            tokens,
+            seen / batch,
+            2 * batch * section.max_length,
+            0,
+            each,
+            read_launch(t.launch, planner.name, "reward.train"),
+            rows=2 * batch,
+        )
         node = replace(node, notes=(note,))
     return _with_measuring(planner, node, arch, section, each, measured) if measured else node
 
@@ -63,9 +73,13 @@ def _pairs(pairs: PairsParams, a: Any) -> int | None:
 
 
 def _with_measuring(
-    planner: Planner, node: NodePlan, arch: Architecture, section: RewardParams, each: float,
+    planner: Planner,
+    node: NodePlan,
+    arch: Architecture,
+    section: RewardParams,
+    each: float,
     measured: list[tuple[str, PairsParams, float]],
-) -> NodePlan:  # fmt: skip
+) -> NodePlan:
     """Both responses of every pair that accuracy is reported on are scored once."""
     unknown = [
         unknown_size(pairs.name, f"{key}.data") for key, pairs, _ in measured if _pairs(pairs, planner.a) is None
@@ -142,8 +156,13 @@ def scoring(planner: Planner, stage: str, prompts: int, k: int, prompt: float, m
         notes.append(f"{prompts:,} prompts · {counted} · {length:g} tokens read")
         memory = forward_memory(
             arch, tokens=max(section.batch_tokens, longest), predicted=0, dtype=section.dtype, row=longest
-        )  # fmt: skip
+        )
     return NodePlan(
-        stage, section.source, 1, "one GPU", memory=memory, hours=Estimate(hours, "GPU h", " + ".join(formulas)),
+        stage,
+        section.source,
+        1,
+        "one GPU",
+        memory=memory,
+        hours=Estimate(hours, "GPU h", " + ".join(formulas)),
         notes=tuple(notes),
-    )  # fmt: skip
+    )

@@ -128,7 +128,7 @@ BYTES: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "outputs",
         "data/train/1.manifest.json: ",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BYTES)
@@ -212,7 +212,7 @@ MANIFESTS: dict[str, tuple[str, Callable[[dict], None], str, str]] = {
         "sources",
         "policy: its manifest names no source",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", MANIFESTS)

@@ -107,11 +107,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "as many as asked for",
         f"{SAMPLE}, row 7: temperature is 0.5, computed again 1.0",
     ),
-    "a seed": (
-        table(SAMPLE, "responses", put("seed", 7, 5)),
-        "as many as asked for",
-        f"{SAMPLE}, row 7: seed is 5",
-    ),
+    "a seed": (table(SAMPLE, "responses", put("seed", 7, 5)), "as many as asked for", f"{SAMPLE}, row 7: seed is 5"),
     "an iteration": (
         table(SAMPLE, "responses", put("iteration", 7, 2)),
         "as many as asked for",
@@ -163,7 +159,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "no evaluation prompt in training",
         "data/items/held_out.parquet, row 3: its text is also in data/prompts/2.parquet, row 2",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)

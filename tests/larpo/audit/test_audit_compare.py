@@ -28,14 +28,16 @@ def responses(texts: list[str], cut: tuple[int, ...] = (), temperature: float = 
         {
             "prompt_id": [f"p{i // 2}" for i in range(n)],
             "response_id": [f"r{i}" for i in range(n)],
-            "iteration": 1, "temperature": temperature, "seed": 7,
+            "iteration": 1,
+            "temperature": temperature,
+            "seed": 7,
             "text": texts,
             "prompt_token_ids": [[1, i // 2] for i in range(n)],
             "token_ids": [[ord(c) for c in text] for text in texts],
             "finish_reason": ["length" if i in cut else "stop" for i in range(n)],
             "origin": "policy",
         }
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -104,10 +106,12 @@ def test_any_flipped_byte_in_any_kind_of_file_is_found(kinds, data):
         ({"seed": (3, None)}, "row 3 (response_id r3), column seed: expected 7, found None"),
         ({"response_id": (0, "x")}, "row 0, column response_id: expected 'r0', found 'x'"),
         # Two columns of one row, and a later row: the first column of the first row.
-        ({"finish_reason": (0, "length"), "text": (0, "3"), "origin": (1, "gold")},
-         "row 0 (response_id r0), column text: expected '38', found '3'"),
+        (
+            {"finish_reason": (0, "length"), "text": (0, "3"), "origin": (1, "gold")},
+            "row 0 (response_id r0), column text: expected '38', found '3'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_table_names_its_first_row_and_column(pair, change, told):
     frame = responses(["38", "39", "7", "7"])
     other = frame.astype({"seed": object})
@@ -306,9 +310,14 @@ def test_samples_of_another_machine_are_tested_and_of_the_same_one_compared(pair
 
 @pytest.mark.parametrize(
     ("column", "value", "told"),
-    [("prompt_id", "q", "column prompt_id"), ("temperature", 0.5, "column temperature"), ("seed", 8, "column seed"),
-     ("prompt_token_ids", [9], "column prompt_token_ids"), ("origin", "gold", "column origin")],
-)  # fmt: skip
+    [
+        ("prompt_id", "q", "column prompt_id"),
+        ("temperature", 0.5, "column temperature"),
+        ("seed", 8, "column seed"),
+        ("prompt_token_ids", [9], "column prompt_token_ids"),
+        ("origin", "gold", "column origin"),
+    ],
+)
 def test_what_was_asked_is_the_same_on_any_machine(pair, column, value, told):
     frame = responses(["38", "39", "7", "8"])
     other = frame.copy()

@@ -61,8 +61,11 @@ def test_two_causes_and_what_follows(first, changed):
     found = compared(first, changed)
     objective, items = found.changes
     assert (objective.kind, objective.what, objective.before, objective.after) == (
-        "parameter", "train.objective", "lambdarank", "listmle",
-    )  # fmt: skip
+        "parameter",
+        "train.objective",
+        "lambdarank",
+        "listmle",
+    )
     assert objective.nodes == ("train@1", "report")
     assert (items.what, items.before, items.after) == ("benchmarks.held_out.items", "8", "9")
     assert items.nodes[0] == "items@held_out"
@@ -101,8 +104,9 @@ def test_edited_code_and_a_default_written_out(first, finished_project, copy, wa
     copy.dvc("repro", "--single-item", "lists@1")
     found = compared(first, copy)
     assert [(c.kind, c.what, c.nodes) for c in found.changes] == [
-        ("code", "larpo/lists/recipes.py", ("lists@1",)), ("parameter", "lists.memory", ("lists@1",)),
-    ]  # fmt: skip
+        ("code", "larpo/lists/recipes.py", ("lists@1",)),
+        ("parameter", "lists.memory", ("lists@1",)),
+    ]
     assert found.changes[0].detail.startswith('+2 −1 lines, first line 1: """Candidate lists Y_x (Section 3.3)')
     assert found.changes[0].detail.endswith("→ # Edited.")
     assert (found.changes[1].before, found.changes[1].after) == ("all (default)", "all")
@@ -132,8 +136,9 @@ def test_bytes_altered_after_the_run(first, copy):
     flip(copy.folder / "data/score/2.manifest.json")
     found = compared(first, copy)
     assert [row[:3] for row in found.altered] == [
-        ("b", "train@1", "data/policy/1"), ("b", "score@2", "data/score/2.manifest.json"),
-    ]  # fmt: skip
+        ("b", "train@1", "data/policy/1"),
+        ("b", "score@2", "data/score/2.manifest.json"),
+    ]
     assert found.first == "train@1" and found.diverged == ["train@1"] and not found.follows and not found.unexplained
     assert found.row.startswith("data/policy/1/model.safetensors: tensor")
     assert not found.equal and not found.changes

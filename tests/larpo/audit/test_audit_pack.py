@@ -131,10 +131,25 @@ def test_an_output_that_is_not_what_the_lock_says_is_refused(packed, tmp_path):
 
 
 NAMES = [
-    "/etc/passwd", "../out", "run/../../out", "run/./a", "run//a", "run/.git/config", "run/.GIT/hooks/post-checkout",
-    "run/.dvc/config", "run/sub/.dvc/cache/x", "run/.larpo/x", "run/a\\b", "run/a\nb", "run/.git./x", "", "run",
-    "other", "repository.bundle/x", "run/" + "a" * 300,
-]  # fmt: skip
+    "/etc/passwd",
+    "../out",
+    "run/../../out",
+    "run/./a",
+    "run//a",
+    "run/.git/config",
+    "run/.GIT/hooks/post-checkout",
+    "run/.dvc/config",
+    "run/sub/.dvc/cache/x",
+    "run/.larpo/x",
+    "run/a\\b",
+    "run/a\nb",
+    "run/.git./x",
+    "",
+    "run",
+    "other",
+    "repository.bundle/x",
+    "run/" + "a" * 300,
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

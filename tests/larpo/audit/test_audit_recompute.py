@@ -73,11 +73,13 @@ def test_rewards_of_rows_out_of_order():
     )
     responses = pd.DataFrame(
         {
-            "prompt_id": ["q", "p", "q"], "text": ["2", "2", "2"], "token_ids": [[1], [1, 2], [1]],
+            "prompt_id": ["q", "p", "q"],
+            "text": ["2", "2", "2"],
+            "token_ids": [[1], [1, 2], [1]],
             "finish_reason": ["stop", "stop", "length"],
         },
         index=[3, 5, 8],
-    )  # fmt: skip
+    )
     score = ScoreParams(reward="final_number", truncation_penalty=0.5, length_penalty=0.1)
     found = rewards_again(score, prompts, responses, None)
     assert found["reward"].tolist() == pytest.approx([1 - 0.1, 0 - 0.2, 0 - 0.5 - 0.1])

@@ -105,7 +105,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "no evaluation prompt in training",
         "data/items/held_out.parquet, row 0: its text is also in data/prompts/1.parquet, row 0",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -154,9 +154,13 @@ def test_moved_missing_and_changed_rows_keep_their_difficulty(tmp_path, real):
 def test_rows_as_published(tmp_path, real):
     """All columns of a published file, NaN as Python writes it, a failed generation, and shares instead of 1 to 2."""
     rows = real.assign(
-        generator_1="gpt4_1106_preview", generator_2="m", dataset="koala", annotator="weighted_alpaca_eval_gpt4_turbo",
-        raw_completion=[{"logprobs": None}] * len(real), time_per_example=0.5,
-    ).to_dict("records")  # fmt: skip
+        generator_1="gpt4_1106_preview",
+        generator_2="m",
+        dataset="koala",
+        annotator="weighted_alpaca_eval_gpt4_turbo",
+        raw_completion=[{"logprobs": None}] * len(real),
+        time_per_example=0.5,
+    ).to_dict("records")
     rows[3] |= {"preference": float("nan")}
     rows[4] |= {"preference": None, "output_2": None, "raw_completion": None}
     path = tmp_path / "published.json"
@@ -192,7 +196,7 @@ def test_rows_as_published(tmp_path, real):
             ["outputs of 2 models (x, y"],
         ),
     ],
-)  # fmt: skip
+)
 def test_bad_annotations(tmp_path, rows, words):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(rows))
@@ -209,9 +213,7 @@ def test_bad_annotations(tmp_path, rows, words):
 @needs_data
 def test_recomputing_needs_no_instructions_and_no_network(tmp_path, real):
     """The benchmark with its data on the hub, which is out of reach here: items and evaluations suffice."""
-    entry = {
-        "benchmark": "alpaca_eval", "generate": {"max_new_tokens": 9}, "judge": "j", "options": LENGTH,
-    }  # fmt: skip
+    entry = {"benchmark": "alpaca_eval", "generate": {"max_new_tokens": 9}, "judge": "j", "options": LENGTH}
     bench = build_benchmark(params(benchmarks={"ae": entry}, judges={"j": {"model": "x"}}), "ae")
     with pytest.raises(UserError, match=r"benchmarks\.NAME\.\S+: cannot fetch \S+\.json of .*name a local copy"):
         bench.items()
@@ -220,10 +222,13 @@ def test_recomputing_needs_no_instructions_and_no_network(tmp_path, real):
         {
             "prompt_id": [f"p{i}" for i in chosen.index],
             "messages": [[{"role": "user", "content": t}] for t in chosen["instruction"]],
-            "answer": chosen["output_1"], "text": chosen["output_2"], "n_tokens": 1, "finish_reason": "stop",
+            "answer": chosen["output_1"],
+            "text": chosen["output_2"],
+            "n_tokens": 1,
+            "finish_reason": "stop",
             "parsed": [f"{p:.6f}" for p in chosen["preference"]],
         }
-    )  # fmt: skip
+    )
     items = pd.DataFrame({"prompt_id": frame["prompt_id"], "meta": [json.dumps({"index": i}) for i in chosen.index]})
     found = bench.aggregate(items, frame)
     direct = score_file("alpaca_eval", published(tmp_path, chosen), **LENGTH)

@@ -116,17 +116,27 @@ def test_the_benchmark_from_items_to_scores(tmp_path, monkeypatch):
     (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps({"instruction": r["instruction"]}) for r in rows))
     with ChatServer(prefers_longer) as server:
         entry = {
-            "benchmark": "alpaca_eval", "generate": {"max_new_tokens": 9}, "data": str(tmp_path / "asked.jsonl"),
-            "judge": "j", "options": {"reference": str(tmp_path / "reference.json")},
-        }  # fmt: skip
+            "benchmark": "alpaca_eval",
+            "generate": {"max_new_tokens": 9},
+            "data": str(tmp_path / "asked.jsonl"),
+            "judge": "j",
+            "options": {"reference": str(tmp_path / "reference.json")},
+        }
         some = params(benchmarks={"ae": entry}, judges={"j": {"model": "judge", "base_url": server.url}})
         bench = build_benchmark(some, "ae")
         items = bench.items()
         assert items["messages"][2] == [{"role": "user", "content": "Do 2"}]
         outputs = pd.DataFrame(
-            {"prompt_id": items["prompt_id"][::-1].tolist(), "temperature": 0.0, "sample": -1, "turn": 0,
-             "text": "b" * 9, "n_tokens": 9, "finish_reason": "stop"}
-        )  # fmt: skip
+            {
+                "prompt_id": items["prompt_id"][::-1].tolist(),
+                "temperature": 0.0,
+                "sample": -1,
+                "turn": 0,
+                "text": "b" * 9,
+                "n_tokens": 9,
+                "finish_reason": "stop",
+            }
+        )
         frame = outputs.join(bench.score(items, outputs)).merge(items[["prompt_id", "messages", "answer"]])
         found = bench.aggregate(items, frame)
     assert frame["score"].tolist() == pytest.approx([1 / (1 + math.exp(-1))] * 4, abs=1e-6)
@@ -151,10 +161,15 @@ class SmallModel:
         torch.manual_seed(0)
         self.model = LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                max_position_embeddings=8192, initializer_range=0.5,
+                vocab_size=256,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=8192,
+                initializer_range=0.5,
             )
-        ).eval()  # fmt: skip
+        ).eval()
 
     def logprobs(self, body: dict) -> dict[str, float]:
         import torch
@@ -203,7 +218,7 @@ def test_a_real_model_judges_through_faults(tmp_path):
         ({"judge": None}, ["benchmarks.ae.judge", "missing"]),
         ({"annotator": "weighted_alpaca_eval_gpt4_turb"}, ["annotator", "'weighted_alpaca_eval_gpt4_turbo'"]),
     ],
-)  # fmt: skip
+)
 def test_refusals_before_anything_is_generated(tmp_path, change, words):
     (tmp_path / "r.json").write_text('[{"instruction": "a", "output": "b"}]')
     options = {"reference": str(tmp_path / "r.json")} | {k: v for k, v in change.items() if k == "annotator"}

@@ -38,7 +38,7 @@ def bench(kind: str, **settings):
         ("wait...", None, "..."),  # the pattern takes dots for a number; the harness does too
         ("", None, None),
     ],
-)  # fmt: skip
+)
 def test_filters(text, strict, flexible):
     assert extract(text, "strict") == strict
     assert extract(text, "flexible") == flexible
@@ -53,7 +53,7 @@ def test_filters(text, strict, flexible):
         ("#### 18", "working <<9*2=18>>18\n#### 18", True),  # the target loses all before its mark
         ("[invalid]", "[invalid]", True),
     ],
-)  # fmt: skip
+)
 def test_comparison_is_of_text(text, answer, right):
     assert correct(text, answer, "strict") is right
 
@@ -120,7 +120,7 @@ def test_choosing_items_depends_on_the_items_alone(tmp_path):
         ({"options": {"ns": [0]}}, ["benchmarks.b.options.ns.0", "greater than or equal to 1"]),
         ({"judge": "gpt"}, ["benchmarks.b.judge", "judges"]),
     ],
-)  # fmt: skip
+)
 def test_refusals(settings, words):
     from larpo.load import check_names
 
@@ -144,7 +144,7 @@ def test_refusals(settings, words):
         (r"\boxed{}", None),
         ("42", None),
     ],
-)  # fmt: skip
+)
 def test_last_boxed(text, found):
     assert last_boxed(text) == found
 
@@ -159,7 +159,7 @@ def test_last_boxed(text, found):
         (r"(1, 2)", "(1,2)", True),
         (None, "1", False),
     ],
-)  # fmt: skip
+)
 def test_equivalence(found, gold, same):
     assert equivalent(found, gold) is same
 

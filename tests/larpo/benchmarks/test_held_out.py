@@ -28,7 +28,7 @@ def params(**changes) -> Params:
         "train": {"learning_rate": 1e-5},
         "evaluate": {"policies": ["0"]},
         "benchmarks": {"held_out": {"items": 10, "generate": GENERATE}},
-    }  # fmt: skip
+    }
     return parse_params(raw | changes)
 
 
@@ -88,7 +88,7 @@ def test_score_keeps_the_order_and_counts_a_cut_off_answer_as_wrong():
             "finish_reason": ["stop", "stop", "length", "stop"],
         },
         index=[7, 3, 3, 0],
-    )  # fmt: skip
+    )
     found = bench.score(items, outputs)
     assert found["score"].tolist() == [1, 1, 0, 0]
     assert found["parsed"].tolist()[:3] == ["2", "1", "2"]

@@ -30,13 +30,20 @@ DATA = ROOT.parent / "shared/data/mixeval/2024-06-01"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="MixEval's data is not beside the checkout")
 
 FREE = {
-    "problem_type": "free-form", "context": None, "prompt": "Who wrote it?", "target": ["Jane Austen", "Austen"],
+    "problem_type": "free-form",
+    "context": None,
+    "prompt": "Who wrote it?",
+    "target": ["Jane Austen", "Austen"],
     "benchmark_name": "TriviaQA",
-}  # fmt: skip
+}
 CHOICE = {
-    "problem_type": "multiple-choice", "context": "A text.", "prompt": "Which one?", "options": ["red", "blue", "sky"],
-    "target": [1], "benchmark_name": "SIQA",
-}  # fmt: skip
+    "problem_type": "multiple-choice",
+    "context": "A text.",
+    "prompt": "Which one?",
+    "options": ["red", "blue", "sky"],
+    "target": [1],
+    "benchmark_name": "SIQA",
+}
 
 
 def test_prompts_word_for_word():
@@ -67,7 +74,7 @@ def test_prompts_word_for_word():
         ("nothing of the kind was said here at all", None),
         ("", None),
     ],
-)  # fmt: skip
+)
 def test_option_by_rule(response, letter):
     assert chosen_option(response, ["red", "blue", "sky"]) == letter
 
@@ -87,7 +94,7 @@ def test_option_by_rule(response, letter):
         ("I like the answer b", ["B"], True),
         ("", ["x"], False),
     ],
-)  # fmt: skip
+)
 def test_free_form_by_rule(response, targets, right):
     assert free_form_correct(free_form_candidates(response), targets) is right
 
@@ -157,12 +164,16 @@ def test_totals_by_hand(tmp_path):
     write(answers / "m_close_multichoice.jsonl", [{"id": "0", "response": "dunno"}])
     found = score_file("mixeval", answers, data=str(data))
     assert {k: v["value"] for k, v in found["scores"].items()} == {
-        "overall": 0.5, "free_form": pytest.approx(2 / 3), "multiple_choice": 0.0,
-    }  # fmt: skip
+        "overall": 0.5,
+        "free_form": pytest.approx(2 / 3),
+        "multiple_choice": 0.0,
+    }
     assert found["upstream_overall"] == pytest.approx(0.3335)
     assert {k: (v["value"], v["items"]) for k, v in found["sources"].items()} == {
-        "DROP": (0.5, 2), "SIQA": (0.0, 1), "TriviaQA": (1.0, 1),
-    }  # fmt: skip
+        "DROP": (0.5, 2),
+        "SIQA": (0.0, 1),
+        "TriviaQA": (1.0, 1),
+    }
     assert (found["items"], found["unparsed"], found["items_without_response"]) == (4, 0.25, 0)
     again = score_file("mixeval", answers, data=str(tmp_path))  # the folder above the release's
     assert again == found
@@ -172,8 +183,11 @@ def test_a_source_in_both_halves_is_told_apart():
     kinds = ["free-form", "free-form", "multiple-choice", "multiple-choice"]
     found = summary(kinds, ["AGIEval", "DROP", "AGIEval", "SIQA"], np.array([1.0, 1.0, 0.0, 1.0]))
     assert {name: (s["value"], s["items"]) for name, s in found["sources"].items()} == {
-        "AGIEval free-form": (1.0, 1), "AGIEval multiple-choice": (0.0, 1), "DROP": (1.0, 1), "SIQA": (1.0, 1),
-    }  # fmt: skip
+        "AGIEval free-form": (1.0, 1),
+        "AGIEval multiple-choice": (0.0, 1),
+        "DROP": (1.0, 1),
+        "SIQA": (1.0, 1),
+    }
 
 
 def test_upstream_overall_is_rounded_as_upstream_rounds():
@@ -242,7 +256,7 @@ def test_responses_as_upstream_keeps_them(tmp_path):
         ("a.jsonl", {"id": 0, "response": "x", "target": [3], "options": ["a", "b"]}, ["row 0", "index", "[3]"]),
         ("a.jsonl", {"id": 0, "response": "x", "problem_type": "essay", "target": ["a"]}, ["problem_type", "'essay'"]),
     ],
-)  # fmt: skip
+)
 def test_refusals(tmp_path, name, row, words):
     with pytest.raises(UserError) as caught:
         score_file("mixeval", write(tmp_path / name, [row]))
@@ -268,9 +282,17 @@ def test_the_benchmark_from_items_to_scores(tmp_path, monkeypatch):
         )
         items = rule.items()
         outputs = pd.DataFrame(
-            {"prompt_id": items["prompt_id"][::-1].tolist(), "temperature": 0.0, "sample": -1, "turn": 0,
-             "text": ["B", "Jane Austen"], "n_tokens": 2, "finish_reason": "stop"}, index=[5, 3],
-        )  # fmt: skip
+            {
+                "prompt_id": items["prompt_id"][::-1].tolist(),
+                "temperature": 0.0,
+                "sample": -1,
+                "turn": 0,
+                "text": ["B", "Jane Austen"],
+                "n_tokens": 2,
+                "finish_reason": "stop",
+            },
+            index=[5, 3],
+        )
         assert rule.score(items, outputs)["score"].tolist() == [1.0, 1.0]
         judged = model.score(items, outputs)
     assert judged["score"].tolist() == [1.0, 0.5]
@@ -295,8 +317,9 @@ def test_the_release_is_read_whole_and_its_own_answers_are_right(tmp_path, hard,
     for kind, least in (("multiple-choice", 1.0), ("free-form", 0.98)):
         rows = [
             {"id": key, "response": "ABCDE"[i["target"][0]] if kind == "multiple-choice" else i["target"][0]}
-            for (k, key), i in items.items() if k == kind
-        ]  # fmt: skip
+            for (k, key), i in items.items()
+            if k == kind
+        ]
         path = write(tmp_path / f"{kind}.jsonl", rows)
         found = score_file("mixeval_hard" if hard else "mixeval", path, data=str(DATA))
         assert found["scores"]["overall"]["value"] >= least

@@ -22,18 +22,23 @@ def table(rows: list[tuple]) -> pd.DataFrame:
 
 GREEDY = [("a", 0.0, -1, 0, "1", 1.0, 10, "stop"), ("b", 0.0, -1, 0, "2", 0.0, 20, "stop")]
 SAMPLES = [
-    ("a", 0.5, 0, 0, "1", 1.0, 4, "stop"), ("a", 0.5, 1, 0, "3", 0.0, 4, "stop"),
-    ("b", 0.5, 0, 0, "2", 0.0, 4, "stop"), ("b", 0.5, 1, 0, None, 0.0, 8, "length"),
-    ("a", 1.0, 0, 0, "1", 1.0, 6, "stop"), ("a", 1.0, 1, 0, "1", 1.0, 6, "stop"),
-    ("b", 1.0, 0, 0, "5", 1.0, 6, "stop"), ("b", 1.0, 1, 0, "2", 0.0, 6, "stop"),
-]  # fmt: skip
+    ("a", 0.5, 0, 0, "1", 1.0, 4, "stop"),
+    ("a", 0.5, 1, 0, "3", 0.0, 4, "stop"),
+    ("b", 0.5, 0, 0, "2", 0.0, 4, "stop"),
+    ("b", 0.5, 1, 0, None, 0.0, 8, "length"),
+    ("a", 1.0, 0, 0, "1", 1.0, 6, "stop"),
+    ("a", 1.0, 1, 0, "1", 1.0, 6, "stop"),
+    ("b", 1.0, 0, 0, "5", 1.0, 6, "stop"),
+    ("b", 1.0, 1, 0, "2", 0.0, 6, "stop"),
+]
 
 
 def strategy(found: dict, name: str, n: int, temperature: float | None = None) -> dict:
     (one,) = [
-        s for s in found["strategies"]
+        s
+        for s in found["strategies"]
         if (s["strategy"], s["n"]) == (name, n) and temperature in (None, s.get("temperature"))
-    ]  # fmt: skip
+    ]
     return one
 
 

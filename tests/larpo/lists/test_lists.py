@@ -19,10 +19,20 @@ def candidates(rows: list[tuple]) -> pd.DataFrame:
     full = []
     for i, (prompt, reward, *changes) in enumerate(rows):
         row = {
-            "prompt_id": prompt, "response_id": f"r{i}", "iteration": 1, "temperature": 1.0, "seed": 0, "text": "",
-            "prompt_token_ids": [1], "token_ids": [i + 2], "finish_reason": "stop", "origin": "policy",
-            "reward": float(reward), "correct": reward > 0, "reward_name": "final_number",
-        }  # fmt: skip
+            "prompt_id": prompt,
+            "response_id": f"r{i}",
+            "iteration": 1,
+            "temperature": 1.0,
+            "seed": 0,
+            "text": "",
+            "prompt_token_ids": [1],
+            "token_ids": [i + 2],
+            "finish_reason": "stop",
+            "origin": "policy",
+            "reward": float(reward),
+            "correct": reward > 0,
+            "reward_name": "final_number",
+        }
         full.append(row | (changes[0] if changes else {}))
     frame = pd.DataFrame(full)
     tables.check(frame, "candidates", "test")
@@ -62,7 +72,7 @@ P, N = "positive", "negative"
         ({"recipe": "best_worst", "top": 3, "bottom": 3}, [("r1", 0.9, P), ("r0", 0.1, N)]),
         ({"recipe": "all"}, [("r1", 0.9, P), ("r3", 0.7, P), ("r2", 0.5, P), ("r4", 0.3, N), ("r0", 0.1, N)]),
     ],
-)  # fmt: skip
+)
 def test_recipes(params, expected):
     """Five rewards 0.9 > 0.7 > 0.5 > 0.3 > 0.1; top and bottom count from the two ends. `all` splits
     5 = 3 + 2; `best_worst` takes 1 + 1 whatever top and bottom are."""
@@ -240,9 +250,15 @@ def test_every_row_is_accounted_for():
     """8 rows: 1 truncated, 1 empty, 1 identical, leaving 5. Prompt a keeps 3 (a list of 2, 1 not chosen), b keeps 1
     (too few), c keeps 1 of 2 equal ones (too few): 1 + 1 + 1 dropped, 2 used, 3 not chosen: 8."""
     rows = [
-        ("a", 1), ("a", 0.5), ("a", 0), ("a", 1, {"finish_reason": "length"}), ("a", 1, {"token_ids": []}),
-        ("b", 1), ("c", 1, {"token_ids": [7]}), ("c", 1, {"token_ids": [7]}),
-    ]  # fmt: skip
+        ("a", 1),
+        ("a", 0.5),
+        ("a", 0),
+        ("a", 1, {"finish_reason": "length"}),
+        ("a", 1, {"token_ids": []}),
+        ("b", 1),
+        ("c", 1, {"token_ids": [7]}),
+        ("c", 1, {"token_ids": [7]}),
+    ]
     built = build(rows, recipe="best_worst", truncated="drop")
     assert built.dropped_responses == {"truncated": 1, "empty": 1, "identical": 1}
     assert built.dropped_prompts == {"too_few_candidates": 2}

@@ -19,10 +19,17 @@ from tests.report_run import params as run_params
 GOLD = {"origin": "gold", "temperature": None, "seed": None}
 P, N = "positive", "negative"
 ROWS = [
-    ("a", 1), ("a", 0), ("a", 0), ("a", 1, GOLD),
-    ("b", 0), ("b", 0), ("b", 1, GOLD),
-    ("c", 1), ("c", 1), ("c", 1, GOLD),
-]  # fmt: skip
+    ("a", 1),
+    ("a", 0),
+    ("a", 0),
+    ("a", 1, GOLD),
+    ("b", 0),
+    ("b", 0),
+    ("b", 1, GOLD),
+    ("c", 1),
+    ("c", 1),
+    ("c", 1, GOLD),
+]
 """a has one correct and two incorrect responses, b only incorrect, c only correct ones; each has a gold solution:
 a: r0 right, r1 and r2 wrong, r3 gold; b: r4, r5 wrong, r6 gold; c: r7, r8 right, r9 gold."""
 
@@ -94,10 +101,7 @@ def test_related_is_the_nearest_prompt():
     """Angles 0°, 10°, 40°: a and b are each other's nearest, c's is b."""
     related = angles({"a": 0, "b": 10, "c": 40})
     built = build_lists(
-        candidates(ROWS),
-        ListsParams(recipe="top_bottom", bottom=2, positive="gold", negatives="related"),
-        0,
-        related,
+        candidates(ROWS), ListsParams(recipe="top_bottom", bottom=2, positive="gold", negatives="related"), 0, related
     )
     sources = {p: set(g["response_id"]) for p, g in built.lists[built.lists["role"] == N].groupby("prompt_id")}
     assert sources["b"] < {"r0", "r1", "r2"} and len(sources["b"]) == 2

@@ -250,9 +250,10 @@ def test_rrhf_skips_tied_pairs():
 
 @relaxed
 @given(
-    data=ragged(), where=st.lists(st.integers(0, 6), min_size=1, max_size=3),
+    data=ragged(),
+    where=st.lists(st.integers(0, 6), min_size=1, max_size=3),
     filler=st.sampled_from([math.nan, math.inf, -math.inf, 1e30]),
-)  # fmt: skip
+)
 def test_padding_changes_nothing(data, where, filler):
     """Padded columns with any content, at any places, leave the loss and every gradient as they were."""
     policy, columns = data
@@ -285,9 +286,7 @@ def test_batch_equals_its_rows(name):
     rows = [([-5.0, -9.0], [3, 8]), ([-3.0, -2.0], [4, 1]), ([-7.0, -7.5], [2, 2])]
     columns = {"reference": [-4.0, -6.0], "mismatched": [1.5]}
     alone = [make(p, lengths=n, **columns) for p, n in rows]
-    batch = make(
-        [p for p, _ in rows], [[-4.0, -6.0]] * 3, lengths=[n for _, n in rows], mismatched=[1.5] * 3
-    )  # fmt: skip
+    batch = make([p for p, _ in rows], [[-4.0, -6.0]] * 3, lengths=[n for _, n in rows], mismatched=[1.5] * 3)
     for value in (build(name), build(name).at_reference):
         torch.testing.assert_close(value(batch), torch.cat([value(b) for b in alone]))
 

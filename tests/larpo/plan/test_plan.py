@@ -32,21 +32,31 @@ GIB = 2**30
 def configuration(arch: Architecture) -> transformers.PretrainedConfig:
     """The transformers configuration of an entry of models.yaml."""
     settings: dict[str, Any] = {
-        "vocab_size": arch.vocab, "hidden_size": arch.hidden, "intermediate_size": arch.intermediate,
-        "num_hidden_layers": arch.layers, "num_attention_heads": arch.heads,
+        "vocab_size": arch.vocab,
+        "hidden_size": arch.hidden,
+        "intermediate_size": arch.intermediate,
+        "num_hidden_layers": arch.layers,
+        "num_attention_heads": arch.heads,
         "max_position_embeddings": 512 if arch.model_type in ("bert", "deberta-v2") else arch.max_context,
-    }  # fmt: skip
+    }
     if arch.kind == "decoder":
         settings |= {
-            "num_key_value_heads": arch.kv_heads, "head_dim": arch.head_dim, "tie_word_embeddings": arch.tied,
+            "num_key_value_heads": arch.kv_heads,
+            "head_dim": arch.head_dim,
+            "tie_word_embeddings": arch.tied,
             "num_labels": 1,
-        }  # fmt: skip
+        }
     if arch.model_type == "deberta-v2":
         settings |= {
-            "relative_attention": True, "position_buckets": arch.relative_positions // 2, "type_vocab_size": 0,
-            "position_biased_input": False, "share_att_key": True, "pos_att_type": ["p2c", "c2p"],
-            "norm_rel_ebd": "layer_norm", "max_relative_positions": -1,
-        }  # fmt: skip
+            "relative_attention": True,
+            "position_buckets": arch.relative_positions // 2,
+            "type_vocab_size": 0,
+            "position_biased_input": False,
+            "share_att_key": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "norm_rel_ebd": "layer_norm",
+            "max_relative_positions": -1,
+        }
     return transformers.AutoConfig.for_model(arch.model_type, **settings)
 
 
@@ -56,9 +66,10 @@ def test_counts(name):
     arch = known_models()[name]
     assert arch.counted() == arch.parameters
     builder = {
-        "lm": transformers.AutoModelForCausalLM, "score": transformers.AutoModelForSequenceClassification,
+        "lm": transformers.AutoModelForCausalLM,
+        "score": transformers.AutoModelForSequenceClassification,
         "none": transformers.AutoModel,
-    }[arch.head]  # fmt: skip
+    }[arch.head]
     with torch.device("meta"):
         model = builder.from_config(configuration(arch))
     assert model.num_parameters() == arch.parameters
@@ -91,9 +102,19 @@ def test_packaged_and_folder_models(tiny_policy, tmp_path):
 
 
 TOY = Architecture(
-    "toy", "decoder", layers=2, hidden=4, intermediate=8, heads=2, kv_heads=1, head_dim=2, vocab=10, max_context=64,
-    parameters=1000, tied=False,
-)  # fmt: skip
+    "toy",
+    "decoder",
+    layers=2,
+    hidden=4,
+    intermediate=8,
+    heads=2,
+    kv_heads=1,
+    head_dim=2,
+    vocab=10,
+    max_context=64,
+    parameters=1000,
+    tied=False,
+)
 NORMAL = {"tokens": 10, "predicted": 6, "dtype": "float32", "autocast": False, "checkpointing": False}
 
 
@@ -110,14 +131,24 @@ def test_training_memory_by_hand():
     = 72, two matrices of 10 + 4, one norm of 4: 176 · 4 B = 704."""
     adamw = training_memory(TOY, **NORMAL, optimizer="adamw_torch", sharding=Sharding())
     assert values(adamw) == {
-        "weights": 4000, "gradients": 4000, "optimizer": 8000, "working": 160, "activations": 6560, "logits": 720
-    }  # fmt: skip
+        "weights": 4000,
+        "gradients": 4000,
+        "optimizer": 8000,
+        "working": 160,
+        "activations": 6560,
+        "logits": 720,
+    }
     assert total(adamw) == 23_440
     changed = NORMAL | {"autocast": True, "checkpointing": True}
     adafactor = training_memory(TOY, **changed, optimizer="adafactor", sharding=Sharding())
     assert values(adafactor) == {
-        "weights": 4000, "gradients": 4000, "optimizer": 704, "working": 2160, "activations": 2560, "logits": 840
-    }  # fmt: skip
+        "weights": 4000,
+        "gradients": 4000,
+        "optimizer": 704,
+        "working": 2160,
+        "activations": 2560,
+        "logits": 840,
+    }
     unknown = training_memory(TOY, **NORMAL, optimizer="lion", sharding=Sharding())
     assert total(unknown) is None and "unknown optimizer 'lion'" in unknown["optimizer"].formula
 
@@ -129,8 +160,13 @@ def test_sharded_and_offloaded_by_hand():
     sharding = Sharding("fsdp", 4, activation_checkpointing=True)
     memory = training_memory(TOY, **(NORMAL | {"autocast": True}), optimizer="adamw_torch", sharding=sharding)
     assert values(memory) == {
-        "weights": 1000, "gradients": 1000, "optimizer": 2000, "working": 1680, "activations": 2400, "logits": 840
-    }  # fmt: skip
+        "weights": 1000,
+        "gradients": 1000,
+        "optimizer": 2000,
+        "working": 1680,
+        "activations": 2400,
+        "logits": 840,
+    }
     away = Sharding("fsdp", 1, offload=True, activation_checkpointing=True)
     memory = training_memory(TOY, **(NORMAL | {"autocast": True}), optimizer="adamw_torch", sharding=away)
     assert [memory[k].value for k in ("weights", "gradients", "optimizer")] == [0, 0, 0]
@@ -168,9 +204,17 @@ def test_decoding_by_hand():
     32 tokens in 4 steps: 56.576 ms. Prompts: 8 · 10 tokens · (2,000 + 4 · 2 · 4 · 5) / 5e8 = 0.3456 ms."""
     a = Assumptions(fp32_flops=1e9, memory_bytes_per_s=1e6, forward_utilisation=0.5)
     hours = decoding_hours(
-        TOY, prompts=8, prompt_tokens=10, new_tokens=32, response=4, sequences=8, dtype="float32", gpus=1,
-        utilisation=0.5, a=a,
-    )  # fmt: skip
+        TOY,
+        prompts=8,
+        prompt_tokens=10,
+        new_tokens=32,
+        response=4,
+        sequences=8,
+        dtype="float32",
+        gpus=1,
+        utilisation=0.5,
+        a=a,
+    )
     assert hours.value == pytest.approx((4 * 14.144e-3 + 0.3456e-3) / 3600)
 
 
@@ -194,9 +238,14 @@ def test_activations_are_those_that_autograd_keeps(tiny_policy):
     from larpo.training.logps import ResponseList, pack, response_logps
 
     config = LlamaConfig(
-        vocab_size=11, hidden_size=128, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=2, attn_implementation="sdpa",
-    )  # fmt: skip
+        vocab_size=11,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attn_implementation="sdpa",
+    )
     model = LlamaForCausalLM(config).train()
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
@@ -244,8 +293,10 @@ def test_forward_memory_by_hand():
     """A forward pass holds weights 4,000 B, one layer's 10 · 72 · 4 B = 2,880 and the mask 800, logits 6 · 10 · 8
     = 480."""
     assert values(forward_memory(TOY, tokens=10, predicted=6, dtype="float32")) == {
-        "weights": 4000, "activations": 3680, "logits": 480
-    }  # fmt: skip
+        "weights": 4000,
+        "activations": 3680,
+        "logits": 480,
+    }
 
 
 def test_attention_of_relative_positions():
@@ -277,10 +328,19 @@ def test_attention_of_relative_positions():
             return out
 
     config = transformers.DebertaV2Config(
-        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=heads, intermediate_size=64,
-        relative_attention=True, position_buckets=8, share_att_key=True, pos_att_type=["p2c", "c2p"],
-        norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0,
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        intermediate_size=64,
+        relative_attention=True,
+        position_buckets=8,
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        norm_rel_ebd="layer_norm",
+        position_biased_input=False,
+        type_vocab_size=0,
+    )
     model = transformers.DebertaV2Model(config).eval()
     with torch.inference_mode(), Watch():
         model(torch.zeros(rows, length, dtype=torch.long), torch.ones(rows, length, dtype=torch.long))

@@ -14,23 +14,27 @@ from tests.conftest import ROOT
 from tests.larpo.plan.test_plan_runs import FSFAIRX, PAIRRM, arithmetic, estimates, node, paper, plan_of
 
 TUNED = {
-    "previous": "0", "learning_rate": 1e-5, "examples": 100,
+    "previous": "0",
+    "learning_rate": 1e-5,
+    "examples": 100,
     "data": {"source": "dataset", "dataset": "meta-math/MetaMathQA", "solution_field": "response"},
-}  # fmt: skip
+}
 FULL = {
-    "seed": 0, "reward": {"start": RULES}, "report": {}, "sft": {"base": TUNED, "more": TUNED | {"previous": "base"}},
-    "iterations": {
-        "1": {"previous": "more", "temperatures": [1.0]}, "2": {"previous": "0", "temperatures": [0.8]},
-    },
+    "seed": 0,
+    "reward": {"start": RULES},
+    "report": {},
+    "sft": {"base": TUNED, "more": TUNED | {"previous": "base"}},
+    "iterations": {"1": {"previous": "more", "temperatures": [1.0]}, "2": {"previous": "0", "temperatures": [0.8]}},
     "evaluate": {"policies": ["0", "base", "2"]},
     "best_of_n": {"x": {"policy": "2", "benchmark": "gsm8k", "ns": [1, 4]}},
     "retrieval": {
         "own": {
-            "model": "intfloat/e5-base-v2", "corpus": "data/samples/passages.jsonl",
+            "model": "intfloat/e5-base-v2",
+            "corpus": "data/samples/passages.jsonl",
             "queries": "data/samples/queries.jsonl",
         }
     },
-}  # fmt: skip
+}
 """Something in every section of params.yaml that a stage is unrolled over."""
 
 
@@ -126,10 +130,7 @@ def test_a_reward_that_is_trained(tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n' * 50)
     train = {"data": {"data": "someone/pairs"}, "learning_rate": 1e-5, "epochs": 2}
-    wanted = {
-        **FSFAIRX,
-        "reward": FSFAIRX["reward"] | {"train": train, "checks": {"own": {"data": str(file)}}},
-    }
+    wanted = {**FSFAIRX, "reward": FSFAIRX["reward"] | {"train": train, "checks": {"own": {"data": str(file)}}}}
     unknown = node(plan_of(**wanted), "reward")
     assert unknown.train_tokens.value is None and "--assume items.someone/pairs=N" in unknown.hours.formula
     assert unknown.memory["weights"].value == 4 * 7_504_928_768 and unknown.memory["logits"].value == 0

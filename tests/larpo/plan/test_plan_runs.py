@@ -25,18 +25,27 @@ def paper(**changes: Any) -> dict[str, Any]:
         "lists": {"recipe": "top_bottom", "top": 2, "bottom": 2, "memory": "current"},
         "reference": {"lists_per_batch": 1},
         "train": {
-            "learning_rate": 5e-7, "epochs": 2, "lists_per_step": 128, "lists_per_device_batch": 1,
-            "autocast": "bfloat16", "gradient_checkpointing": True, "trainer_options": {"optim": "adafactor"},
+            "learning_rate": 5e-7,
+            "epochs": 2,
+            "lists_per_step": 128,
+            "lists_per_device_batch": 1,
+            "autocast": "bfloat16",
+            "gradient_checkpointing": True,
+            "trainer_options": {"optim": "adafactor"},
         },
         "evaluate": {"policies": ["0", "3"]},
         "benchmarks": {
             "alpaca": {"benchmark": "alpaca_eval", "generate": {"max_new_tokens": 1024}, "judge": "gpt4"},
-            "hard": {"benchmark": "mixeval_hard", "generate": {"max_new_tokens": 512}, "judge": "parser",
-                     "options": {"parser": "model"}},
+            "hard": {
+                "benchmark": "mixeval_hard",
+                "generate": {"max_new_tokens": 512},
+                "judge": "parser",
+                "options": {"parser": "model"},
+            },
             "gsm8k": {"benchmark": "gsm8k", "generate": {"max_new_tokens": 400, "samples": 20, "sampled_items": 100}},
         },
         "judges": {"gpt4": {"model": "gpt-4-1106-preview"}, "parser": {"model": "gpt-3.5-turbo-0125"}},
-    }  # fmt: skip
+    }
     for dotted, value in changes.items():
         tree, *_ = (raw,)
         *path, last = dotted.split(".")
@@ -112,7 +121,7 @@ WRONG = {
     "judge": ({"benchmarks.hard.judge": "parsr"}, "'parsr' is not in `judges`; did you mean 'parser'?"),
     "no judge": ({"benchmarks.alpaca.judge": None}, "benchmarks.alpaca.judge: missing"),
     "optimizer": ({"train.trainer_options": {"optim": "lion"}}, "memory not known: unknown optimizer 'lion'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -153,9 +162,12 @@ def test_fine_tuning():
     it says how to give it, and the total says that a node is missing. Two examples of 1,024 tokens at once predict up
     to 2,048."""
     tuned = {
-        "previous": "0", "learning_rate": 1e-5, "epochs": 3, "examples_per_device_batch": 2,
+        "previous": "0",
+        "learning_rate": 1e-5,
+        "epochs": 3,
+        "examples_per_device_batch": 2,
         "data": {"source": "dataset", "dataset": "someone/solutions", "held_out": 0.3},
-    }  # fmt: skip
+    }
     params = parse_params(paper(**{"sft.metamath": tuned}))
     unknown = build_plan(params)
     assert node(unknown, "sft@metamath").train_tokens.value is None
@@ -217,8 +229,10 @@ def test_json_and_text_hold_the_same(tmp_path):
     assert tree["totals"]["gpu_hours"] == pytest.approx(sum(n.hours.value for n in plan.nodes if n.hours))
     assert [n["name"] for n in tree["nodes"]][:5] == ["policy", "reward", "prompts@1", "sample@1", "score@1"]
     assert tree["nodes"][3]["memory"]["weights"] == {
-        "value": 2.0 * 7_241_732_096, "unit": "B", "formula": "7,241,732,096 · 2 B"
-    }  # fmt: skip
+        "value": 2.0 * 7_241_732_096,
+        "unit": "B",
+        "formula": "7,241,732,096 · 2 B",
+    }
     text = render_plan(plan)
     for n in plan.nodes:
         assert n.name in text

@@ -105,8 +105,9 @@ def test_overlays_lie_between_base_and_study(tmp_path, monkeypatch):
     fine-tuning and makes none."""
     tuned = {"base": {"previous": "0"}, "other": {"launch": "x"}}
     assert lay_over({"sft": tuned}, {"sft": {"*": {"launch": "f"}}})["sft"] == {
-        "base": {"previous": "0", "launch": "f"}, "other": {"launch": "f"},
-    }  # fmt: skip
+        "base": {"previous": "0", "launch": "f"},
+        "other": {"launch": "f"},
+    }
     assert lay_over({"sft": {}}, {"sft": {"*": {"launch": "f"}}}) == {"sft": {}}
     assert lay_over({}, {"sft": {"*": {"launch": "f"}}, "a": {"b": 1}}) == {"sft": {}, "a": {"b": 1}}
     monkeypatch.chdir(tmp_path)
@@ -129,23 +130,34 @@ def test_overlays_lie_between_base_and_study(tmp_path, monkeypatch):
 # Studies ----------------------------------------------------------------------------------------------------------
 
 SMALL: dict[str, Any] = {
-    "name": "small", "title": "t", "paper": "Table 3", "about": "a", "seeds": 2,
+    "name": "small",
+    "title": "t",
+    "paper": "Table 3",
+    "about": "a",
+    "seeds": 2,
     "scales": {
         "paper": {
-            "base": "base.yaml", "policy": "1",
+            "base": "base.yaml",
+            "policy": "1",
             "set": {
-                "iterations": {"1": {"previous": "0", "temperatures": [0.8]}}, "train.learning_rate": 1e-6,
+                "iterations": {"1": {"previous": "0", "temperatures": [0.8]}},
+                "train.learning_rate": 1e-6,
                 "benchmarks": {"gsm8k": {"benchmark": "gsm8k", "generate": {"max_new_tokens": 400}}},
-                "sft": {}, "reward": {"start": RULES}, "retrieval": {}, "best_of_n": {}, "lists.top": 1,
+                "sft": {},
+                "reward": {"start": RULES},
+                "retrieval": {},
+                "best_of_n": {},
+                "lists.top": 1,
             },
         }
     },
     "cells": {
-        "one": {"label": "one"}, "two": {"label": "two", "set": {"train.objective": "listmle"}},
+        "one": {"label": "one"},
+        "two": {"label": "two", "set": {"train.objective": "listmle"}},
         "again": {"label": "as one"},
     },
     "measures": {"score": {"label": "s", "paper": {"file": "data/evaluate/1-gsm8k.json", "key": "greedy/accuracy"}}},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -168,9 +180,15 @@ def test_what_runs_share(small):
     assert (found.runs, found.apart.nodes, found.shared.nodes) == (6, 72, 28)
     plan = found.cells[0].plan
     assert [c.same_as for c in found.cells] == [None, None, "one"]
-    hours = {kind: node(plan, name).hours.value for kind, name in (
-        ("sample", "sample@1"), ("reference", "reference@1"), ("train", "train@1"), ("generate", "generate@1-gsm8k"),
-    )}  # fmt: skip
+    hours = {
+        kind: node(plan, name).hours.value
+        for kind, name in (
+            ("sample", "sample@1"),
+            ("reference", "reference@1"),
+            ("train", "train@1"),
+            ("generate", "generate@1-gsm8k"),
+        )
+    }
     assert found.apart.hours == pytest.approx(6 * sum(hours.values()))
     shared = 2 * (hours["sample"] + hours["reference"]) + 4 * (hours["train"] + hours["generate"])
     assert found.shared.hours == pytest.approx(shared)
@@ -201,10 +219,15 @@ def test_what_is_needed(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_KEY", "do-not-print")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     retrieval = {"own": {"model": "intfloat/e5-base-v2", "corpus": "here.jsonl", "queries": "absent.jsonl"}}
-    raw = paper(**{
-        "policy.revision": "abc123", "judges.parser.api_key_env": "MY_KEY", "retrieval": retrieval,
-        "judges.local": {"model": "m", "base_url": "http://127.0.0.1:8000/v1"}, "benchmarks.hard.judge": "local",
-    })  # fmt: skip
+    raw = paper(
+        **{
+            "policy.revision": "abc123",
+            "judges.parser.api_key_env": "MY_KEY",
+            "retrieval": retrieval,
+            "judges.local": {"model": "m", "base_url": "http://127.0.0.1:8000/v1"},
+            "benchmarks.hard.judge": "local",
+        }
+    )
     raw["benchmarks"]["mixeval"] = raw["benchmarks"]["hard"] | {"benchmark": "mixeval", "judge": "parser"}
     params = parse_params(raw)
     found = {(n.key, n.name): n for n in needs_of(params, build_plan(params))}

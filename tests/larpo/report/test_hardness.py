@@ -58,10 +58,15 @@ def run() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         }
     )
     lists = pd.DataFrame(
-        [("a", 0, "p", "positive"), ("a", 1, "n1", "negative"), ("a", 2, "n2", "negative"), ("b", 0, "q", "positive"),
-         ("b", 1, "n1", "negative")],
+        [
+            ("a", 0, "p", "positive"),
+            ("a", 1, "n1", "negative"),
+            ("a", 2, "n2", "negative"),
+            ("b", 0, "q", "positive"),
+            ("b", 1, "n1", "negative"),
+        ],
         columns=["prompt_id", "rank", "response_id", "role"],
-    )  # fmt: skip
+    )
     reference = lists[["prompt_id", "response_id"]].assign(
         reference_logp=[-4.0, -6.0, -3.0, -2.0, -12.0], n_tokens=[4, 3, 3, 2, 3]
     )
@@ -83,8 +88,11 @@ def test_measure_counts_lists_and_splits_temperatures():
     temperature, so no split."""
     own, cold, hot, other = measure(*run(), "related")
     assert [(h.source, h.temperature, h.lists, h.negatives) for h in (own, cold, hot, other)] == [
-        ("own", None, 1, 2), ("own", 0.7, 1, 1), ("own", 1.0, 1, 1), ("related", None, 1, 1),
-    ]  # fmt: skip
+        ("own", None, 1, 2),
+        ("own", 0.7, 1, 1),
+        ("own", 1.0, 1, 1),
+        ("related", None, 1, 1),
+    ]
     assert (own.overlap.value, own.gap.value, own.gap_per_token.value) == pytest.approx((0.4, 0.5, 0.5))
     assert (cold.gap.value, hot.gap.value, other.gap.value) == (2.0, -1.0, 10.0)
     assert (own.gap.low, own.gap.high) == (None, None)

@@ -35,18 +35,28 @@ def score(policy: str, greedy: Estimate | None, passes: dict[int, Estimate]) -> 
 
 
 def page(**changes) -> str:
-    parts = {
-        "title": "T", "settings": params(), "benchmarks": [], "iterations": [], "nodes": [],
-    }  # fmt: skip
+    parts = {"title": "T", "settings": params(), "benchmarks": [], "iterations": [], "nodes": []}
     parts["settings"]["lists"]["memory"], parts["settings"]["train"]["objective"] = "all", "lambdarank"
     return render(ReportData(**(parts | changes)))
 
 
 def empty_iteration(name: str = "1") -> Iteration:
     return Iteration(
-        name=name, previous="0", temperatures=[0.7], prompts=0, rewards=np.empty(0), correct=None, lengths=None,
-        lists=0, list_rows=0, data_hash="0" * 32, step0_loss=None, step0_expected=None, training={}, examples=[],
-    )  # fmt: skip
+        name=name,
+        previous="0",
+        temperatures=[0.7],
+        prompts=0,
+        rewards=np.empty(0),
+        correct=None,
+        lengths=None,
+        lists=0,
+        list_rows=0,
+        data_hash="0" * 32,
+        step0_loss=None,
+        step0_expected=None,
+        training={},
+        examples=[],
+    )
 
 
 def test_every_node_of_the_graph_has_a_place_in_its_picture():

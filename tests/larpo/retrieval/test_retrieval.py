@@ -31,7 +31,7 @@ def params(**changes) -> RetrievalParams:
         ("one two", "two one", False),
         ("anything", "", False),
     ],
-)  # fmt: skip
+)
 def test_answers_are_matched_by_whole_tokens(passage, answer, found):
     assert has_answer(answer_tokens(passage), [answer_tokens("nowhere"), answer_tokens(answer)]) is found
 
@@ -85,10 +85,12 @@ def test_recall_by_hand():
     By answer: Recall@1 1/3, Recall@2 2/3. By gold, two queries: Recall@1 1/2, Recall@2 1/2."""
     queries = pd.DataFrame(
         {
-            "query_id": ["q1", "q2", "q3"], "question": "?",
-            "answers": [["blue"], ["Red"], ["green"]], "gold": [["a"], None, ["z"]],
+            "query_id": ["q1", "q2", "q3"],
+            "question": "?",
+            "answers": [["blue"], ["Red"], ["green"]],
+            "gold": [["a"], None, ["z"]],
         }
-    )  # fmt: skip
+    )
     texts = {"a": "a red one", "b": "the blue one"}
     found = pd.DataFrame(
         [(q, r, p, 1.0 - r) for q in ("q1", "q2", "q3") for r, p in enumerate("ab")],

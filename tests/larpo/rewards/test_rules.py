@@ -56,13 +56,28 @@ def test_last_number(text, number):
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        (" 7 ", "7"), ("+7", "7"), ("7.", "7"), ("1e5", "100000"), ("2.50e1", "25"), ("1,234.50", "1234.5"),
+        (" 7 ", "7"),
+        ("+7", "7"),
+        ("7.", "7"),
+        ("1e5", "100000"),
+        ("2.50e1", "25"),
+        ("1,234.50", "1234.5"),
         ("-0", "0"),
-        ("100", "100"), (LONG, LONG), ("0.1000000000000000000000000000001", "0.1000000000000000000000000000001"),
-        ("1,2,3", None), ("12%", None), ("1/2", None), ("nan", None), ("inf", None), ("1_000", None), ("", None),
-        ("4 5", None), ("#### 4", None), ("1e999999999", None),
+        ("100", "100"),
+        (LONG, LONG),
+        ("0.1000000000000000000000000000001", "0.1000000000000000000000000000001"),
+        ("1,2,3", None),
+        ("12%", None),
+        ("1/2", None),
+        ("nan", None),
+        ("inf", None),
+        ("1_000", None),
+        ("", None),
+        ("4 5", None),
+        ("#### 4", None),
+        ("1e999999999", None),
     ],
-)  # fmt: skip
+)
 def test_plain_number(text, number):
     assert plain_number(text) == number
 
@@ -118,9 +133,8 @@ def test_closeness_by_hand():
     """−log10(1 + |x − y|): 0 off is 0; 9 off −1; 99 off −2; 0.5 off −log10 1.5 = −0.176091; further off than 9,999 the
     floor −4, as where there is no number."""
     found = score(
-        "closeness",
-        ("so 42.00", "42"), ("33", "42"), ("141", "42"), ("42.5", "42"), ("99999", "42"), ("no idea", "42"),
-    )  # fmt: skip
+        "closeness", ("so 42.00", "42"), ("33", "42"), ("141", "42"), ("42.5", "42"), ("99999", "42"), ("no idea", "42")
+    )
     assert found["reward"].tolist() == pytest.approx([0, -1, -2, -0.176091, -4, -4], abs=1e-6)
     assert found["correct"].tolist() == [True, False, False, False, False, False]
     with pytest.raises(UserError, match=r"score\.options\.floor: expected a number below 0, found 0"):

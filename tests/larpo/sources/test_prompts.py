@@ -56,9 +56,14 @@ def test_share_of_held_out_prompts():
 
 
 def test_too_few_prompts_is_one_line():
-    few = SUMS.model_copy(update={"tasks": PromptsParams(
-        tasks=[{"name": "chain_sum", "config": {"min_terms": 2, "max_terms": 2, "max_digits": 1}}], per_iteration=1
-    ).tasks})  # fmt: skip
+    few = SUMS.model_copy(
+        update={
+            "tasks": PromptsParams(
+                tasks=[{"name": "chain_sum", "config": {"min_terms": 2, "max_terms": 2, "max_digits": 1}}],
+                per_iteration=1,
+            ).tasks
+        }
+    )
     with pytest.raises(UserError, match=r"500 training prompts asked for, the source has \d+; ask for fewer"):
         draw(few, 500, 0, held_out=False)
 
@@ -97,9 +102,15 @@ def test_the_answer_may_stand_inside_a_worked_solution(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"q": "How many?", "a": "2 + 3 = 5\\n#### 1,005 "}\n')
     params = PromptsParams(
-        source="dataset", dataset=str(path), prompt_field="q", answer_field="a", solution_field="a",
-        answer_pattern="#### (.*)", per_iteration=1, held_out=0,
-    )  # fmt: skip
+        source="dataset",
+        dataset=str(path),
+        prompt_field="q",
+        answer_field="a",
+        solution_field="a",
+        answer_pattern="#### (.*)",
+        per_iteration=1,
+        held_out=0,
+    )
     row = draw(params, 1, 0, held_out=False).iloc[0]
     assert row["answer"] == "1,005" and row["solution"] == "2 + 3 = 5\n#### 1,005 "
     with pytest.raises(UserError, match="does not match prompts"):

@@ -47,7 +47,7 @@ STATED = [
     ("figure4c", None, "policy.model", MISTRAL),
     ("figure4c", None, "lists", {"recipe": "top_rest", "top": 1}),
     ("figure6", None, "policy.model", GEMMA),
-]  # fmt: skip
+]
 
 
 @cache

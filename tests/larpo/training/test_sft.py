@@ -29,10 +29,21 @@ def test_a_batch_is_padded_on_the_right_and_learns_responses_only():
 def fit(tmp_path, device_batch: int, accumulation: int, steps: int = 2):
     model, _ = scratch_policy(SMALL)
     args = TrainingArguments(
-        output_dir=str(tmp_path), per_device_train_batch_size=device_batch, gradient_accumulation_steps=accumulation,
-        max_steps=steps, learning_rate=1e-2, lr_scheduler_type="constant", report_to=[], save_strategy="no",
-        disable_tqdm=True, remove_unused_columns=False, logging_steps=1, use_cpu=True, seed=0, data_seed=0,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=device_batch,
+        gradient_accumulation_steps=accumulation,
+        max_steps=steps,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        logging_steps=1,
+        use_cpu=True,
+        seed=0,
+        data_seed=0,
+    )
     trainer = SFTTrainer(model, args, EXAMPLES, pad=0)
     trainer.train()
     return model, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -104,11 +115,7 @@ SFT = {"previous": "0", "data": {"source": "reasoning_gym", "held_out": 0.3}, "e
         ("sft", {"base": SFT | {"examples": None}}, "sft.base.examples: a generator has no end"),
         ("sft", {"Base": SFT}, "sft.Base"),
         ("policy.architecture", {}, "policy.architecture: describes the model `scratch`"),
-        (
-            "policy.architecture",
-            {"hidden_size": 20, "heads": 4},
-            "expected a multiple of twice the heads, 8",
-        ),
+        ("policy.architecture", {"hidden_size": 20, "heads": 4}, "expected a multiple of twice the heads, 8"),
         ("iterations.1.previous", "base", "iterations.1.previous"),
     ],
 )

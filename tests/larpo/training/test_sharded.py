@@ -65,10 +65,22 @@ def test_sharded_losses_and_gradients(tiny_policy, tmp_path):
     script = tmp_path / "sharded.py"
     script.write_text(SCRIPT)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script),
-         str(tiny_policy)],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(Path(ROOT))}, capture_output=True, text=True, timeout=200,
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            str(script),
+            str(tiny_policy),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(Path(ROOT))},
+        capture_output=True,
+        text=True,
+        timeout=200,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "equal 0" in done.stdout and "equal 1" in done.stdout

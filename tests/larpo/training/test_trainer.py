@@ -27,9 +27,13 @@ OBJECTIVES = ["pairwise", "contrastive", "lambdarank", "listmle"]
 def tiny_model(seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=30, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=30,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
         num_key_value_heads=1,
-    )  # fmt: skip
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -56,10 +60,22 @@ def train(
 ):
     model = tiny_model()
     args = TrainingArguments(
-        output_dir=str(tmp_path), per_device_train_batch_size=device_batch, gradient_accumulation_steps=accumulation,
-        max_steps=steps, learning_rate=1e-2, lr_scheduler_type=schedule, report_to=[], save_strategy="no",
-        disable_tqdm=True, remove_unused_columns=False, logging_steps=1, use_cpu=True, seed=0, data_seed=0, **settings,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=device_batch,
+        gradient_accumulation_steps=accumulation,
+        max_steps=steps,
+        learning_rate=1e-2,
+        lr_scheduler_type=schedule,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        logging_steps=1,
+        use_cpu=True,
+        seed=0,
+        data_seed=0,
+        **settings,
+    )
     trainer = ListTrainer(model, args, lists, build(objective, beta=0.1))
     trainer.train()
     return model, trainer
@@ -161,10 +177,21 @@ def test_resume_equals_an_undisturbed_run(tmp_path):
     def run(folder, steps, resume=None):
         model = tiny_model()
         args = TrainingArguments(
-            output_dir=str(folder), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=6,
-            learning_rate=1e-2, report_to=[], save_strategy="steps", save_steps=1, disable_tqdm=True,
-            remove_unused_columns=False, logging_steps=1, use_cpu=True, seed=3, data_seed=3,
-        )  # fmt: skip
+            output_dir=str(folder),
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            max_steps=6,
+            learning_rate=1e-2,
+            report_to=[],
+            save_strategy="steps",
+            save_steps=1,
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            logging_steps=1,
+            use_cpu=True,
+            seed=3,
+            data_seed=3,
+        )
         trainer = ListTrainer(model, args, lists, build("listmle", beta=0.1))
         if steps < 6:
             from transformers import TrainerCallback
@@ -201,9 +228,17 @@ def test_dropout_of_a_checkpoint_is_off_while_training(tmp_path):
         for layer in model.model.layers:
             layer.self_attn.attention_dropout = dropout
         args = TrainingArguments(
-            output_dir=str(tmp_path), max_steps=1, learning_rate=1e-2, report_to=[], save_strategy="no",
-            disable_tqdm=True, remove_unused_columns=False, use_cpu=True, seed=0, data_seed=0,
-        )  # fmt: skip
+            output_dir=str(tmp_path),
+            max_steps=1,
+            learning_rate=1e-2,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            use_cpu=True,
+            seed=0,
+            data_seed=0,
+        )
         ListTrainer(without_dropout(model), args, some_lists(tiny_model(), [3, 2]), build("lambdarank")).train()
         return model.state_dict()
 

@@ -112,10 +112,20 @@ def test_every_baseline_trains(tmp_path, name):
     model = tiny_model()
     lists = with_mismatched(model, some_lists(model, [2] * 4))
     args = TrainingArguments(
-        output_dir=str(tmp_path), per_device_train_batch_size=4, max_steps=30, learning_rate=1e-2,
-        lr_scheduler_type="constant", report_to=[], save_strategy="no", disable_tqdm=True,
-        remove_unused_columns=False, logging_steps=1, use_cpu=True, seed=0, data_seed=0,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        max_steps=30,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        logging_steps=1,
+        use_cpu=True,
+        seed=0,
+        data_seed=0,
+    )
     trainer = ListTrainer(model, args, lists, build(name))
     trainer.train()
     loss = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -34,9 +34,16 @@ def models():
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
     config = LlamaConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, initializer_range=0.5, pad_token_id=0, bos_token_id=None, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        initializer_range=0.5,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
     torch.manual_seed(0)
     return LlamaForCausalLM(config).float(), LlamaForCausalLM(config).float(), tokenizer
 
@@ -67,9 +74,12 @@ def dpo(models, folder, loss_type: str, beta: float):
     policy, reference, tokenizer = models
     ours, our_reference = copy.deepcopy(policy), copy.deepcopy(reference)
     trainer = trl.DPOTrainer(
-        model=policy, ref_model=reference, processing_class=tokenizer, train_dataset=Dataset.from_dict(ROWS),
+        model=policy,
+        ref_model=reference,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_dict(ROWS),
         args=trl.DPOConfig(**settings(folder, 3, beta=beta, loss_type=loss_type)),
-    )  # fmt: skip
+    )
     inputs = next(iter(trainer.get_train_dataloader()))
     theirs = trainer.compute_loss(trainer.model, inputs)
     theirs.backward()
@@ -84,8 +94,7 @@ def dpo(models, folder, loss_type: str, beta: float):
 
 
 @pytest.mark.parametrize(
-    ("loss_type", "beta", "name", "params"),
-    [("sigmoid", 0.3, "dpo", {"beta": 0.3}), ("ipo", 0.2, "ipo", {"tau": 0.2})],
+    ("loss_type", "beta", "name", "params"), [("sigmoid", 0.3, "dpo", {"beta": 0.3}), ("ipo", 0.2, "ipo", {"tau": 0.2})]
 )
 def test_dpo_and_ipo(tmp_path, models, loss_type, beta, name, params):
     """TRL's `beta` of IPO is τ; both take mean log-ratios there."""
@@ -116,9 +125,11 @@ def cpo(models, folder, rows: dict, **options):
     ours = copy.deepcopy(policy)
     n = len(rows["prompt"])
     trainer = CPOTrainer(
-        model=policy, processing_class=tokenizer, train_dataset=Dataset.from_dict(rows),
+        model=policy,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_dict(rows),
         args=CPOConfig(**settings(folder, n, **options)),
-    )  # fmt: skip
+    )
     inputs = next(iter(trainer.get_train_dataloader()))
     theirs = trainer.compute_loss(trainer.model, inputs)
     theirs.backward()

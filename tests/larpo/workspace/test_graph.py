@@ -16,8 +16,11 @@ def test_reads_names_kinds_and_dependencies_in_order(project: Project) -> None:
     assert graph["evaluate@1-held_out"].needs == ("train@1",)
     assert graph["report"].needs == ("evaluate@0-held_out", "evaluate@1-held_out")
     assert [n.name for n in graph.values() if not n.heavy] == [
-        "prompts@1", "evaluate@0-held_out", "evaluate@1-held_out", "report",
-    ]  # fmt: skip
+        "prompts@1",
+        "evaluate@0-held_out",
+        "evaluate@1-held_out",
+        "report",
+    ]
     order = list(graph)
     assert all(order.index(need) < order.index(node.name) for node in graph.values() for need in node.needs)
 
