@@ -9,7 +9,8 @@ import numpy as np
 
 from larpo.retrieval.encoder import Encoder, read_passages, read_queries, shards
 from larpo.sources import provenance
-from tasks.frame.files import is_whole_array, read_json_part, rename, write_json
+from larpo.workspace.files import rename, write_json
+from tasks.frame.files import is_whole_array, read_json_part
 from tasks.frame.node import Node, command, load_params, say
 
 

@@ -13,7 +13,8 @@ import pandas as pd
 from larpo.config.sections import ScoreParams
 from larpo.errors import UserError
 from larpo.rewards import MODELS, build_reward, parts, penalised
-from tasks.frame.files import read_json_part, read_part, write_json, write_part
+from larpo.workspace.files import write_json
+from tasks.frame.files import read_json_part, read_part, write_part
 from tasks.frame.node import Node, progress
 
 MODEL_PART = 256  # responses per part where a model scores them

@@ -14,8 +14,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from larpo.config.sections import OptimizerParams
 from larpo.errors import UserError, one_line
 from larpo.models import remote_code
+from larpo.workspace.git import git_state
 from tasks.frame.files import is_whole_checkpoint
-from tasks.frame.node import Node, git_state, say
+from tasks.frame.node import Node, say
 
 LOGGED = ("loss", "grad_norm", "learning_rate", "reward_accuracy", "margin")
 

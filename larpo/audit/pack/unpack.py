@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from larpo.audit.open import LOCK, LockedNode, read_lock
 from larpo.audit.pack.bundle import clone_bundle, run_git
 from larpo.audit.pack.crate import METADATA
 from larpo.audit.pack.write import BUNDLE, CHECKSUMS, FORMAT, PACK, README
 from larpo.errors import UserError
 from larpo.hashing import dvc_hash, dvc_object
+from larpo.workspace.dvc_lock import LOCK, LockedNode, read_lock
 
 TOP = frozenset({PACK, README, METADATA, BUNDLE, CHECKSUMS})
 BELOW = ("run", "audit")
