@@ -15,7 +15,7 @@ def test_reads_names_kinds_and_dependencies_in_order(project: Project) -> None:
     assert graph["sample@1"] == GraphNode("sample@1", "sample", ("policy", "prompts@1"))
     assert graph["evaluate@1-held_out"].needs == ("train@1",)
     assert graph["report"].needs == ("evaluate@0-held_out", "evaluate@1-held_out")
-    assert [n.name for n in graph.values() if not n.heavy] == [
+    assert [n.name for n in graph.values() if not n.meta.heavy] == [
         "prompts@1",
         "evaluate@0-held_out",
         "evaluate@1-held_out",
