@@ -8,8 +8,8 @@ from larpo.audit.results import Check, judged
 from larpo.audit.science.recompute import different_rows, different_values
 from larpo.benchmarks import build_benchmark
 from larpo.best_of_n import curve
+from larpo.report.read import read_json
 from larpo.retrieval.scores import recall_at
-from tasks.report import read_json
 
 PART = "science"
 ASKED = [name for name in tables.SCHEMAS["outputs"].names if not name.endswith("token_ids")]
