@@ -160,6 +160,7 @@ def _dataset(data: str, what: str, split: str, config: str | None) -> Any:
     """A `datasets.Dataset`: of a .parquet file, a folder or a hub dataset."""
     import datasets
 
+    datasets.disable_progress_bars()  # bars that redraw a line are noise in a log
     local = data.startswith((".", "/")) or data.count("/") > 1
     source: dict[str, Any] = {"path": data, "split": split} | ({"name": config} if config else {})
     if Path(data).suffix == ".parquet":
