@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from larpo.errors import UserError
+from larpo.errors import UserError, one_line
 from larpo.load import policy_key
-from tasks.frame.node import command
-from tasks.report import PAGE, SCORES, read_json
+from larpo.report.read import read_json
+from larpo.report.write import PAGE, SCORES
 
 NONE = "–"
 
@@ -76,4 +77,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
