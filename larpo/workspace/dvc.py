@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import networkx as nx
 
 from larpo.errors import UserError, nearest
+from larpo.graph import Meta, kinds, read_meta
 
 # -P: a module of the folder's (it may be a stranger's run) must not stand in for one of ours.
 COMMAND = (sys.executable, "-P", "-m", "dvc", "--wait-for-lock")
@@ -45,10 +46,13 @@ def share_cache(project: Path, clone: Path) -> None:
     dvc(clone, "config", "--local", "cache.dir", str(cache_folder(project)))
 
 
-# Nodes that load a model. Two of them on one machine slow each other down, or do not fit.
-HEAVY = frozenset(
-    {"policy", "sft", "reward", "sample", "score", "reference", "train", "generate", "embed", "best_of_n"}
-)
+def own_cache(folder: Path) -> None:
+    """Let the cache of the project in `folder` lie in it, whatever its committed configuration says."""
+    from dvc.dirs import site_cache_dir
+
+    lines = ["[core]", "    analytics = false", f"    site_cache_dir = {site_cache_dir()}"]
+    lines += ["[cache]", "    dir = cache", '    type = "reflink,copy"']
+    (folder / ".dvc/config.local").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,7 @@ class GraphNode:
     name: str
     kind: str
     needs: tuple[str, ...]
-
-    @property
-    def heavy(self) -> bool:
-        return self.kind in HEAVY
+    meta: Meta = field(default_factory=Meta)
 
 
 def node_name(root: Path, stage: Any) -> str:
@@ -75,7 +76,8 @@ def kind_of(name: str) -> str:
 
 
 def read_graph(folder: str | Path = ".") -> dict[str, GraphNode]:
-    """Every stage that has a command, each after all that it needs, otherwise in the order of dvc.yaml.
+    """Every stage that has a command, each after all that it needs, otherwise in the order of dvc.yaml. What is said of
+    its kind comes from this project's dvc.yaml (an audited run may be older), else from that of `folder`.
 
     Raises
     ------
@@ -85,6 +87,7 @@ def read_graph(folder: str | Path = ".") -> dict[str, GraphNode]:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    known = kinds()
     try:
         with Repo(str(folder)) as repo:
             graph = repo.index.graph  # edges go from a stage to what it needs
@@ -97,6 +100,7 @@ def read_graph(folder: str | Path = ".") -> dict[str, GraphNode]:
                     name(stage),
                     kind_of(name(stage)),
                     tuple(name(need) for need in sorted(graph.successors(stage), key=place.__getitem__) if need.cmd),
+                    known.get(kind_of(name(stage))) or read_meta(kind_of(name(stage)), stage.meta),
                 )
                 for stage in order
                 if stage.cmd

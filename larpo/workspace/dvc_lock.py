@@ -18,7 +18,7 @@ from ruamel.yaml import YAML, YAMLError
 from larpo.errors import UserError, one_line
 from larpo.hashing import dvc_hash, file_hash, tree_hash_of
 
-LOCK = Path("dvc.lock")
+LOCK = "dvc.lock"
 MANIFEST = ".manifest.json"
 TRIES, PAUSE = 4, 0.5  # dvc.lock is written in place: beside other stages of a run it may be seen half-written
 
@@ -142,7 +142,7 @@ def _objects(md5: str) -> list[Path]:
 def _differing(hashes: dict[Path, dict[str, str]]) -> tuple[Path, str, str] | None:
     """The first input that differs, the node that made it, and its MD5 in dvc.lock."""
     try:
-        locked = read_lock(LOCK)
+        locked = read_lock(Path(LOCK))
     except UserError:
         return None  # none, or half-written: DVC itself refuses a broken one
     for path, files in hashes.items():
