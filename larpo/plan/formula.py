@@ -12,7 +12,7 @@ from functools import cache
 GIB = 2**30
 _COMMENT = re.compile(r"\[[^\]]*\]")
 _GROUPING = re.compile(r"(?<=\d),(?=\d{3})")
-_UNIT = re.compile(r"(?<![\d.])\b(?!min\b|max\b)[A-Za-z]+(?:\(s\))?(?:/s)?")
+_UNIT = re.compile(r"(?<![\d.])\b(?!min\b|max\b)[A-Za-z]+(?:/s)?")
 _SIGNS = str.maketrans({"·": "*", "−": "-", "²": "**2"})
 _OPERATORS = {
     ast.Add: operator.add,
@@ -28,7 +28,7 @@ _FUNCTIONS = {"min": min, "max": max}
 class Estimate:
     """A number that is computed from the formula beside which it is printed.
 
-    In a formula words are units, and what stands in brackets is a comment: `10 tokens · (2 · 1,000 + 4) · 4 B [logits]`.
+    Words in it are units, and what stands in brackets is a comment: `10 tokens · (2 · 1,000 + 4) · 4 B [logits]`.
     """
 
     unit: str

@@ -11,7 +11,7 @@ import yaml
 from larpo.config.overlays import lay_all, read_sections
 from larpo.errors import UserError
 from larpo.load import Params, check_names, load_params, parse_params
-from larpo.plan.estimates import Sharding
+from larpo.plan.memory import Sharding
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from larpo.plan.memory import Sharding
 
 
 def forward_flops(arch: Architecture, tokens: float, context: float) -> str:
-    """2·P·T for the matrices and 4 · layers · heads · head dim · context · T for attention (QKᵀ and AV), as a formula."""
+    """A formula: 2·P·T for the matrices, 4 · layers · heads · head dim · context · T for attention (QKᵀ and AV)."""
     attention = f"4 · {arch.layers} · {arch.heads * arch.head_dim:,} · {number(context)} [attended]"
     return f"{number(tokens)} tokens · (2 · {number(arch.parameters)} + {attention})"
 
@@ -59,7 +59,8 @@ def decoding_hours(
     if sequences < 1:
         return Unknown("GPU h", "no sequence fits into memory")
     parameters, cache = number(arch.parameters), f"{arch.kv_bytes_per_token(dtype):,} B"
-    read = f"({parameters} · {BYTES[dtype]} B + {sequences:,} · ({number(prompt_tokens)} + {number(response)}/2) · {cache})"
+    caches = f"{sequences:,} · ({number(prompt_tokens)} + {number(response)}/2) · {cache}"
+    read = f"({parameters} · {BYTES[dtype]} B + {caches})"
     by_memory = f"{read} / ({number(a.memory_bytes_per_s)} B/s · {number(utilisation)})"
     rate = f"({number(a.flops(dtype))} FLOP/s · {number(a.forward_utilisation)})"
     by_compute = f"2 · {parameters} · {sequences:,} / {rate}"
