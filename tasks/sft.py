@@ -10,7 +10,7 @@ import torch
 from transformers import set_seed
 
 from larpo import tables
-from larpo.errors import UserError
+from larpo.errors import UserError, at
 from larpo.hashing import seed_of
 from larpo.models.gold import gold_token_ids, turn_end
 from larpo.models.load import end_tokens, load_model, load_tokenizer, render_prompts
@@ -44,7 +44,8 @@ def main(name: str) -> None:
         seed=seed,
     ) as node:
         args = training_arguments(this, f"sft.{name}", "examples", node.scratch / "checkpoints", seed)
-        frame = draw(this.data, this.examples, seed, held_out=False)
+        with at(f"sft.{name}.data"):
+            frame = draw(this.data, this.examples, seed, held_out=False)
         if (lost := frame["solution"].isna()).any():
             raise UserError(
                 f"params.yaml: sft.{name}.data.solution_field: {int(lost.sum())} of {len(frame)} prompts have no "

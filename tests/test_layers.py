@@ -53,6 +53,8 @@ def test_every_node_declares_the_code_that_makes_it():
     frame = {
         "larpo.errors",
         "larpo.load",
+        "larpo.registry",
+        "larpo.config.params",
         "larpo.config.sections",
         "larpo.tables",
         "larpo.hashing",

@@ -37,7 +37,7 @@ NO_REPLY = {"text": None, "finish_reason": None, "logprobs": None, "tool_calls":
 
 
 class JudgeSettings(Protocol):
-    """What `larpo.load.JudgeParams` holds."""
+    """What `larpo.config.sections.JudgeParams` holds."""
 
     model: str
     base_url: str | None
@@ -117,7 +117,7 @@ class JudgeClient:
     Parameters
     ----------
     params
-        See `larpo.load.JudgeParams`.
+        See `larpo.config.sections.JudgeParams`.
     store
         Folder of the replies; one file per judge model.
     name

@@ -9,8 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from larpo.config.params import policy_key
 from larpo.errors import UserError
-from larpo.load import policy_key
 from tasks.frame.node import command
 from tasks.report import PAGE, SCORES, read_json
 

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from larpo.config.sections import EncoderParams
+from larpo.config.sections import EncoderParams, RetrievalParams
 from larpo.errors import UserError, one_line
 from larpo.hashing import digest
-from larpo.load import RetrievalParams
 from larpo.models.packages import installed
 
 

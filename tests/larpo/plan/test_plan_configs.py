@@ -16,8 +16,8 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from larpo.config.overlays import lay_over
+from larpo.config.params import parse_params
 from larpo.errors import UserError
-from larpo.load import parse_params
 from larpo.plan import Assumptions, build_plan, load_with
 from larpo.plan.launch import read_launch
 from tests.conftest import ROOT, larpo_command
