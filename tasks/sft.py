@@ -10,17 +10,18 @@ import torch
 from transformers import set_seed
 
 from larpo import tables
-from larpo.errors import UserError, at
+from larpo.errors import UserError
 from larpo.hashing import seed_of
 from larpo.models.gold import gold_token_ids, turn_end
 from larpo.models.load import end_tokens, load_model, load_tokenizer, render_prompts
 from larpo.sources import provenance
 from larpo.sources.prompts import draw
+from larpo.training.arguments import training_arguments
 from larpo.training.sft_trainer import Example, SFTTrainer
 from larpo.training.trainer import StopOnLimits
 from tasks.frame.launch import launched
 from tasks.frame.node import Node, command, load_params
-from tasks.frame.train import check_commit, run, training_arguments
+from tasks.frame.train import check_commit, run
 
 
 def main(name: str) -> None:
@@ -44,8 +45,7 @@ def main(name: str) -> None:
         seed=seed,
     ) as node:
         args = training_arguments(this, f"sft.{name}", "examples", node.scratch / "checkpoints", seed)
-        with at(f"sft.{name}.data"):
-            frame = draw(this.data, this.examples, seed, held_out=False)
+        frame = draw(this.data, this.examples, seed, held_out=False, section=f"sft.{name}.data")
         if (lost := frame["solution"].isna()).any():
             raise UserError(
                 f"params.yaml: sft.{name}.data.solution_field: {int(lost.sum())} of {len(frame)} prompts have no "

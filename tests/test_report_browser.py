@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from larpo.report.write import PAGE
 from tasks import report
 from tests.report_run import build, params
 
@@ -37,7 +38,7 @@ def chromium(tmp_path):
     def call(*args: str) -> str:
         profile = tmp_path / "profile"
         shutil.rmtree(profile, ignore_errors=True)
-        page = Path(report.PAGE).resolve().as_uri()
+        page = Path(PAGE).resolve().as_uri()
         done = subprocess.run(
             [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *args, page],
             capture_output=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from larpo.benchmarks import BENCHMARKS, build_benchmark
 from larpo.config.params import Params
-from larpo.errors import ParameterError
+from larpo.errors import ParameterError, unknown
 
 
 def check(params: Params) -> None:
@@ -18,6 +18,12 @@ def check(params: Params) -> None:
                 f"benchmarks.{name}.generate.sampled_items",
                 f"{sampled} of {entry.items} items; expected at most `items`",
             )
+        if entry.judge is not None and not params.judges:
+            raise ParameterError(
+                f"benchmarks.{name}.judge", f"{entry.judge!r}: the section `judges` is empty; describe it there"
+            )
+        if entry.judge is not None and entry.judge not in params.judges:
+            raise unknown(f"benchmarks.{name}.judge", entry.judge, list(params.judges))
         build_benchmark(params, name)
     for name, entry in params.best_of_n.items():
         samples = params.benchmarks[entry.benchmark].generate.samples

@@ -124,7 +124,7 @@ def parse_params(raw: Any, file: str = "params.yaml") -> Params:
             params = Params.model_validate(raw)
         except ValidationError as error:
             raise first_error(error, _fields_at(error.errors()[0]["loc"])) from None
-        check_names(params)
+        check_params(params)
     return params
 
 
@@ -145,7 +145,7 @@ def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Section)
 
 
-def check_names(params: Params) -> None:
+def check_params(params: Params) -> None:
     """Refuse a policy or a benchmark that is named and that nothing makes, and policies that would make each other."""
     made = ["0"]
     for name, sft in params.sft.items():
@@ -182,10 +182,3 @@ def check_names(params: Params) -> None:
                 raise ParameterError("policy", f"{entry.policy!r} is not in evaluate.policies; add it there")
             if entry.benchmark not in params.benchmarks:
                 raise unknown("benchmark", entry.benchmark, list(params.benchmarks))
-    for name, entry in params.benchmarks.items():
-        if entry.judge is not None and not params.judges:
-            raise ParameterError(
-                f"benchmarks.{name}.judge", f"{entry.judge!r}: the section `judges` is empty; describe it there"
-            )
-        if entry.judge is not None and entry.judge not in params.judges:
-            raise unknown(f"benchmarks.{name}.judge", entry.judge, list(params.judges))

@@ -1,6 +1,1 @@
-"""The report: `ReportData` in, one self-contained HTML page out."""
-
-from larpo.report.data import ReportData
-from larpo.report.page import render
-
-__all__ = ["ReportData", "render"]
+"""The report: a run's files in, one self-contained HTML page, JSON and CSV out."""

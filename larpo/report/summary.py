@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from larpo.config.params import policy_key
-from larpo.errors import UserError
-from tasks.frame.node import command
-from tasks.report import PAGE, SCORES, read_json
+from larpo.errors import UserError, one_line
+from larpo.report.read import read_json
+from larpo.report.write import PAGE, SCORES
 
 NONE = "–"
 
@@ -76,4 +77,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from larpo import tables
+from larpo.report.write import PAGE
 from larpo.studies.page import write_page
 from larpo.studies.results import summarise
 from larpo.studies.spec import load_study
@@ -148,7 +149,7 @@ def test_report(outside, tmp_path, monkeypatch):
             found["strategies"] = [s | {"strategy": text} for s in found["strategies"]]
             path.write_text(json.dumps(found))
     report.main()
-    unharmed(shown(Path(report.PAGE), tmp_path / "profile"), asked)
+    unharmed(shown(Path(PAGE), tmp_path / "profile"), asked)
 
 
 def test_study(outside, tmp_path):

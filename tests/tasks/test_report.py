@@ -14,6 +14,7 @@ from larpo import tables
 from larpo.errors import UserError
 from larpo.hashing import tree_hash
 from larpo.report import summary
+from larpo.report.write import PAGE, RECALL_CSV, SCORES, SCORES_CSV, TRAINING_CSV
 from tasks import report
 from tests.report_run import COMMIT, build, params, prompt
 
@@ -25,7 +26,7 @@ def run(tmp_path, monkeypatch):
     def make(settings: dict | None = None, **options) -> str:
         build(settings or params(), **options)
         report.main()
-        return Path(report.PAGE).read_text("utf-8")
+        return Path(PAGE).read_text("utf-8")
 
     return make
 
@@ -42,7 +43,7 @@ def rows_of_tsv(path: str) -> list[dict[str, str]]:
 
 def test_numbers_are_those_of_the_files(run):
     html = run()
-    scores = json.loads(Path(report.SCORES).read_text())
+    scores = json.loads(Path(SCORES).read_text())
     for p in "012":
         metrics = json.loads(Path(f"data/evaluate/{p}-held_out.json").read_text())
         entry = scores["held_out"][p]
@@ -51,10 +52,10 @@ def test_numbers_are_those_of_the_files(run):
         assert entry["mean_reward"] == metrics["mean_reward"]
         low, high = metrics["greedy"]["low"], metrics["greedy"]["high"]
         assert f"{100 * entry['greedy_accuracy']:.1f} %<small>[{100 * low:.1f}, {100 * high:.1f}]</small>" in html
-    table = rows(report.SCORES_CSV)
+    table = rows(SCORES_CSV)
     assert [r["policy"] for r in table] == ["0", "1", "2"]
     assert [float(r["pass_1"]) for r in table] == [scores["held_out"][p]["pass_1"] for p in "012"]
-    recall = rows(report.RECALL_CSV)
+    recall = rows(RECALL_CSV)
     assert [(r["policy"], r["n"]) for r in recall] == [(p, n) for p in "012" for n in "1234"]
     assert float(recall[3]["recall"]) == pytest.approx(scores["held_out"]["0"]["pass_k"])
 
@@ -62,7 +63,7 @@ def test_numbers_are_those_of_the_files(run):
 def test_training_curves_are_a_plot(run):
     """Three steps in each of two iterations: one axis from 1 to 6."""
     run(steps=3)
-    table = rows(report.TRAINING_CSV)
+    table = rows(TRAINING_CSV)
     assert [(r["iteration"], r["step"]) for r in table] == list(zip("111222", "123456", strict=True))
     told = rows_of_tsv("data/train/2/plots/metrics/loss.tsv")
     assert [float(r["loss"]) for r in table[3:]] == [float(r["loss"]) for r in told]
@@ -103,16 +104,16 @@ def test_what_a_model_wrote_is_text(run):
 def test_several_benchmarks_and_a_single_policy(run):
     settings = params(1, ("held_out", "second"), evaluate={"policies": ["1"]}, report={"examples": 0})
     html = run(settings)
-    assert set(json.loads(Path(report.SCORES).read_text())) == {"held_out", "second"}
+    assert set(json.loads(Path(SCORES).read_text())) == {"held_out", "second"}
     assert "Recall@N, second" in html
     assert "Iteration 1 · 0 of 6 lists" in html
     # What `dvc plots` draws holds one benchmark: it cannot choose rows.
-    assert [r["benchmark"] for r in rows(report.SCORES_CSV)] == ["held_out"]
+    assert [r["benchmark"] for r in rows(SCORES_CSV)] == ["held_out"]
 
 
 def test_same_bytes_again(run):
     run()
-    files = [Path(p) for p in (report.PAGE, report.SCORES, report.SCORES_CSV, report.RECALL_CSV)]
+    files = [Path(p) for p in (PAGE, SCORES, SCORES_CSV, RECALL_CSV)]
     first = [p.read_bytes() for p in files]
     report.main()
     assert [p.read_bytes() for p in files] == first
@@ -163,7 +164,7 @@ def test_summary(run, capsys):
     capsys.readouterr()
     summary.main()
     out = capsys.readouterr().out
-    entry = json.loads(Path(report.SCORES).read_text())["held_out"]["2"]
+    entry = json.loads(Path(SCORES).read_text())["held_out"]["2"]
     assert out.splitlines()[-1] == "report/index.html"
     assert f"{100 * entry['greedy_accuracy']:.1f} ({100 * entry['greedy_low']:.1f}–" in out
     assert f"{entry['mean_length']:.1f}" in out

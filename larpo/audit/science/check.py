@@ -40,13 +40,13 @@ from larpo.models import remote_code
 from larpo.models.load import load_model
 from larpo.models.remote_code import EVERY, TOKENIZER
 from larpo.objectives import ListBatch, Objective, build
+from larpo.report.read import read_json, training_curves
 from larpo.rewards import MODELS, parts
 from larpo.sources.pairs import read_pairs
 from larpo.sources.prompts import draw
 from larpo.training.list_trainer import STEP0_TOLERANCE, TrainingList, first_batch_loss, without_dropout
 from larpo.training.logps import pack, response_logps
 from tasks.lists import related
-from tasks.report import read_json, training_curves
 from tasks.train import read_training_lists
 
 PART = "science"

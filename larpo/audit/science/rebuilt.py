@@ -12,9 +12,9 @@ from larpo.audit.results import Check, judged, unchecked
 from larpo.audit.science.overlap import sample_rows
 from larpo.audit.science.recompute import EXACT, different_rows, rewards_again
 from larpo.hashing import dvc_hash, file_hashes, tree_hash
+from larpo.report.write import OUTPUTS, PAGE, write_report
 from larpo.rewards import MODELS, parts
 from tasks.best_of_n import KEY
-from tasks.report import OUTPUTS, PAGE, write
 
 PART = "science"
 ITEMS_SCORED = 16
@@ -57,7 +57,7 @@ def report(run: AuditedRun, name: str) -> Check:
     with tempfile.TemporaryDirectory() as home:
         hashes = {s: tree_hash(f"data/lists/{s}.parquet") for s in run.params.iterations}
         (Path(home) / "report").mkdir()
-        write(run.params, hashes, lambda output: Path(home) / output)
+        write_report(run.params, hashes, lambda output: Path(home) / output)
         for path in OUTPUTS:
             if path == PAGE and not same_code:
                 told = "; the page was laid out by another version of the code and is not compared"

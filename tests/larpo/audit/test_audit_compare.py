@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from larpo import tables
-from larpo.audit.compare.rules import STEP, Terms, compare, differences, first_difference
+from larpo.audit.compare import differences
+from larpo.audit.compare.rules import STEP, Terms, compare, first_difference
 from larpo.audit.compare.samples import sign_flip
 
 ELSEWHERE = Terms(alike=False)

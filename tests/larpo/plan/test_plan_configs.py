@@ -76,7 +76,7 @@ def test_overlays(tmp_path):
     wrong.write_text("sample: {response: 12}\n")
     params = load_with(base, [over])
     assert (params.sample.responses, params.sample.max_new_tokens, params.train.epochs) == (12, 1024, 1)
-    with pytest.raises(UserError, match=r"sample\.response does not exist; did you mean 'responses'"):
+    with pytest.raises(UserError, match=r"sample\.response: does not exist; did you mean 'responses'"):
         load_with(base, [wrong])
     with pytest.raises(UserError, match=r"absent\.yaml: not found"):
         load_with(base, [tmp_path / "absent.yaml"])

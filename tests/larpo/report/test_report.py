@@ -12,7 +12,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from larpo.report import ReportData, render
 from larpo.report.charts import POINTS, _thin, duration, graph, policy_colours
 from larpo.report.data import (
     BenchmarkScores,
@@ -20,12 +19,13 @@ from larpo.report.data import (
     Iteration,
     NodeRecord,
     PolicyScore,
+    ReportData,
     histogram,
     policy_score,
     recall_curve,
     spread,
 )
-from larpo.report.page import _score_notes, comparison, flatten, grouped, interval
+from larpo.report.page import _score_notes, comparison, flatten, grouped, interval, render
 from tests.conftest import ROOT
 from tests.report_run import SCRIPT, evaluations, params
 
