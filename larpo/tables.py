@@ -51,6 +51,9 @@ _OUTPUT = [
     ("finish_reason", _TEXT),
 ]
 
+OUTPUT_KEY = ["prompt_id", "temperature", "sample", "turn"]
+"""What tells a policy's answers to a benchmark apart."""
+
 SCHEMAS: dict[str, pa.Schema] = {
     "prompts": _schema(*_PROMPT, ("solution", _TEXT, True)),
     "responses": _schema(*_RESPONSE),

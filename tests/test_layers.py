@@ -38,11 +38,6 @@ EXCEPTIONS = {
     ("larpo.audit.pack.write", "tasks.frame.node"),
     ("larpo.audit.rerun.nodes", "flows"),
     ("larpo.audit.run", "tasks.frame.node"),
-    ("larpo.audit.science.check", "tasks.lists"),
-    ("larpo.audit.science.check", "tasks.train"),
-    ("larpo.audit.science.rebuilt", "tasks.best_of_n"),
-    ("larpo.audit.science.sampling", "tasks.generate"),
-    ("larpo.audit.science.sampling", "tasks.sample"),
 }
 CIRCLES = 4
 
