@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from larpo.config.params import Params
 from larpo.graph import Stage, read_stages, unroll
-from larpo.load import Params
 from larpo.plan.assumptions import Assumptions
 from larpo.plan.checks import all_checks
 from larpo.plan.context import Context

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from larpo.config.params import parse_params
 from larpo.errors import UserError
-from larpo.load import parse_params
 from larpo.plan import Assumptions, build_plan, render_plan, to_json
 
 
