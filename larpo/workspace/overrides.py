@@ -6,8 +6,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from larpo.config.params import parse_params
 from larpo.errors import UserError
-from larpo.load import check_names, parse_params
+from larpo.load import check_params
 
 PARAMS = "params.yaml"
 
@@ -46,7 +47,7 @@ def changed_params(
                 cause = error.__cause__ or error
                 raise UserError(f"override of {PARAMS}: {str(cause).strip().splitlines()[0]}") from None
         after = load_yaml(copy)
-        check_names(parse_params(after, PARAMS), PARAMS)
+        check_params(parse_params(after, PARAMS), PARAMS)
         return None if after == before else copy.read_text("utf-8")
 
 

@@ -25,9 +25,10 @@ from typing import Any
 
 import typer
 
-from larpo.errors import MachineError, UserError, one_line
+from larpo.config.params import Params
+from larpo.errors import MachineError, UserError, at, one_line
 from larpo.hashing import digest, file_hashes, tree_hash, tree_hash_of
-from larpo.load import Params, load_params
+from larpo.load import load_params
 from larpo.models import remote_code
 from larpo.workspace.dvc_lock import check_recorded
 from larpo.workspace.files import write_json
@@ -193,7 +194,8 @@ def command(function: Callable[..., None]) -> None:
 
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
-            function(*args, **kwargs)
+            with at(file="params.yaml"):
+                function(*args, **kwargs)
         except UserError as error:
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
             raise typer.Exit(2) from None

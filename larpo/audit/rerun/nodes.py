@@ -26,8 +26,8 @@ from larpo.audit.open import AuditedRun
 from larpo.audit.rerun.clone import Changed, Clone, Unfit, temporary
 from larpo.audit.rerun.judge import judge_of, recorded_answers, without_asking
 from larpo.benchmarks import build_benchmark
+from larpo.config.params import Params
 from larpo.errors import UserError, nearest
-from larpo.load import Params
 from larpo.rewards import MODELS, build_reward, parts, penalised
 from larpo.workspace import project_folder
 from larpo.workspace.dvc import environment as dvc_environment
