@@ -80,6 +80,8 @@ class Params(Section):
                     f"prompts would be trained on; found {sft.data.held_out:g}"
                 )
             known.append(name)
+        if "1" not in self.iterations:
+            raise ValueError(f"iterations: expected the first to be named '1', found {', '.join(self.iterations)}")
         for s, it in self.iterations.items():
             if s == "0":
                 raise ValueError("iterations.0: policy 0 is the start; name the first iteration '1'")
@@ -100,6 +102,11 @@ class Params(Section):
                 raise ValueError(
                     "lists.negatives: related compares the prompts of one iteration; set lists.memory=current or "
                     f"prompts.draw=same, found memory {self.lists.memory!r}"
+                )
+            if self.reference.model == "initial" and self.reference_policy(s) != self.iterations["1"].previous:
+                raise ValueError(
+                    f"reference.model: initial: iteration {s} goes back to policy {self.reference_policy(s)}, "
+                    f"iteration 1 to {self.iterations['1'].previous}; expected all from one, as dvc.yaml declares"
                 )
         if self.lists.positive == "gold" and not self.sample.gold:
             raise ValueError(
