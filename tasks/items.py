@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from larpo import tables
 from larpo.benchmarks import build_benchmark
-from larpo.errors import UserError
+from larpo.errors import at
 from larpo.sources import provenance
 from tasks.frame.node import Node, command
 
@@ -14,10 +14,8 @@ def main(benchmark: str) -> None:
     with Node("items", benchmark) as node:
         params = node.params
         bench = build_benchmark(params, benchmark)
-        try:
+        with at(f"benchmarks.{benchmark}"):
             items = bench.items()
-        except UserError as error:
-            raise UserError(str(error).replace("benchmarks.NAME", f"params.yaml: benchmarks.{benchmark}")) from None
         tables.write(items, "items", node.out("items"))
         given = getattr(bench, "source", None)  # the prompts' own held-out part has none
         node.note(sources=[provenance.dataset(given)] if given else provenance.prompts(params.prompts))

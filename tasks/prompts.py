@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from larpo import tables
-from larpo.errors import UserError
+from larpo.errors import UserError, at
 from larpo.hashing import seed_of
 from larpo.rewards import build_reward
 from larpo.sources import provenance
@@ -17,7 +17,8 @@ def main(iteration: str) -> None:
         params = node.params
         # `draw: same` leaves the iteration out of the seed, so every iteration sees the same prompts.
         node.seed = seed_of(params.seed, "prompts", iteration if params.prompts.draw == "fresh" else "same")
-        frame = draw(params.prompts, params.prompts.per_iteration, node.seed, held_out=False)
+        with at("prompts"):
+            frame = draw(params.prompts, params.prompts.per_iteration, node.seed, held_out=False)
         reward = build_reward(params.score.reward, params.score.options)
         if reward.needs_answers and frame["answer"].isna().any():
             raise UserError(

@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 import psutil
 import typer
 
-from larpo.errors import MachineError, UserError, nearest, one_line
+from larpo.errors import MachineError, UserError, at, nearest, one_line
 from larpo.graph import Stage, read_stages, unroll, value_at
 from larpo.hashing import digest, file_hashes, tree_hash, tree_hash_of
 from larpo.load import load_params
@@ -305,7 +305,8 @@ def command(function: Callable[..., None]) -> None:
 
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
-            function(*args, **kwargs)
+            with at(file="params.yaml"):
+                function(*args, **kwargs)
         except UserError as error:
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
             raise typer.Exit(2) from None
