@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from larpo.benchmarks.items import join_items
 from larpo.config.params import Params
 from larpo.config.sections import BenchmarkParams, GenerateParams, JudgeParams, Section
-from larpo.errors import ParameterError, UserError, at, first_error, nearest
+from larpo.errors import UserError, at, first_error, nearest
 from larpo.registry import Registry
 
 S = TypeVar("S", bound=Section)

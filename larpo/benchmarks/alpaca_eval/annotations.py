@@ -48,7 +48,7 @@ def read_annotations(path: Path, baseline: dict[str, str]) -> pd.DataFrame:
     if shares.any() and (frame["preference"] > 1).any():
         row = frame[shares].iloc[0]
         raise UserError(
-            f"{row['where']}: preference: {row['preference']:g} is on a scale from 0 to 1, others are above 1; expected "
-            "one scale, from 1 (baseline) to 2 (model)"
+            f"{row['where']}: preference: {row['preference']:g} is on a scale from 0 to 1, others are above 1; "
+            "expected one scale, from 1 (baseline) to 2 (model)"
         )
     return frame.assign(preference=frame["preference"] + shares.any())

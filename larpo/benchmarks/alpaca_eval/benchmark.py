@@ -30,7 +30,7 @@ class Options(Section):
     )
     annotator: str = Field(
         "weighted_alpaca_eval_gpt4_turbo",
-        description="a configuration that the package ships: prompt, order of outputs, parser; the model is the judge's",
+        description="a configuration that the package ships (prompt, order, parser); the model is the judge's",
     )
     df_gamed: str | None = None
     instruction_difficulty: str | None = None

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
-from larpo.load import BenchmarkParams, Params
+from larpo.config.params import Params
+from larpo.config.sections import BenchmarkParams
 from larpo.plan.assumptions import Assumptions
 from larpo.plan.estimates import Estimate
 
@@ -38,7 +39,7 @@ def judge_calls(params: Params, b: BenchmarkParams, items: int | None, a: Assump
         )
         completion = Estimate(reply, "tokens", f"{reply} [the annotator's max_tokens]")
     elif b.benchmark.startswith("mixeval") and b.options.get("parser") == "model":
-        from larpo.benchmarks.mixeval.parsers import FREE_FORM_JUDGE
+        from larpo.benchmarks.mixeval.judge import FREE_FORM_JUDGE
 
         prompt = len(FREE_FORM_JUDGE) / a.characters_per_token + asked + response
         text = (
@@ -77,7 +78,7 @@ def annotator_sizes(name: str) -> tuple[int, int]:
     """(characters of the prompt template, max_tokens of the reply) of an annotator that the package ships."""
     import alpaca_eval
 
-    from larpo.benchmarks.alpaca_eval.benchmark import annotator_config
+    from larpo.benchmarks.alpaca_eval.judge import annotator_config
 
     settings = annotator_config(name)
     home = Path(alpaca_eval.__file__).parent / "evaluators_configs"
