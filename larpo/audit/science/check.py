@@ -37,11 +37,7 @@ from larpo.hashing import digest, seed_of
 from larpo.lists.negatives import related
 from larpo.lists.read import read_lists, response_lists
 from larpo.lists.recipes import build_lists
-<<<<<<< HEAD
-=======
 from larpo.lists.training import read_training_lists
-from larpo.load import Params
->>>>>>> main
 from larpo.models import remote_code
 from larpo.models.load import load_model
 from larpo.models.remote_code import EVERY, TOKENIZER
