@@ -44,7 +44,7 @@ def study(**changes: object):
         "an option that is no number",
         text("o.jsonl", GOOD),
         "larpo score mixeval o.jsonl --seed x",
-        ("--seed", "a whole number", "'x'"),
+        ("options.seed", "valid integer", "'x'"),
     ),
     ("an option without a value", text("o.jsonl", GOOD), "larpo score mixeval o.jsonl --seed", ("--seed expects",)),
     ("one argument too many", text("o.jsonl", GOOD), "larpo score gsm8k o.jsonl more", ("'more' is not expected",)),

@@ -96,7 +96,8 @@ class AlpacaEval:
         meta: list[str | None] = [None] * len(frame)  # their places among AlpacaEval's are found by their texts
         if self.entry.data is not None:
             order = {text: i for i, text in reversed(list(enumerate(self._instructions())))}
-            meta = [json.dumps({"index": i}) for i in find_positions(frame["instruction"].tolist(), order, "those of the data file")]
+            indices = find_positions(frame["instruction"].tolist(), order, "those of the data file")
+            meta = [json.dumps({"index": i}) for i in indices]
         asked = [[{"role": "user", "content": text}] for text in frame["instruction"]]
         items = zip(map(str, range(len(frame))), [""] * len(frame), asked, frame["output_1"], meta, strict=True)
         parsed = [None if pd.isna(p) else repr(p) for p in frame["preference"]]
