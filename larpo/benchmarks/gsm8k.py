@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import StringConstraints
+from pydantic import AfterValidator
 
 from larpo.benchmarks import problems
 from larpo.benchmarks.verifiable import interval
@@ -23,7 +23,6 @@ FILTERS = {
 }
 # What the harness removes from prediction and target before it compares them, in this order.
 IGNORED = [re.compile(pattern) for pattern in (r",", r"\$", r"(?s).*#### ", r"\.$")]
-Text = Annotated[str, StringConstraints(pattern=r"\S")]
 
 
 def extract(text: str, name: str) -> str | None:
@@ -56,6 +55,15 @@ def correct(text: str, answer: str, name: str) -> bool:
 
 class Options(problems.Options):
     filter: Literal["strict", "flexible"] = "flexible"
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("blank")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
 
 
 class Row(problems.Problem):
