@@ -27,17 +27,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.concurrency.sync import concurrency
-from prefect.events.worker import EventsWorker
 from prefect.futures import wait
-from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import server
-from larpo.config.params import policy_key
 from larpo.errors import UserError, one_line
+from larpo.report.summary import markdown
 from larpo.workspace.clone import Workspace, free_name
 from larpo.workspace.dvc import GraphNode, read_graph, select
 from larpo.workspace.mend import mend
@@ -145,36 +142,11 @@ def run_graph(graph: dict[str, GraphNode], folder: Path) -> dict[str, str]:
 
 def scores_markdown(folder: Path, outcomes: dict[str, str], report: Path, title: str) -> str:
     """The score table of report/scores.json, the report's path and what each node's outcome was."""
-    from larpo.report.summary import NONE, estimate
-
-    lines = [f"# {title}", ""]
-    path = folder / "report/scores.json"
-    if path.is_file():
-        for benchmark, policies in json.loads(path.read_text("utf-8")).items():
-            lines += [
-                f"## {benchmark}",
-                "",
-                "| Policy | Greedy % | Pass@1 % | Pass@k % | k | Tokens | Reward |",
-                "| --: | --: | --: | --: | --: | --: | --: |",
-            ]
-            for policy in sorted(policies, key=policy_key):
-                entry = policies[policy]
-                numbers = [
-                    NONE if entry.get(key) is None else f"{entry[key]:.{digits}f}"
-                    for key, digits in (("mean_length", 1), ("mean_reward", 3))
-                ]
-                row = [
-                    policy,
-                    estimate(entry, "greedy", "greedy_accuracy"),
-                    estimate(entry, "pass_1"),
-                    estimate(entry, "pass_k"),
-                    str(entry.get("k") or NONE),
-                    *numbers,
-                ]
-                lines.append(f"| {' | '.join(row)} |")
-            lines += ["", "In brackets: 95 % intervals.", ""]
+    scores = folder / "report/scores.json"
+    if scores.is_file():
+        lines = [f"# {title}", "", markdown(json.loads(scores.read_text("utf-8")))]
     else:
-        lines += ["No scores: this run did not bring the report up to date.", ""]
+        lines = [f"# {title}", "", "No scores: this run did not bring the report up to date.", ""]
     if (report / "index.html").is_file():
         page = (report / "index.html").resolve()
         lines += [f"Report: [{page}]({page.as_uri()})", ""]
@@ -251,24 +223,6 @@ def larpo(
     return outcomes
 
 
-@contextlib.contextmanager
-def some_server() -> Iterator[str]:
-    """The API that the settings name, if it answers; otherwise a server for as long as the run takes."""
-    url = PREFECT_API_URL.value()
-    if url and (server.healthy(url) or os.environ.get("PREFECT_API_URL") == url):
-        yield url
-        return
-    home = Path(os.environ["PREFECT_HOME"])
-    port = server.free_port()
-    with server.running(home, port, ui=False), temporary_settings({PREFECT_API_URL: server.api_url(port)}):
-        try:
-            yield server.api_url(port)
-        finally:
-            # Both are sent from threads of their own: states of tasks are events.
-            APILogHandler().flush()
-            EventsWorker.drain_all(timeout=10)
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m flows.run", description="Bring the graph of dvc.yaml up to date, without a server."
@@ -295,7 +249,7 @@ def main() -> int:
         asked = {key: options[key] for key in ("iterations", "objective", "overrides")}
         if changed_params(project, **asked) is None:
             select(read_graph(project), targets)
-        with some_server():
+        with server.some_server():
             outcomes = larpo(**options)
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

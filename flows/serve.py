@@ -6,15 +6,38 @@ import argparse
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from flows import project_folder, server
+from flows import project_folder  # first: sets what Prefect reads on import
+
+# isort: split
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.deployments.runner import EntrypointType, RunnerDeployment
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Crashed
+from prefect.workers.process import ProcessWorker
+
+from flows import server
+from flows.audit import larpo_audit
+from flows.run import larpo
+from flows.study import larpo_study
 from larpo.errors import MachineError, UserError, one_line
+from larpo.studies.spec import names
 from larpo.workspace import processes as supervise
 from larpo.workspace.lock import Lock
 
@@ -42,64 +65,48 @@ def profile(home: Path, url: str) -> Iterator[bool]:
             path.unlink(missing_ok=True)
 
 
-def prefect(*arguments: str, project: Path, env: dict[str, str]) -> None:
-    """Run one `prefect` command to its end.
+def deployments(project: Path) -> list[RunnerDeployment]:
+    """`larpo/iterate`, `larpo-audit/default`, and `larpo-study/NAME` for each file in studies/; their runs work in
+    `project`."""
+    named: list[tuple[Any, str, dict[str, Any]]] = [(larpo, "iterate", {}), (larpo_audit, "default", {})]
+    named += [(larpo_study, study, {"name": study}) for study in names(project / "studies")]
+    return [
+        RunnerDeployment.from_flow(
+            flow,
+            name,
+            parameters=parameters,
+            work_pool_name=POOL,
+            job_variables={"working_dir": str(project)},
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        for flow, name, parameters in named
+    ]
 
-    Raises
-    ------
-    UserError
-        It failed; with its last line.
-    """
-    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = (done.stdout + done.stderr).strip().splitlines()
-        raise UserError(f"prefect {' '.join(arguments)}: {lines[-1] if lines else done.returncode}")
 
-
-def ensure_pool(url: str) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-    from prefect.workers.process import ProcessWorker
-
+def deploy(project: Path) -> None:
+    """Tell the server of the pool and of the deployments."""
     template = ProcessWorker.get_default_base_job_template()
-    with (
-        temporary_settings({PREFECT_API_URL: url}),
-        get_client(sync_client=True) as client,
-        contextlib.suppress(ObjectAlreadyExists),
-    ):
+    with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+    for deployment in deployments(project):
+        deployment.apply()
 
 
-def end_abandoned(url: str) -> list[str]:
+def end_abandoned() -> list[str]:
     """Give runs that a killed worker, server or machine left as running their end; returns their names.
 
     No worker of the pool is alive when this is called, so nothing would ever change their state.
     """
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import (
-        FlowRunFilter,
-        FlowRunFilterState,
-        FlowRunFilterStateType,
-        WorkPoolFilter,
-        WorkPoolFilterName,
-    )
-    from prefect.client.schemas.objects import StateType
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-    from prefect.states import Crashed
-
     open_states = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
     message = "Its worker or server was killed. Run it again: nodes that were finished are up to date."
-    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
-        found = client.read_flow_runs(
+    with get_client(sync_client=True) as client:
+        abandoned = client.read_flow_runs(
             flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_states))),
             work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])),
         )
-        for run in found:
+        for run in abandoned:
             client.set_flow_run_state(run.id, Crashed(message=message), force=True)
-    return [run.name for run in found]
+    return [run.name for run in abandoned]
 
 
 def serve(project: Path, port: int) -> None:
@@ -108,29 +115,28 @@ def serve(project: Path, port: int) -> None:
     Raises
     ------
     UserError
-        The port is taken, prefect.yaml is missing, or server or worker end by themselves.
+        The port is taken, dvc.yaml is missing, or server or worker end by themselves.
     MachineError
         Another process serves this project.
     """
-    if not (project / "prefect.yaml").is_file():
-        raise UserError(f"{project / 'prefect.yaml'}: not found; run from the project's folder")
+    if not (project / "dvc.yaml").is_file():
+        raise UserError(f"{project / 'dvc.yaml'}: not found; run from the project's folder")
     home, url = Path(os.environ["PREFECT_HOME"]), server.api_url(port)
     environment = server.environment(home, port)
     server.check_port(port)
     only = Lock(home / "serve.lock", "the service (make serve)")
     only.acquire(wait=2.0)
     print(f"Starting Prefect's server on {server.HOST}:{port}; log: {home / 'server.log'}", flush=True)
-    with server.running(home, port) as running, profile(home, url) as found:
-        ensure_pool(url)
-        for name in end_abandoned(url):
+    with server.running(home, port) as running, profile(home, url) as ours, temporary_settings({PREFECT_API_URL: url}):
+        for name in end_abandoned():
             print(f"Run {name} was still open, from a service that was killed: its state is now Crashed")
-        prefect("deploy", "--all", project=project, env=environment)
+        deploy(project)
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
         worker = supervise.start(command, cwd=project, env=environment)
         try:
             print(f"Prefect UI: http://{server.HOST}:{port}")
             print("Run it with: prefect deployment run larpo/iterate")
-            where = f"outside {project}, or with PREFECT_HOME set" if found else "in another shell"
+            where = f"outside {project}, or with PREFECT_HOME set" if ours else "in another shell"
             print(f"({where}: export PREFECT_API_URL={url})")
             print("Ctrl-C ends server and worker.", flush=True)
             while True:

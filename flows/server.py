@@ -14,6 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogHandler
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
 from larpo.errors import UserError
 from larpo.workspace import processes as supervise
 
@@ -103,3 +107,21 @@ def running(home: Path, port: int, ui: bool = True) -> Iterator[subprocess.Popen
         yield process
     finally:
         supervise.stop(process)
+
+
+@contextmanager
+def some_server() -> Iterator[str]:
+    """The API that the settings name, if it answers; otherwise a server for as long as the run takes."""
+    url = PREFECT_API_URL.value()
+    if url and (healthy(url) or os.environ.get("PREFECT_API_URL") == url):
+        yield url
+        return
+    home = Path(os.environ["PREFECT_HOME"])
+    port = free_port()
+    with running(home, port, ui=False), temporary_settings({PREFECT_API_URL: api_url(port)}):
+        try:
+            yield api_url(port)
+        finally:
+            # Both are sent from threads of their own: states of tasks are events.
+            APILogHandler().flush()
+            EventsWorker.drain_all(timeout=10)

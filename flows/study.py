@@ -22,8 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.run import some_server
-from flows.study_runner import Runner, StudyFailed, alone
+from flows.server import some_server
 from larpo.errors import UserError
 from larpo.hashing import digest
 from larpo.studies import Run, expand, load_study
@@ -31,9 +30,14 @@ from larpo.studies.page import write_findings, write_page
 from larpo.studies.results import summarise
 from larpo.studies.spec import ScaleName, targets
 from larpo.workspace.clone import Workspace
+from larpo.workspace.study import Runner, alone
 from tasks.frame import warm
 
-STUDIES, RESULTS = Path("studies"), Path("studies/results")
+STUDIES = Path("studies")
+
+
+class StudyFailed(Exception):
+    """Some runs failed; the message names them."""
 
 
 @task(task_run_name="{run.name}", cache_policy=NO_CACHE, persist_result=False, retries=0)

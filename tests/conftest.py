@@ -141,7 +141,7 @@ class Project:
         folder.mkdir(parents=True)
         for name in ("larpo", "tasks", "flows"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("dvc.yaml", ".gitignore", "prefect.yaml", "prefect.toml", "pyproject.toml"):
+        for name in ("dvc.yaml", ".gitignore", "prefect.toml", "pyproject.toml"):
             if (ROOT / name).exists():
                 shutil.copy(ROOT / name, folder / name)
         (folder / "params.yaml").write_text(TINY_PARAMS.format(policy=policy))

@@ -180,10 +180,11 @@ def test_every_command_exists_and_takes_what_it_is_given(tmp_path):
     from flows.audit import larpo_audit
     from flows.cli import app
     from flows.run import larpo
+    from flows.serve import deployments
     from flows.study import larpo_study
 
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
-    deployed = [d["name"] for d in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]]
+    deployed = [d.name for d in deployments(ROOT)]
     flows = {flow.name: set(flow.parameters.properties) for flow in (larpo, larpo_study, larpo_audit)}
     for words in commands():
         if words[0] == "make":

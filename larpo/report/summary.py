@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
+from rich.box import MARKDOWN, SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -62,6 +63,17 @@ def own_score(benchmark: str, policies: dict[str, dict[str, Any]]) -> Table:
         cells = [estimate(entry, name) for name in ("score", "unparsed", "truncated")]
         out.add_row(policy, *cells, NONE if length is None else f"{length:.1f}")
     return out
+
+
+def markdown(scores: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """The same tables as Markdown, `scores` as report/scores.json holds them."""
+    console = Console(file=io.StringIO(), width=200)
+    for benchmark, policies in scores.items():
+        rows = table(benchmark, policies)
+        console.print(f"## {rows.title}\n", highlight=False)
+        rows.box, rows.title = MARKDOWN, None
+        console.print(rows)
+    return console.file.getvalue()
 
 
 def main() -> None:

@@ -169,7 +169,7 @@ def test_outside_of_a_project(tmp_path, monkeypatch):
         ("larpo plan", "params.yaml: not found"),
         ("larpo study table3", "studies/table3.yaml: not found"),
         ("flows.run", "params.yaml: not found"),
-        ("flows.serve", "prefect.yaml: not found"),
+        ("flows.serve", "dvc.yaml: not found"),
     ):
         refused(Case(run, nothing, run, (words,)))
 

@@ -79,7 +79,9 @@ KINDS = [
 def every_kind(folder: Path, policy: Path) -> Project:
     """A project that has not run yet; all kinds of nodes of dvc.yaml are in its graph."""
     project = Project(folder, policy)
-    params = yaml.safe_load((folder / "params.yaml").read_text()) | SECTIONS
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    for section, values in SECTIONS.items():
+        params[section] |= values
     params["iterations"]["1"]["previous"] = "base"
     params["benchmarks"]["held_out"]["options"] = {"rule": "final_number"}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))

@@ -162,8 +162,8 @@ def make_project(folder: Path, log: Path) -> Project:
     project = Project(folder, log)
     for package in ("flows", "tasks", "larpo"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("prefect.yaml", "prefect.toml"):
-        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "studies", folder / "studies")
+    shutil.copy(ROOT / "prefect.toml", folder)
     params = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
     params["iterations"] = {"1": {"previous": "0", "temperatures": [0.8]}}
     params["evaluate"]["policies"] = ["0", "1"]

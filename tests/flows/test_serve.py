@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.server import port_is_free
 from larpo.studies.spec import names
@@ -46,15 +47,15 @@ def test_nothing_listens_but_on_loopback(serving: Serving) -> None:
     assert {address.ip for address in heard} <= {"127.0.0.1", "::1"}
 
 
-def test_deployments_name_no_folder_and_every_study_has_one() -> None:
-    text = (ROOT / "prefect.yaml").read_text("utf-8")
-    iterate, audit, *studies = yaml.safe_load(text)["deployments"]
-    assert (iterate["name"], audit["name"]) == ("iterate", "default")
-    assert [d["name"] for d in studies] == names(ROOT / "studies") == [d["parameters"]["name"] for d in studies]
-    for deployment in (iterate, audit, *studies):
-        path, _, flow = deployment["entrypoint"].partition(":")
-        assert f"def {flow}(" in (ROOT / path).read_text("utf-8")
-    assert str(ROOT) not in text
+def test_every_study_has_a_deployment(serving: Serving) -> None:
+    """As the server knows them."""
+    with temporary_settings({PREFECT_API_URL: serving.url}), get_client(sync_client=True) as client:
+        flows = {flow.id: flow.name for flow in client.read_flows()}
+        deployed = {(flows[d.flow_id], d.name): d for d in client.read_deployments()}
+    studies = names(ROOT / "studies")
+    expected = {("larpo", "iterate"), ("larpo-audit", "default"), *(("larpo-study", name) for name in studies)}
+    assert set(deployed) == expected and len(studies) > 9
+    assert all(deployed["larpo-study", name].parameters == {"name": name} for name in studies)
 
 
 def test_the_deployed_audit_fails_and_names_what_is_wrong(

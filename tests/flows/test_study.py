@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 
 import pytest
 import yaml
 
-from flows.study_runner import Runner, alone
 from larpo.studies import expand, load_study
+from larpo.workspace.study import Runner, alone
 from tests.conftest import Project, larpo_command
 
 STUDY = """
@@ -160,7 +161,8 @@ def test_a_change_of_code_or_of_a_data_file_makes_records_stale_and_a_comment_of
 def test_one_process_at_a_time_works_on_a_study(project):
     with alone(project.folder, "small", "cpu"):
         done = larpo_command(project.folder, "study", "small")
-    assert done.returncode == 2 and "another process runs it now" in done.stderr, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert f"study small at scale cpu is already being run in this folder, by process {os.getpid()}" in done.stderr
 
 
 @pytest.mark.slow

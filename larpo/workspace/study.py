@@ -42,10 +42,6 @@ NO_SOURCES = (
 )
 
 
-class StudyFailed(Exception):
-    """Some runs failed; the message names them."""
-
-
 def alone(project: Path, study: str, scale: str) -> Lock:
     """One process at a time works on a study: runs have clones of fixed names."""
     return Lock(project / KEPT / f"{study}-{scale}.lock", f"study {study} at scale {scale}")
