@@ -49,7 +49,7 @@ def unchecked(part: str, name: str, reason: str) -> Check:
     return Check(part, name, "not checked", 0, reason)
 
 
-def judged(part: str, name: str, checked: int, detail: str, failures: Sequence[str]) -> Check:
+def conclude(part: str, name: str, checked: int, detail: str, failures: Sequence[str]) -> Check:
     """Holds where nothing failed; nothing to check is `not checked`, never `holds`."""
     if failures:
         return fails(part, name, checked, detail, failures)

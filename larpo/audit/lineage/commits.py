@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from pathlib import Path
 
 from larpo.errors import UserError
+from larpo.workspace.git import GitError, git_bytes
+
+CODE = ("larpo/", "tasks/", "flows/")
 
 
 class Commit:
@@ -24,10 +26,10 @@ class Commit:
         self._md5: dict[str, str] = {}
 
     def _git(self, *arguments: str, check: str, given: bytes | None = None) -> bytes:
-        done = subprocess.run(["git", *arguments], cwd=self.folder, input=given, capture_output=True, check=False)
-        if done.returncode:
-            raise UserError(f"{self.folder}: {check}")
-        return done.stdout
+        try:
+            return git_bytes(self.folder, *arguments, given=given)
+        except GitError:
+            raise UserError(f"{self.folder}: {check}") from None
 
     def files(self, path: str) -> dict[str, str]:
         """Name → md5 of a file (its name is then "") or of every file in a folder, relative to it; empty if absent."""
@@ -44,12 +46,11 @@ class Commit:
     def _hashes(self, blobs: list[str]) -> list[str]:
         new = [b for b in dict.fromkeys(blobs) if b not in self._md5]
         if new:
-            found = self._git(
-                "cat-file", "--batch", given="\n".join(new).encode() + b"\n", check="Git objects cannot be read"
-            )
+            names = "\n".join(new).encode() + b"\n"
+            rest = self._git("cat-file", "--batch", given=names, check="Git objects cannot be read")
             for blob in new:
-                head, _, found = found.partition(b"\n")
+                head, _, rest = rest.partition(b"\n")
                 size = int(head.split()[2])
-                self._md5[blob] = hashlib.md5(found[:size]).hexdigest()
-                found = found[size + 1 :]
+                self._md5[blob] = hashlib.md5(rest[:size]).hexdigest()
+                rest = rest[size + 1 :]
         return [self._md5[b] for b in blobs]

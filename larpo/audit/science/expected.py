@@ -1,7 +1,6 @@
 """What a run says it asked and got, held against what its parameters ask for: ids, texts, tokens and rows.
 
-As in `larpo.audit.science.recompute` every function returns lines, one per difference; none means that all is as it
-must be.
+Functions that take `where`, the file of a table, return lines, one per difference; none means that all is as it must be.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from larpo.audit.science.recompute import different_rows
+from larpo.audit.compare.values import different_rows
 from larpo.config.sections import GenerateParams
 from larpo.hashing import digest, seed_of
 from larpo.sources.prompts import prompt_id
@@ -66,14 +65,14 @@ def sampled_rows(
     return pd.DataFrame(rows, columns=["prompt_id", "iteration", "temperature", "seed", "origin"])
 
 
-def output_rows(items: Sequence[str], wanted: GenerateParams) -> pd.DataFrame:
+def output_rows(items: Sequence[str], generate: GenerateParams) -> pd.DataFrame:
     """The rows of an `outputs` table: per item the greedy answer, its revisions, and samples at each temperature."""
-    chosen = set(sorted(items)[: wanted.sampled_items])
+    chosen = set(sorted(items)[: generate.sampled_items])
     rows = []
     for item in items:
-        rows += [(item, 0.0, -1, turn) for turn in range(wanted.refinements + 1)]
+        rows += [(item, 0.0, -1, turn) for turn in range(generate.refinements + 1)]
         if item in chosen:
-            rows += [(item, t, sample, 0) for t in wanted.temperatures for sample in range(wanted.samples)]
+            rows += [(item, t, sample, 0) for t in generate.temperatures for sample in range(generate.samples)]
     return pd.DataFrame(rows, columns=["prompt_id", "temperature", "sample", "turn"])
 
 
@@ -102,8 +101,8 @@ def endings(where: str, rows: pd.DataFrame, ends: Sequence[int], most: int, exac
         whole = len(ended) == 1 and ended[0] == len(ids) - 1
         cut = not len(ended) and (len(ids) == most or not exact)
         if len(ids) > most or not (whole if reason == "stop" else reason == "length" and cut):
-            told = f"the first end token is at {ended[0]}" if len(ended) else "no end token"
+            end = f"the first end token is at {ended[0]}" if len(ended) else "no end token"
             lines.append(
-                f"{where}, row {row}: finish_reason is {reason!r}; it has {len(ids)} tokens of at most {most}, {told}"
+                f"{where}, row {row}: finish_reason is {reason!r}; it has {len(ids)} tokens of at most {most}, {end}"
             )
     return lines
