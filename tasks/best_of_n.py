@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from larpo import tables
-from larpo.best_of_n import curve
 from larpo.errors import UserError
+from larpo.statistics import best_of_n_curve
 from tasks.frame.node import Node, command, load_params, say, write_json
 from tasks.frame.scoring import score_in_parts
 
@@ -45,7 +45,7 @@ def main(name: str) -> None:
         found, facts = score_in_parts(node, params.score, samples, items, PART, (outputs_path, items_path))
         frame = joined.assign(reward=found["reward"])
         tables.write(frame[tables.SCHEMAS["scored"].names], "scored", node.out(f"{stem}.parquet"))
-        points = curve(frame, wanted.ns)
+        points = best_of_n_curve(frame, wanted.ns)
         metrics = {
             "policy": wanted.policy,
             "benchmark": wanted.benchmark,

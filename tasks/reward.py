@@ -105,9 +105,10 @@ def train(node: Node, params: RewardParams, seed: int) -> tuple[Path, dict, list
 
     from larpo.rewards.checkpoint import fetch_classifier, write_identity
     from larpo.rewards.encoding import Encoder
+    from larpo.training.arguments import training_arguments
     from larpo.training.pair_trainer import BradleyTerryTrainer, EncodedPair
     from larpo.training.trainer import StopOnLimits
-    from tasks.frame.train import check_commit, run, training_arguments
+    from tasks.frame.train import check_commit, run
 
     settings = params.train
     check_commit()

@@ -16,11 +16,12 @@ from larpo.models.gold import gold_token_ids, turn_end
 from larpo.models.load import end_tokens, load_model, load_tokenizer, render_prompts
 from larpo.sources import provenance
 from larpo.sources.prompts import draw
+from larpo.training.arguments import training_arguments
 from larpo.training.sft_trainer import Example, SFTTrainer
 from larpo.training.trainer import StopOnLimits
 from tasks.frame.launch import launched
 from tasks.frame.node import Node, command, load_params
-from tasks.frame.train import check_commit, run, training_arguments
+from tasks.frame.train import check_commit, run
 
 
 def main(name: str) -> None:

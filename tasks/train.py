@@ -16,12 +16,13 @@ from larpo.hashing import seed_of
 from larpo.lists.read import check_list_tokens, mismatched_responses, read_lists, response_lists
 from larpo.models.load import load_model, load_tokenizer
 from larpo.objectives import build
+from larpo.training.arguments import training_arguments
 from larpo.training.list_trainer import ListTrainer, TrainingList, check_step0, first_batch_loss, without_dropout
 from larpo.training.trainer import StopOnLimits
 from tasks.frame.files import read_json_part, write_json
 from tasks.frame.launch import launched
 from tasks.frame.node import Node, command, load_params
-from tasks.frame.train import check_commit, run, training_arguments
+from tasks.frame.train import check_commit, run
 
 
 def read_training_lists(lists_path: str, candidates_path: str, reference_path: str) -> list[TrainingList]:

@@ -18,7 +18,6 @@ from pydantic import ValidationError
 from larpo.audit.pack.unpack import KEPT, open_pack
 from larpo.audit.record import UNREADABLE, Manifest
 from larpo.errors import UserError, nearest
-from larpo.graph import Meta, kinds
 from larpo.hashing import dvc_hash, file_hash, tree_hash_of
 from larpo.load import Params, load_params
 from larpo.workspace.dvc import Declared, GraphNode, cache_folder, dvc, lister, read_declared, read_graph, share_cache
@@ -85,10 +84,6 @@ class AuditedRun:
     def declared(self) -> dict[str, Declared]:
         """What dvc.yaml says of each node."""
         return read_declared(self.folder)
-
-    def meta(self, node: str) -> Meta:
-        """What the dvc.yaml of whoever audits says of the node's kind; the run's own is not believed."""
-        return kinds().get(self.graph[node].kind, Meta())
 
     @cached_property
     def sources(self) -> list[str]:

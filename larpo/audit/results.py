@@ -8,9 +8,12 @@ from typing import Any, Literal
 
 Verdict = Literal["holds", "fails", "counted", "not checked"]
 """counted: a number for the reader to judge, which cannot fail."""
-PARTS = ("bytes", "lineage", "science", "again")
-"""bytes: files against dvc.lock. lineage: inputs against their producers, back to code and sources. science: numbers
-computed again from the tables. again: nodes executed again."""
+PARTS = {
+    "bytes": "Is every file what dvc.lock says?",
+    "lineage": "Does every input come from the recorded output, commit or source?",
+    "science": "Do the numbers follow from the tables?",
+    "again": "Does a node executed again make the same?",
+}
 
 
 @dataclass(frozen=True)

@@ -300,7 +300,7 @@ class JudgeParams(Section):
     base_url: str | None = Field(None, description="such as http://127.0.0.1:8000/v1; null: OpenAI's own")
     api_key_env: str = Field("OPENAI_API_KEY", description="environment variable with the key; on loopback none")
     concurrency: int = Field(8, ge=1, description="requests in flight")
-    attempts: int = Field(6, ge=1, description="tries per request, with growing pauses")
+    attempts: int = Field(12, ge=1, description="tries per request, with growing pauses: about a minute")
     timeout: float = Field(120, gt=0, description="seconds per try")
     options: dict[str, Any] = Field({}, description="further fields of each request, as they are")
 

@@ -1,24 +1,23 @@
 """Training on ordered lists: a thin subclass of `transformers.Trainer`.
 
 The Trainer brings gradient accumulation, checkpoints, resuming, FSDP and DeepSpeed. This file adds what is
-LARPO's: the packed lists, the ranking objective, and the checks that stop a run that starts wrong.
+LARPO's: the packed lists, the ranking objective, and the check that stops a run that starts wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainingArguments
 
 from larpo.errors import UserError
 from larpo.objectives import ListBatch
 from larpo.training.logps import PackedLists, ResponseList, pack, response_logps
-from larpo.training.trainer import WarmTrainer
+from larpo.training.trainer import StepMeanTrainer
 
 STEP0_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 """Largest |loss − expected| per list, relative to 1 + expected, at the first step."""
@@ -33,20 +32,7 @@ class TrainingList:
     reference_logps: list[float]
     mismatched: tuple[list[int], float] | None = None
     """A response to another prompt: its token ids, and its log π_ref behind this list's prompt."""
-    weight: float = 1.0  # 0 for a copy that only fills up a batch, see `larpo.training.trainer.PaddedOrder`
-
-
-class ListDataset(Dataset):
-    """The lists; index -1 is a copy without weight."""
-
-    def __init__(self, lists: list[TrainingList]):
-        self.lists = lists
-
-    def __len__(self) -> int:
-        return len(self.lists)
-
-    def __getitem__(self, index: int) -> TrainingList:
-        return self.lists[index] if index >= 0 else replace(self.lists[0], weight=0.0)
+    weight: float = 1.0
 
 
 @dataclass
@@ -105,12 +91,10 @@ def list_batch(model: PreTrainedModel, batch: Collated) -> ListBatch:
     )
 
 
-class ListTrainer(WarmTrainer):
-    """`objective` maps a `ListBatch` to (B,) losses; a step's loss is their mean over all its lists.
+class ListTrainer(StepMeanTrainer):
+    """`objective` maps a `ListBatch` to (B,) losses; a step's loss is their mean over all its lists."""
 
-    The mean runs over the lists of the whole optimizer step, not over micro-batches: accumulation gives the
-    gradient of the large batch also when the last micro-batch is smaller.
-    """
+    section = "train"
 
     def __init__(
         self,
@@ -120,67 +104,25 @@ class ListTrainer(WarmTrainer):
         objective: Callable,
         **kwargs: Any,
     ):
-        super().__init__(model=model, args=args, train_dataset=ListDataset(lists), data_collator=collate, **kwargs)
+        super().__init__(model, args, lists, collate, **kwargs)
         self.objective = objective
-        # Tells the Trainer that `compute_loss` divides by the step's number of lists itself.
-        self.model_accepts_loss_kwargs = True
-        self._sums: dict[str, float] = {}
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.tensor(sum(int(b["batch"].weight.sum()) for b in batches), device=device)
-        if self.accelerator.num_processes > 1:
-            count = self.accelerator.gather(count).sum()
-        return batches, count
+    def weights(self, batch: Collated) -> Tensor:
+        return batch.weight
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return inputs  # `list_batch` moves the tensors; the Trainer cannot look into a dataclass
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        batch = list_batch(model, inputs["batch"])
-        weight = inputs["batch"].weight.to(batch.policy_logps.device)
-        losses = self.objective(batch) * weight
-        if not torch.isfinite(losses).all():
-            raise UserError(
-                f"train: the loss is {losses.detach().sum().item()} at optimizer step {self.state.global_step + 1}; "
-                "lower train.learning_rate or train.max_grad_norm, or use train.autocast=none"
-            )
-        self._record(batch, losses, weight)
-        # Data-parallel training averages gradients over processes; the sum over all lists is wanted.
-        loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
-        return (loss, {}) if return_outputs else loss
-
-    @torch.no_grad()
-    def _record(self, batch: ListBatch, losses: Tensor, weight: Tensor) -> None:
-        """Sums for the log: share of strictly ordered pairs that the implicit reward ranks as the reward
-        does, and the implicit reward's margin between a list's best and worst."""
-        gain = (batch.policy_logps - batch.reference_logps).float()
-        strict = batch.rewards[:, :, None] > batch.rewards[:, None, :]
-        strict &= batch.mask[:, :, None] & batch.mask[:, None, :] & (weight > 0)[:, None, None]
+    def losses(self, model: PreTrainedModel, batch: Collated) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """Beside the losses: share of strictly ordered pairs that the implicit reward ranks as the reward does, and
+        the implicit reward's margin between a list's best and worst."""
+        lists = list_batch(model, batch)
+        losses = self.objective(lists)
+        gain, strict = lists.log_ratios().detach(), lists.preferred()
         right = (gain[:, :, None] > gain[:, None, :]) & strict
-        last = batch.mask.sum(1) - 1
+        last = lists.mask.sum(1) - 1
         margin = gain[:, 0] - gain.gather(1, last[:, None])[:, 0]
-        for key, value in {
-            "losses": losses.sum(),
-            "lists": weight.sum(),
-            "right": right.sum(),
-            "pairs": strict.sum(),
-            "margin": (margin * weight).sum(),
-        }.items():
-            self._sums[key] = self._sums.get(key, 0.0) + float(value)
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self._sums:
-            if self.accelerator.num_processes > 1:
-                mine = torch.tensor(list(self._sums.values()), dtype=torch.float64, device=self.args.device)
-                total = self.accelerator.reduce(mine, "sum").tolist()
-                self._sums = dict(zip(self._sums, total, strict=True))
-            lists, pairs = self._sums["lists"], max(self._sums["pairs"], 1.0)
-            logs["loss"] = self._sums["losses"] / lists
-            logs["reward_accuracy"] = self._sums["right"] / pairs
-            logs["margin"] = self._sums["margin"] / lists
-            self._sums = {}
-        super().log(logs, *args, **kwargs)
+        return losses, {
+            "reward_accuracy": (right.sum((1, 2)), strict.sum((1, 2))),
+            "margin": (margin, torch.ones_like(margin)),
+        }
 
 
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:

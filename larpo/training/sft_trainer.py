@@ -7,13 +7,12 @@ The prompt's tokens are read, not learnt.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from larpo.training.trainer import WarmTrainer
+from larpo.training.trainer import BaseTrainer
 
 IGNORED = -100  # transformers' label of a token that is not learnt
 
@@ -24,23 +23,10 @@ class Example:
 
     prompt_ids: list[int]
     response_ids: list[int]
-    learnt: bool = True
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
-
-
-class ExampleDataset(Dataset):
-    """The examples; index -1 is one whose labels do not count (`larpo.training.trainer.PaddedOrder`)."""
-
-    def __init__(self, examples: list[Example]):
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index] if index >= 0 else replace(self.examples[0], learnt=False)
 
 
 class Collator:
@@ -56,16 +42,14 @@ class Collator:
         for row, example in enumerate(examples):
             start, end = len(example.prompt_ids), len(example)
             ids[row, :end] = torch.tensor(example.prompt_ids + example.response_ids)
-            if example.learnt:
+            if example.weight:
                 labels[row, start:end] = ids[row, start:end]
             mask[row, :end] = 1
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-class SFTTrainer(WarmTrainer):
+class SFTTrainer(BaseTrainer):
     """The Trainer's own loss, a mean over the response tokens of the step; accumulation keeps that mean."""
 
     def __init__(self, model, args, examples: list[Example], pad: int, **kwargs):
-        super().__init__(
-            model=model, args=args, train_dataset=ExampleDataset(examples), data_collator=Collator(pad), **kwargs
-        )
+        super().__init__(model, args, examples, Collator(pad), **kwargs)

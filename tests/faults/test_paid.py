@@ -46,7 +46,7 @@ def asked(server: ChatServer) -> Counter:
 
 def client(server: ChatServer, store: Path) -> JudgeClient:
     settings = JudgeParams(model="judge", base_url=server.url, concurrency=CONCURRENCY, attempts=2, timeout=5)
-    return JudgeClient(settings, store, "j", pause=0.01)
+    return JudgeClient(settings, store, "j")
 
 
 def test_on_a_full_disk_no_further_reply_is_paid_for(tmp_path):

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from larpo import tables
-from larpo.training.list_trainer import ListDataset, TrainingList
-from larpo.training.trainer import PaddedOrder
+from larpo.training.list_trainer import TrainingList
+from larpo.training.trainer import Examples, PaddedOrder
 from tests.conftest import Project
 
 TWO_PROCESSES = """
@@ -155,7 +155,7 @@ def test_a_missing_or_wrong_configuration_is_one_line(prepared):
 @pytest.mark.parametrize(("lists", "multiple", "padding"), [(3, 2, 1), (4, 2, 0), (5, 8, 3), (1, 8, 7)])
 def test_padded_order(lists, multiple, padding):
     """Every list once, in the order of a single process, then copies without weight; another order per epoch."""
-    dataset = ListDataset([TrainingList(None, [float(i)], []) for i in range(lists)])
+    dataset = Examples([TrainingList(None, [float(i)], []) for i in range(lists)])
     order, again = PaddedOrder(dataset, 3, multiple), PaddedOrder(dataset, 3, multiple)
     first = list(order)
     assert len(first) == len(order) == lists + padding

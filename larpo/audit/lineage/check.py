@@ -68,10 +68,7 @@ def records(run: AuditedRun) -> Check:
             failures.append(f"{node.manifest}: is the record of {manifest.node!r}, expected {node.name!r}")
         if differ := ", ".join(sorted(set(manifest.outputs) ^ set(node.products))):
             failures.append(f"{node.manifest}: outputs are not those of dvc.lock ({differ})")
-        for side, hashes, locked in (
-            ("inputs", manifest.inputs, node.deps),
-            ("outputs", manifest.outputs, node.outs),
-        ):
+        for side, hashes, locked in (("inputs", manifest.inputs, node.deps), ("outputs", manifest.outputs, node.outs)):
             for path, recorded in hashes.items():
                 if not _inside(path, locked):
                     failures.append(f"{node.manifest}: {side} {path} is none of the node's in dvc.lock")
@@ -136,10 +133,13 @@ def code_committed(run: AuditedRun) -> Check:
 
 
 def _stage(graph: bytes | None, kind: str) -> Any:
-    """A stage as it is written in dvc.yaml; None where there is none."""
+    """A stage as it is written in dvc.yaml, without what is only said of it; None where there is none."""
     try:
-        return yaml.load(graph or b"", Loader=StrictLoader)["stages"][kind]
-    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError):
+        stage = yaml.load(graph or b"", Loader=StrictLoader)["stages"][kind]
+        for part in (stage, stage.get("do", {})):
+            part.pop("desc", None), part.pop("meta", None)
+        return stage
+    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
         return None
 
 
@@ -156,7 +156,7 @@ def _code_of(run: AuditedRun, node: LockedNode, commit: Commit) -> list[str]:
 
 def origins(run: AuditedRun) -> dict[str, list[Source]]:
     """Sources of the run by the node at which they enter, as its manifest names them."""
-    return {node.name: run.recorded(node.name).notes.sources for node in run.nodes if run.meta(node.name).sources}
+    return {node.name: run.recorded(node.name).notes.sources for node in run.nodes if run.graph[node.name].meta.sources}
 
 
 def sources(run: AuditedRun) -> Check:

@@ -17,10 +17,8 @@ def untrusted(run: AuditedRun, folders: Sequence[str], trusted: bool, classes: S
     for folder in folders:
         if references := remote_code.references(folder, classes):
             if not trusted:
-                return (
-                    f"{folder} brings custom code ({remote_code.names_of(references)}) and the run is not this project's; "
-                    "it is executed with --again alone"
-                )
+                brought = f"{folder} brings custom code ({remote_code.names_of(references)})"
+                return f"{brought} and the run is not this project's; it is executed with --again alone"
             try:
                 remote_code.admit(folder, *run.params.may_run_code(folder))
             except UserError as error:

@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from larpo.audit.open import LOCK, LockedNode, read_lock
+from larpo.audit.pack import BUNDLE, CHECKSUMS, FORMAT, METADATA, PACK, README
 from larpo.audit.pack.bundle import clone_bundle, run_git
-from larpo.audit.pack.crate import METADATA
-from larpo.audit.pack.write import BUNDLE, CHECKSUMS, FORMAT, PACK, README
 from larpo.errors import UserError
 from larpo.hashing import dvc_hash, dvc_object
+from larpo.workspace.dvc_lock import LOCK, LockedNode, read_lock
 
 TOP = frozenset({PACK, README, METADATA, BUNDLE, CHECKSUMS})
 BELOW = ("run", "audit")
@@ -48,10 +47,10 @@ class Unpacked:
 
     def lines(self) -> list[str]:
         left = {x["path"] for x in self.facts["left_out"]}
-        told = [f"not in the pack: {p}" + (" (left out by its sender)" if p in left else "") for p in self.absent]
-        told += [f"needed to run again: {x['path']} ({x['why']})" for x in self.facts["needed"]]
-        told += [f"uncommitted when it was packed: {path}" for path in self.facts["uncommitted"]]
-        return [*told, f"{self.folder}: commit {self.commit[:12]}, {self.files} files, every byte as dvc.lock says"]
+        lines = [f"not in the pack: {p}" + (" (left out by its sender)" if p in left else "") for p in self.absent]
+        lines += [f"needed to run again: {x['path']} ({x['why']})" for x in self.facts["needed"]]
+        lines += [f"uncommitted when it was packed: {path}" for path in self.facts["uncommitted"]]
+        return [*lines, f"{self.folder}: commit {self.commit[:12]}, {self.files} files, every byte as dvc.lock says"]
 
 
 @contextmanager

@@ -188,7 +188,8 @@ class Executor:
         return fails(PART, node.name, 1, f"executed again it {what}", [line or "it printed nothing"])
 
     def _compare(self, node: LockedNode, clone: Clone, manifest: Manifest, facts: list[str]) -> Check:
-        terms, rules = terms_of(self.run, node.name, manifest, clone.code.manifest(node)), self.run.meta(node.name).compare
+        terms = terms_of(self.run, node.name, manifest, clone.code.manifest(node))
+        rules = self.run.graph[node.name].meta.compare
         compared = {path: compare(rules, self.run.folder / path, clone.folder / path, terms) for path in node.products}
         failures = [f"{path}: {c.difference or c.detail}" for path, c in compared.items() if not c.same]
         detail = "; ".join([_relation(compared), *facts])

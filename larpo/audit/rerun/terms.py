@@ -9,7 +9,7 @@ import pandas as pd
 
 from larpo import tables
 from larpo.audit.compare.rules import Terms
-from larpo.audit.compare.values import ABSENT, value_at
+from larpo.audit.compare.values import value_at
 from larpo.audit.open import AuditedRun
 from larpo.audit.record import Manifest
 from larpo.audit.rerun.judge import judge_of
@@ -25,8 +25,8 @@ COMPUTING = (
 
 def terms_of(run: AuditedRun, node: str, recorded: Manifest, made: Manifest) -> Terms:
     """`recorded`, `made`: the node's manifests of both executions."""
-    key = run.meta(node).learning_rate
-    rate = None if key is None else value_at(run.params.model_dump(), key.replace("${key}", node.partition("@")[2]))
+    key = (run.graph[node].meta.learning_rate or "").replace("${key}", node.partition("@")[2])
+    rate = value_at(run.params.model_dump(), key)
     return Terms(
         repeatable=repeatable(recorded, made, run.params.engine.name),
         rule=not any(name in MODELS for name, _ in parts(run.params.score)),

@@ -1,6 +1,6 @@
 """What a run says it asked and got, held against what its parameters ask for: ids, texts, tokens and rows.
 
-Functions that take `where`, the file of a table, return lines, one per difference; none means that all is as it must be.
+Functions that take `where`, the file of a table, return lines, one per difference.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from pathlib import Path
 from larpo.audit.compare.rules import compare
 from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude, unchecked
-from larpo.graph import kinds
 from larpo.hashing import dvc_hash, file_hashes, tree_hash
 from larpo.report.write import OUTPUTS, PAGE, write_report
 
@@ -30,7 +29,7 @@ def report(run: AuditedRun, name: str) -> Check:
             if path == PAGE and not same_code:
                 remark = "; the page was laid out by another version of the code and is not compared"
                 continue
-            relation = compare(kinds()["report"].compare, Path(path), Path(home) / path)
+            relation = compare(run.graph["report"].meta.compare, Path(path), Path(home) / path)
             if not relation.same:
                 failures.append(f"{path}: {relation.difference or relation.detail}")
     return conclude(PART, name, len(OUTPUTS), f"written again from the tables and manifests{remark}", failures)

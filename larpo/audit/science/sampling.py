@@ -37,7 +37,9 @@ def ids(run: AuditedRun, name: str) -> Check:
         responses = tables.read("responses", path := f"data/sample/{s}.parquet")
         failures += expected.response_ids(path, responses)
         count += len(prompts) + len(responses)
-    return conclude(PART, name, count, f"{count} ids of prompts and responses hashed again from their content", failures)
+    return conclude(
+        PART, name, count, f"{count} ids of prompts and responses hashed again from their content", failures
+    )
 
 
 def prompts(run: AuditedRun, name: str) -> Check:

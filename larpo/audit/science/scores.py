@@ -8,12 +8,12 @@ from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude
 from larpo.audit.science.rewards import different_rewards
 from larpo.benchmarks import build_benchmark
-from larpo.best_of_n import curve
 from larpo.report.read import read_json
 from larpo.retrieval.scores import recall_at
-from tasks.best_of_n import KEY
+from larpo.statistics import best_of_n_curve
 
 PART = "science"
+PAIRED = tables.KEYS["outputs"]
 GIVEN = [name for name in tables.SCHEMAS["outputs"].names if not name.endswith("token_ids")]
 
 
@@ -45,13 +45,16 @@ def metrics(run: AuditedRun, name: str) -> Check:
     again = {}
     for benchmark, policy in run.evaluated:
         stem = f"data/evaluate/{policy}-{benchmark}"
-        items, scores = tables.read("items", f"data/items/{benchmark}.parquet"), tables.read("evaluations", f"{stem}.parquet")
+        items, scores = (
+            tables.read("items", f"data/items/{benchmark}.parquet"),
+            tables.read("evaluations", f"{stem}.parquet"),
+        )
         made = build_benchmark(run.params, benchmark).aggregate(items, scores)
         again[stem] = {"benchmark": benchmark, "policy": policy, **made}
     partial = {}  # keys of JSON files that hold more
     for key, params in run.params.best_of_n.items():
         stem = f"data/evaluate/best_of_n-{key}"
-        partial[stem] = {"points": curve(tables.read("scored", f"{stem}.parquet"), params.ns)}
+        partial[stem] = {"points": best_of_n_curve(tables.read("scored", f"{stem}.parquet"), params.ns)}
     for key, params in run.params.retrieval.items():
         stem = f"data/evaluate/retrieval-{key}"
         partial[stem] = recall_at(tables.read("retrievals", f"{stem}.parquet"), params.ns)
@@ -72,10 +75,10 @@ def picked(run: AuditedRun, name: str) -> Check:
         which, path = f"{params.policy}-{params.benchmark}", f"data/evaluate/best_of_n-{key}.parquet"
         recorded = tables.read("scored", path)
         outputs = tables.read("outputs", f"data/generate/{which}.parquet")
-        scores = tables.read("evaluations", f"data/evaluate/{which}.parquet")[[*KEY, "score"]]
+        scores = tables.read("evaluations", f"data/evaluate/{which}.parquet")[[*PAIRED, "score"]]
         samples = outputs[(outputs["sample"] >= 0) & (outputs["turn"] == 0)]
         samples = samples[samples["temperature"] == samples["temperature"].iloc[0]].reset_index(drop=True)
-        again = samples.merge(scores, on=KEY, how="left")
+        again = samples.merge(scores, on=PAIRED, how="left")
         count += len(recorded)
         if lines := different_rows(path, recorded, again, ["prompt_id", "sample", "n_tokens", "score"]):
             failures += lines

@@ -45,7 +45,7 @@ PAIRS = pd.DataFrame(
 
 
 def judge(server: ChatServer, folder) -> JudgeClient:
-    return JudgeClient(JudgeParams(model="judge", base_url=server.url, attempts=2), folder, "test", pause=0.01)
+    return JudgeClient(JudgeParams(model="judge", base_url=server.url, attempts=2), folder, "test")
 
 
 def test_preference_follows_the_outputs_whichever_stands_first(tmp_path):
@@ -194,7 +194,7 @@ def test_a_real_model_judges_through_faults(tmp_path):
     faults = [{"status": 429, "retry_after": 0.01}, {"status": 500}, {"drop": True}, {"sleep": 3}, {"body": "{}"}]
     settings = {"model": "small", "attempts": 7, "timeout": 2, "concurrency": 3}
     with ChatServer(model, faults=faults) as server:
-        client = JudgeClient(JudgeParams(base_url=server.url, **settings), tmp_path, "test", pause=0.01)
+        client = JudgeClient(JudgeParams(base_url=server.url, **settings), tmp_path, "test")
         found = judge_pairs(PAIRS, client, "weighted_alpaca_eval_gpt4_turbo")
         assert len(server.bodies) == len(PAIRS) + len(faults)
     expected = {}

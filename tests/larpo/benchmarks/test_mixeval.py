@@ -110,7 +110,7 @@ def test_brackets():
 
 
 def judge(server: ChatServer, folder) -> JudgeClient:
-    return JudgeClient(JudgeParams(model="j", base_url=server.url, concurrency=1), folder, "test", pause=0.01)
+    return JudgeClient(JudgeParams(model="j", base_url=server.url, concurrency=1), folder, "test")
 
 
 def test_model_parser_asks_again_and_keeps_what_it_read(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import TrainingArguments
 
 from larpo.config.sections import PolicyParams, ScratchParams
 from larpo.errors import UserError
@@ -12,8 +11,10 @@ from larpo.load import parse_params, policy_key
 from larpo.models.blank import scratch_policy
 from larpo.models.initial import fetch_initial_policy
 from larpo.training.logps import ResponseList, pack, response_logps
-from larpo.training.sft_trainer import IGNORED, Collator, Example, ExampleDataset, SFTTrainer
+from larpo.training.sft_trainer import IGNORED, Collator, Example, SFTTrainer
+from larpo.training.trainer import Examples
 from tests.larpo.config.test_params import changed
+from tests.larpo.training.kit import arguments, assert_same_weights, curve
 
 SMALL = ScratchParams(characters="0123456789+ ", hidden_size=16, layers=1, heads=2, max_length=32)
 EXAMPLES = [Example([3, 7, 8], [9, 2]), Example([3, 7], [10, 11, 12, 2]), Example([3], [6, 2])]
@@ -28,25 +29,10 @@ def test_a_batch_is_padded_on_the_right_and_learns_responses_only():
 
 def fit(tmp_path, device_batch: int, accumulation: int, steps: int = 2):
     model, _ = scratch_policy(SMALL)
-    args = TrainingArguments(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=device_batch,
-        gradient_accumulation_steps=accumulation,
-        max_steps=steps,
-        learning_rate=1e-2,
-        lr_scheduler_type="constant",
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        logging_steps=1,
-        use_cpu=True,
-        seed=0,
-        data_seed=0,
-    )
-    trainer = SFTTrainer(model, args, EXAMPLES, pad=0)
+    batch = {"per_device_train_batch_size": device_batch, "gradient_accumulation_steps": accumulation}
+    trainer = SFTTrainer(model, arguments(tmp_path, max_steps=steps, **batch), EXAMPLES, pad=0)
     trainer.train()
-    return model, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return model, curve(trainer, "loss")
 
 
 def test_the_loss_is_the_mean_over_all_response_tokens(tmp_path):
@@ -63,23 +49,21 @@ def test_accumulation_is_the_large_batch(tmp_path):
     """Examples of 2, 4 and 2 response tokens: a mean of micro-batch means would weigh them wrongly."""
     whole, _ = fit(tmp_path / "a", 3, 1)
     parts, _ = fit(tmp_path / "b", 1, 3)
-    for (name, a), b in zip(whole.named_parameters(), parts.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4, msg=name)
+    assert_same_weights(whole, parts, atol=2e-5, rtol=1e-4)
 
 
 def test_what_fills_up_the_last_batch_of_several_processes_does_not_count(tmp_path):
     """Index -1 (`larpo.training.trainer.PaddedOrder`): loss and gradient are those of the batch without it."""
-    dataset, model = ExampleDataset(EXAMPLES), scratch_policy(SMALL)[0]
-    args = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
-    trainer, found = SFTTrainer(model, args, EXAMPLES, pad=0), []
+    dataset, model = Examples(EXAMPLES), scratch_policy(SMALL)[0]
+    trainer, results = SFTTrainer(model, arguments(tmp_path), EXAMPLES, pad=0), []
     for indices in ([0, 1, 2], [0, 1, 2, -1]):
         batch = Collator(pad=0)([dataset[i] for i in indices])
         assert trainer._get_num_items_in_batch([batch], torch.device("cpu")) == 8
         model.zero_grad()
         loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=torch.tensor(8))
         loss.backward()
-        found.append((loss, torch.cat([p.grad.flatten() for p in model.parameters()])))
-    torch.testing.assert_close(found[0], found[1])
+        results.append((loss, torch.cat([p.grad.flatten() for p in model.parameters()])))
+    torch.testing.assert_close(*results)
 
 
 def test_random_weights_are_those_of_the_seed_and_leave_the_global_generator_alone():

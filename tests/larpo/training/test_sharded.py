@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -64,19 +63,11 @@ def test_sharded_losses_and_gradients(tiny_policy, tmp_path):
     1e-5; with bfloat16 layers and float32 reduction, as configs/fsdp-*.yaml ask for, to a tenth of the largest one."""
     script = tmp_path / "sharded.py"
     script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            str(script),
-            str(tiny_policy),
-        ],
+        [*command, str(script), str(tiny_policy)],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(Path(ROOT))},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=200,

@@ -1,13 +1,13 @@
-"""Training on lists: accumulation, step 0, and the checks that stop a run."""
+"""Training on lists: accumulation, step 0, mismatched responses, and the checks that stop a run."""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import math
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+from transformers import TrainerCallback
 
 from larpo.errors import UserError
 from larpo.objectives import build
@@ -17,66 +17,30 @@ from larpo.training.list_trainer import (
     check_step0,
     collate,
     first_batch_loss,
+    list_batch,
     without_dropout,
 )
-from larpo.training.logps import ResponseList, pack, response_logps
+from tests.larpo.training.kit import (
+    arguments,
+    assert_same_weights,
+    curve,
+    logps_of,
+    some_lists,
+    tiny_model,
+    with_mismatched,
+)
 
 OBJECTIVES = ["pairwise", "contrastive", "lambdarank", "listmle"]
+BASELINES = ["ipo", "slic_hf", "cpo", "kto", "rdpo", "simpo", "rrhf"]
 
 
-def tiny_model(seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=30,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
+def train(folder, lists, objective="lambdarank", device_batch=4, accumulation=1, **settings):
+    args = arguments(
+        folder, per_device_train_batch_size=device_batch, gradient_accumulation_steps=accumulation, **settings
     )
-    return LlamaForCausalLM(config).eval()
-
-
-def some_lists(model, sizes: list[int], shift: float = 0.0) -> list[TrainingList]:
-    """One list per entry of `sizes`, with reference log-probabilities of `model` itself plus `shift`."""
-    generator = torch.Generator().manual_seed(7)
-    lists = []
-    for size in sizes:
-        responses = [
-            torch.randint(2, 30, (int(torch.randint(1, 6, (1,), generator=generator)),), generator=generator).tolist()
-            for _ in range(size)
-        ]
-        tokens = ResponseList([3, 4, 5], responses)
-        with torch.no_grad():
-            logps = response_logps(model, pack([tokens]))[0][0].tolist()
-        lists.append(
-            TrainingList(tokens, [float(size - j) for j in range(size)], [x + shift * j for j, x in enumerate(logps)])
-        )
-    return lists
-
-
-def train(
-    tmp_path, lists, objective="lambdarank", device_batch=4, accumulation=1, steps=2, schedule="constant", **settings
-):
     model = tiny_model()
-    args = TrainingArguments(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=device_batch,
-        gradient_accumulation_steps=accumulation,
-        max_steps=steps,
-        learning_rate=1e-2,
-        lr_scheduler_type=schedule,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        logging_steps=1,
-        use_cpu=True,
-        seed=0,
-        data_seed=0,
-        **settings,
-    )
-    trainer = ListTrainer(model, args, lists, build(objective, beta=0.1))
+    objective = build(objective, **({"beta": 0.1} if objective in OBJECTIVES else {}))
+    trainer = ListTrainer(model, args, lists, objective)
     trainer.train()
     return model, trainer
 
@@ -88,8 +52,7 @@ def test_accumulation_equals_the_large_batch(tmp_path, objective):
     large, _ = train(tmp_path / "a", lists, objective, device_batch=8)
     for device_batch, accumulation in ((2, 4), (1, 8)):
         small, _ = train(tmp_path / f"b{accumulation}", lists, objective, device_batch, accumulation)
-        for (name, a), (_, b) in zip(large.named_parameters(), small.named_parameters(), strict=True):
-            torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+        assert_same_weights(large, small, atol=2e-4, rtol=1e-3)
 
 
 def test_a_short_last_micro_batch_keeps_every_list_equal(tmp_path):
@@ -98,11 +61,11 @@ def test_a_short_last_micro_batch_keeps_every_list_equal(tmp_path):
     With SGD and one step the weights change by −lr · gradient, so equal weights mean equal gradients.
     """
     lists = some_lists(tiny_model(), [4, 2, 3, 4, 2, 4])
-    one, _ = train(tmp_path / "a", lists, device_batch=6, steps=1, optim="sgd", max_grad_norm=1e9)
-    two, _ = train(tmp_path / "b", lists, device_batch=4, accumulation=2, steps=1, optim="sgd", max_grad_norm=1e9)
-    start = tiny_model()
+    sgd = {"max_steps": 1, "optim": "sgd", "max_grad_norm": 1e9}
+    one, _ = train(tmp_path / "a", lists, device_batch=6, **sgd)
+    two, _ = train(tmp_path / "b", lists, device_batch=4, accumulation=2, **sgd)
     moved = 0.0
-    for a, b, s in zip(one.parameters(), two.parameters(), start.parameters(), strict=True):
+    for a, b, s in zip(one.parameters(), two.parameters(), tiny_model().parameters(), strict=True):
         torch.testing.assert_close(a - s, b - s, atol=1e-6, rtol=1e-3)
         moved += float((a - s).detach().abs().sum())
     assert moved > 1e-3
@@ -113,9 +76,9 @@ def test_warmup_never_takes_the_whole_run(tmp_path, steps, expected):
     """Warm-up of 10 %, rounded up to whole steps, starts at 0: one step would learn nothing (1 of 1 steps),
     so the last step has the full rate. 20 steps: 2 of warm-up, at 0/2 and 1/2 of the rate.
     """
-    model, trainer = train(tmp_path, some_lists(tiny_model(), [3, 3]), steps=steps, warmup_steps=0.1, schedule="linear")
-    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
-    assert rates[: len(expected)] == pytest.approx(expected)
+    lists, linear = some_lists(tiny_model(), [3, 3]), {"warmup_steps": 0.1, "lr_scheduler_type": "linear"}
+    model, trainer = train(tmp_path, lists, max_steps=steps, **linear)
+    assert curve(trainer, "learning_rate")[: len(expected)] == pytest.approx(expected)
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), tiny_model().parameters(), strict=True))
 
 
@@ -133,25 +96,25 @@ def test_step0_is_the_closed_form(objective, size, expected):
     loss, closed = first_batch_loss(model, some_lists(model, [size] * 3), build(objective, beta=0.1))
     assert closed == pytest.approx(expected, rel=1e-6)
     assert loss == pytest.approx(expected, abs=1e-5)
-    check_step0(loss, closed, "float32")
 
 
-def test_reference_of_another_model_stops_the_run():
-    model, other = tiny_model(0), tiny_model(1)
-    lists = some_lists(other, [4, 4])
-    loss, expected = first_batch_loss(model, lists, build("listmle", beta=1.0))
+@pytest.mark.parametrize("name", ["listmle", *BASELINES])
+def test_step0_passes_with_the_right_reference_and_stops_with_another(name):
+    """Also without a reference in the loss: the expected value is that of the reference's log-probabilities."""
+    model, other = tiny_model(0), tiny_model(1)  # these differ by 0.3 nats at most, too little for kto at β = 0.1
+    objective = build(name, **({"beta": 1.0} if name in ("kto", "listmle") else {}))
+    good, bad = (with_mismatched(m, some_lists(m, [2, 2, 2])) for m in (model, other))
+    loss, expected = first_batch_loss(model, good, objective)
+    assert loss == pytest.approx(expected, abs=1e-4 * (1 + expected))
+    check_step0(loss, expected, "float32")
     with pytest.raises(UserError, match="reference log-probabilities come from other weights"):
-        check_step0(loss, expected, "float32")
+        check_step0(*first_batch_loss(model, bad, objective), "float32")
 
 
-def test_nan_reference_is_caught_at_step0():
+def test_nan_is_caught_at_step0_and_in_training(tmp_path):
     with pytest.raises(UserError, match="nan"):
         check_step0(float("nan"), 0.69, "float32")
-
-
-def test_nan_loss_stops_with_one_line(tmp_path):
-    model = tiny_model()
-    bad = [TrainingList(entry.tokens, entry.rewards, [float("nan")] * 4) for entry in some_lists(model, [4] * 4)]
+    bad = [dataclasses.replace(entry, reference_logps=[math.nan] * 4) for entry in some_lists(tiny_model(), [4] * 4)]
     with pytest.raises(UserError, match=r"optimizer step 1.*learning_rate"):
         train(tmp_path, bad)
 
@@ -160,61 +123,51 @@ def test_nan_loss_stops_with_one_line(tmp_path):
 def test_training_orders_the_lists(tmp_path, objective):
     """On lists it can memorise, every objective lifts the best over the worst, and the share of pairs in
     reward order to near 1; contrastive alone states nothing about the order of the negatives."""
-    size = 2 if objective == "pairwise" else 4
-    lists = some_lists(tiny_model(), [size] * 4)
-    _, trainer = train(tmp_path, lists, objective, steps=30)
-    curve = [entry["reward_accuracy"] for entry in trainer.state.log_history if "reward_accuracy" in entry]
-    loss = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    margin = [entry["margin"] for entry in trainer.state.log_history if "margin" in entry]
-    assert objective == "contrastive" or curve[0] < 0.9 < curve[-1]
+    lists = some_lists(tiny_model(), [2 if objective == "pairwise" else 4] * 4)
+    _, trainer = train(tmp_path, lists, objective, max_steps=30)
+    right, loss, margin = (curve(trainer, name) for name in ("reward_accuracy", "loss", "margin"))
+    assert objective == "contrastive" or right[0] < 0.9 < right[-1]
     assert loss[-1] < loss[0] and margin[-1] > margin[0] + 1
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_baseline_trains(tmp_path, name):
+    """On pairs it can memorise, each lowers its loss and brings the pairs into reward order."""
+    model = tiny_model()
+    _, trainer = train(tmp_path, with_mismatched(model, some_lists(model, [2] * 4)), name, max_steps=30)
+    assert curve(trainer, "loss")[-1] < 0.9 * curve(trainer, "loss")[0]
+    assert curve(trainer, "reward_accuracy")[-1] > 0.7
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
 
 
 def test_resume_equals_an_undisturbed_run(tmp_path):
     """Stop after 3 of 6 steps, resume from the checkpoint: bit-identical weights."""
     lists = some_lists(tiny_model(), [4] * 8)
 
-    def run(folder, steps, resume=None):
+    def run(folder, stop=6, resume=None):
+        saved = {"max_steps": 6, "lr_scheduler_type": "linear", "save_strategy": "steps", "save_steps": 1}
+        args = arguments(folder, per_device_train_batch_size=2, gradient_accumulation_steps=2, **saved)
         model = tiny_model()
-        args = TrainingArguments(
-            output_dir=str(folder),
-            per_device_train_batch_size=2,
-            gradient_accumulation_steps=2,
-            max_steps=6,
-            learning_rate=1e-2,
-            report_to=[],
-            save_strategy="steps",
-            save_steps=1,
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            logging_steps=1,
-            use_cpu=True,
-            seed=3,
-            data_seed=3,
-        )
-        trainer = ListTrainer(model, args, lists, build("listmle", beta=0.1))
-        if steps < 6:
-            from transformers import TrainerCallback
-
-            class Stop(TrainerCallback):
-                def on_step_end(self, args, state, control, **kwargs):
-                    control.should_training_stop = state.global_step >= steps
-
-            trainer.add_callback(Stop())
+        trainer = ListTrainer(model, args, lists, build("listmle", beta=0.1), callbacks=[StopAt(stop)])
         trainer.train(resume_from_checkpoint=resume)
         return model
 
-    whole = run(tmp_path / "whole", 6)
-    run(tmp_path / "cut", 3)
-    resumed = run(tmp_path / "cut", 6, resume=str(tmp_path / "cut" / "checkpoint-3"))
-    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(a, b)
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "cut", stop=3)
+    resumed = run(tmp_path / "cut", resume=str(tmp_path / "cut" / "checkpoint-3"))
+    assert_same_weights(whole, resumed, atol=0, rtol=0)
 
 
 def test_collate_shapes():
     """Lists of 4 and 2 → (2, 4) tensors, the second list masked after two entries."""
-    lists = some_lists(copy.deepcopy(tiny_model()), [4, 2])
-    batch = collate(lists)["batch"]
+    batch = collate(some_lists(tiny_model(), [4, 2]))["batch"]
     assert batch.rewards.tolist() == [[4, 3, 2, 1], [2, 1, 0, 0]]
     assert batch.mask.tolist() == [[True] * 4, [True, True, False, False]]
     assert batch.packed.shape == (2, 4)
@@ -227,20 +180,71 @@ def test_dropout_of_a_checkpoint_is_off_while_training(tmp_path):
         model = tiny_model()
         for layer in model.model.layers:
             layer.self_attn.attention_dropout = dropout
-        args = TrainingArguments(
-            output_dir=str(tmp_path),
-            max_steps=1,
-            learning_rate=1e-2,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            use_cpu=True,
-            seed=0,
-            data_seed=0,
-        )
-        ListTrainer(without_dropout(model), args, some_lists(tiny_model(), [3, 2]), build("lambdarank")).train()
-        return model.state_dict()
+        lists = some_lists(tiny_model(), [3, 2])
+        ListTrainer(without_dropout(model), arguments(tmp_path, max_steps=1), lists, build("lambdarank")).train()
+        return model
 
-    plain, noisy = step(0.0), step(0.9)
-    assert all(torch.equal(plain[name], noisy[name]) for name in plain)
+    assert_same_weights(step(0.0), step(0.9), atol=0, rtol=0)
+
+
+def test_collate_puts_the_mismatched_response_behind_the_list():
+    """Lists of 3 and 1 with a mismatched response: packed (2, 4), everything else (2, 3)."""
+    model = tiny_model()
+    lists = with_mismatched(model, some_lists(model, [3, 1]))
+    batch = collate(lists)["batch"]
+    assert batch.packed.shape == (2, 4) and batch.mask.shape == batch.rewards.shape == (2, 3)
+    tokens = [int((batch.packed.slot == slot).sum()) for slot in range(8)]
+    own = [len(r) for r in lists[0].tokens.response_ids]
+    assert tokens == [*own, 3, len(lists[1].tokens.response_ids[0]), 4, 0, 0]
+    assert batch.mismatched_reference.tolist() == pytest.approx([entry.mismatched[1] for entry in lists])
+
+
+def mismatched_ratios(policy, lists: list[TrainingList]) -> list[float]:
+    """log π − log π_ref of the mismatched responses, each alone behind its prompt."""
+    return [logps_of(policy, x.tokens.prompt_ids, [x.mismatched[0]])[0] - x.mismatched[1] for x in lists]
+
+
+def test_mismatched_log_ratios_come_from_the_same_forward_pass():
+    """Equal to one response alone behind the prompt; no gradient, and no change of the list's own values."""
+    policy, reference = tiny_model(1), tiny_model(0)
+    plain = some_lists(reference, [3, 1, 2])
+    lists = with_mismatched(reference, plain)
+    batch, without = (list_batch(policy, collate(x)["batch"]) for x in (lists, plain))
+    assert without.mismatched is None and not batch.mismatched.requires_grad
+    ratios = mismatched_ratios(policy, lists)
+    assert batch.mismatched.tolist() == pytest.approx(ratios, abs=1e-4)
+    assert min(map(abs, ratios)) > 1e-3
+    for name in ("policy_logps", "reference_logps", "rewards", "lengths", "mask"):
+        torch.testing.assert_close(getattr(batch, name), getattr(without, name), atol=1e-5, rtol=1e-5)
+    gradients = []
+    for x in (batch, without):
+        policy.zero_grad()
+        build("lambdarank", beta=1.0)(x).sum().backward()
+        gradients.append([p.grad.clone() for p in policy.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_z_of_kto_holds_in_training():
+    """Policy ≠ reference: `list_batch` feeds kto the z that a naive loop computes, and z is not 0."""
+    policy, reference = tiny_model(1), tiny_model(0)
+    lists = with_mismatched(reference, some_lists(reference, [2, 2, 2]))
+    if sum(mismatched_ratios(policy, lists)) < 0:  # exchange the two models' parts: the log-ratios change sign
+        policy, reference = reference, policy
+        lists = with_mismatched(reference, some_lists(reference, [2, 2, 2]))
+    z = sum(mismatched_ratios(policy, lists)) / 3
+    assert z > 0.01
+    batch = list_batch(policy, collate(lists)["batch"])
+    rho = (batch.policy_logps - batch.reference_logps).detach()
+    expected = torch.sigmoid(-(rho[:, 0] - z)) + torch.sigmoid(-(z - rho[:, 1]))
+    torch.testing.assert_close(build("kto", beta=1.0)(batch).detach(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_step0_of_kto_sees_mismatched_values_of_other_weights():
+    """The list's own values are right, log π_ref of the mismatched responses is too low by 5: z = 5, not 0."""
+    model = tiny_model()
+    lists = with_mismatched(model, some_lists(model, [2, 2]))
+    lists = [dataclasses.replace(x, mismatched=(x.mismatched[0], x.mismatched[1] - 5)) for x in lists]
+    # λ_U counts double: with equal weights 1 − σ(−βz) + 1 − σ(βz) = 1, whatever z is.
+    loss, expected = first_batch_loss(model, lists, build("kto", undesirable_weight=2.0))
+    assert expected == 1.5 and loss != pytest.approx(1.5, abs=0.05)
