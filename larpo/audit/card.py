@@ -63,7 +63,7 @@ class Evidence:
         """What the manifests hold of something, each once; nothing of those that hold none."""
         values: list[Any] = []
         for manifest in self.manifests.values():
-            if (one := value(manifest)) and one not in values:
+            if (one := value(manifest)) not in (None, "", {}) and one not in values:
                 values.append(one)
         return values
 
