@@ -9,7 +9,6 @@ from tasks.frame.node import Node, command, load_params, say, write_json
 from tasks.frame.scoring import score_in_parts
 
 PART = 4096  # responses per part: what a kill can cost
-KEY = ["prompt_id", "temperature", "sample", "turn"]
 
 
 def main(name: str) -> None:
@@ -37,8 +36,8 @@ def main(name: str) -> None:
             raise UserError(
                 f"{outputs_path}: {fewest} samples of an item; best_of_n.{name}.ns asks for {max(wanted.ns)}"
             )
-        scores = tables.read("evaluations", scores_path)[[*KEY, "score"]]
-        joined = samples.merge(scores, on=KEY, how="left", validate="one_to_one")
+        scores = tables.read("evaluations", scores_path)[[*tables.OUTPUT_KEY, "score"]]
+        joined = samples.merge(scores, on=tables.OUTPUT_KEY, how="left", validate="one_to_one")
         if joined["score"].isna().any():
             raise UserError(f"{scores_path}: not made from {outputs_path}; run `dvc repro --force evaluate@{which}`")
         items = tables.read("items", items_path)

@@ -7,7 +7,9 @@ import time
 
 import numpy as np
 
-from larpo.retrieval.encoder import Encoder, read_passages, read_queries, shards
+from larpo.retrieval.corpus import read_passages, read_queries
+from larpo.retrieval.encoder import Encoder
+from larpo.retrieval.index import shards
 from larpo.sources import provenance
 from tasks.frame.files import is_whole_array, read_json_part, rename, write_json
 from tasks.frame.node import Node, command, load_params, say
@@ -42,7 +44,7 @@ def main(name: str) -> None:
                 continue
             encoder = encoder or Encoder(wanted)
             write_json(parts / f"ids-{i:06d}.json", [p.id for p in passages])
-            save(encoder.passages(passages), path)
+            save(encoder.passages([p.whole for p in passages]), path)
             rate = count / (time.perf_counter() - start)
             say(f"{node.stage}: {count} passages, {rate:.0f} passages/s")
         encoder = encoder or Encoder(wanted)

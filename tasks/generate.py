@@ -11,12 +11,11 @@ import pandas as pd
 from larpo import tables
 from larpo.benchmarks import build_benchmark
 from larpo.benchmarks.judge import check_key
+from larpo.benchmarks.refinement import revised
 from larpo.engines import Sampling
 from larpo.hashing import seed_of
 from tasks.frame.generator import Generator
 from tasks.frame.node import Node, command, load_params
-
-REVISE = "Check your answer for mistakes. Then give your revised answer to the same question, in the same form."
 
 
 def main(policy: str, benchmark: str) -> None:
@@ -65,14 +64,6 @@ def main(policy: str, benchmark: str) -> None:
         tables.write(frame[tables.SCHEMAS["outputs"].names], "outputs", node.out(out))
         node.note(tokens=int(frame["n_tokens"].sum()), truncated=int((frame["finish_reason"] == "length").sum()))
         node.rows(read=len(items), written=len(frame))
-
-
-def revised(messages: pd.Series, answers: pd.Series) -> list[list[dict[str, str]]]:
-    """Each conversation continued by the answer given and the request to revise it."""
-    return [
-        [*asked, {"role": "assistant", "content": answer}, {"role": "user", "content": REVISE}]
-        for asked, answer in zip(messages, answers, strict=True)
-    ]
 
 
 if __name__ == "__main__":

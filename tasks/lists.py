@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
 from larpo import tables
-from larpo.config.sections import EncoderParams
 from larpo.errors import UserError
 from larpo.hashing import seed_of
-from larpo.lists.negatives import Related
+from larpo.lists.negatives import related
 from larpo.lists.recipes import build_lists
-from larpo.retrieval.encoder import Encoder
 from tasks.frame.node import Node, command, load_params
 
 
@@ -58,13 +54,6 @@ def main(iteration: str) -> None:
             reused=len(built.lists) - used,
             window=[int(s) for s in window],
         )
-
-
-def related(prompts: pd.DataFrame, model: str) -> Related:
-    """Similarity of the prompts by the meaning of their last messages."""
-    texts = [messages[-1]["content"] for messages in prompts["messages"]]
-    vectors = Encoder(EncoderParams(model=model), "lists.related_model").queries(texts)
-    return Related(prompts["prompt_id"].tolist(), texts, vectors)
 
 
 if __name__ == "__main__":

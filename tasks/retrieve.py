@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from larpo import tables
-from larpo.retrieval.encoder import read_passages, read_queries, read_vectors, search
+from larpo.retrieval.corpus import read_passages, read_queries
+from larpo.retrieval.index import read_vectors, search
 from larpo.retrieval.scores import judge_hits, recall_at
 from tasks.frame.node import Node, command, load_params, write_json
 

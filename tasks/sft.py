@@ -45,7 +45,7 @@ def main(name: str) -> None:
         seed=seed,
     ) as node:
         args = training_arguments(this, f"sft.{name}", "examples", node.scratch / "checkpoints", seed)
-        frame = draw(this.data, this.examples, seed, held_out=False)
+        frame = draw(this.data, this.examples, seed, held_out=False, section=f"sft.{name}.data")
         if (lost := frame["solution"].isna()).any():
             raise UserError(
                 f"params.yaml: sft.{name}.data.solution_field: {int(lost.sum())} of {len(frame)} prompts have no "

@@ -130,7 +130,9 @@ def _splits(e: Evidence) -> Answer:
     ]
     for name, entry in e.params["benchmarks"].items():
         rows = e.manifests.get(f"items@{name}", UNREADABLE).rows.get("out")
-        evidence.append(f"evaluation: {name}, {rows} items" + (f", split {entry['split']}" if entry.get("data") else ""))
+        evidence.append(
+            f"evaluation: {name}, {rows} items" + (f", split {entry['split']}" if entry.get("data") else "")
+        )
     apart = e.check("no evaluation prompt in training")
     evidence += [f"{apart.verdict}: {apart.detail}"] if apart else []
     missing = [] if apart and apart.verdict == "holds" else ["that no evaluation prompt was trained on"]

@@ -17,9 +17,10 @@ from pydantic import ValidationError
 
 from larpo.audit.pack.unpack import KEPT, open_pack
 from larpo.audit.record import UNREADABLE, Manifest
+from larpo.config.params import Params
 from larpo.errors import UserError, nearest
 from larpo.hashing import dvc_hash, file_hash, tree_hash_of
-from larpo.load import Params, load_params
+from larpo.load import load_params
 from larpo.workspace.dvc import Declared, GraphNode, cache_folder, dvc, lister, read_declared, read_graph, share_cache
 from larpo.workspace.dvc_lock import LOCK, Entry, LockedNode, read_lock
 from larpo.workspace.git import experiments, find_commit, git, top_of

@@ -14,9 +14,9 @@ from larpo.audit.lineage.commits import CODE, Commit
 from larpo.audit.open import AuditedRun
 from larpo.audit.record import Source
 from larpo.audit.results import Check, conclude, unchecked
+from larpo.config.overlays import StrictLoader
 from larpo.errors import UserError, one_line
 from larpo.hashing import dvc_hash, file_hash, tree_hash
-from larpo.load import StrictLoader
 from larpo.workspace.dvc_lock import LOCK, LockedNode
 
 PART = "lineage"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+
 from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude
 from larpo.errors import UserError

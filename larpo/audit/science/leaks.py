@@ -20,9 +20,9 @@ from larpo.audit.science.overlap import (
     shared_passages,
     shared_texts,
 )
+from larpo.config.params import Params
 from larpo.errors import UserError
 from larpo.hashing import seed_of
-from larpo.load import Params
 from larpo.sources.pairs import read_pairs
 from larpo.sources.prompts import draw
 

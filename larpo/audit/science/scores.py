@@ -13,7 +13,6 @@ from larpo.retrieval.scores import recall_at
 from larpo.statistics import best_of_n_curve
 
 PART = "science"
-PAIRED = tables.KEYS["outputs"]
 GIVEN = [name for name in tables.SCHEMAS["outputs"].names if not name.endswith("token_ids")]
 
 
@@ -75,10 +74,10 @@ def picked(run: AuditedRun, name: str) -> Check:
         which, path = f"{params.policy}-{params.benchmark}", f"data/evaluate/best_of_n-{key}.parquet"
         recorded = tables.read("scored", path)
         outputs = tables.read("outputs", f"data/generate/{which}.parquet")
-        scores = tables.read("evaluations", f"data/evaluate/{which}.parquet")[[*PAIRED, "score"]]
+        scores = tables.read("evaluations", f"data/evaluate/{which}.parquet")[[*tables.OUTPUT_KEY, "score"]]
         samples = outputs[(outputs["sample"] >= 0) & (outputs["turn"] == 0)]
         samples = samples[samples["temperature"] == samples["temperature"].iloc[0]].reset_index(drop=True)
-        again = samples.merge(scores, on=PAIRED, how="left")
+        again = samples.merge(scores, on=tables.OUTPUT_KEY, how="left")
         count += len(recorded)
         if lines := different_rows(path, recorded, again, ["prompt_id", "sample", "n_tokens", "score"]):
             failures += lines

@@ -15,15 +15,15 @@ from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude, unchecked
 from larpo.audit.science.rewards import chosen
 from larpo.hashing import seed_of
+from larpo.lists.negatives import related
 from larpo.lists.read import read_lists, response_lists
 from larpo.lists.recipes import build_lists
+from larpo.lists.training import read_training_lists
 from larpo.models.load import load_model
 from larpo.objectives import ListBatch, Objective, build
 from larpo.report.read import read_json, training_curves
 from larpo.training.list_trainer import STEP0_TOLERANCE, TrainingList, first_batch_loss, without_dropout
 from larpo.training.logps import pack, response_logps
-from tasks.lists import related
-from tasks.train import read_training_lists
 
 PART = "science"
 LISTS_SCORED = 8  # lists per iteration whose log-probabilities are computed again
