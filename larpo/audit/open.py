@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -28,6 +29,7 @@ from larpo.workspace.git import experiments, find_commit, git, top_of
 PARAMS = "params.yaml"
 AUDITS = Path(".larpo/audit")
 NO_FILE = "no file"
+T = TypeVar("T")
 
 
 class AuditedRun:
@@ -50,6 +52,7 @@ class AuditedRun:
         self.lock = read_lock(self.folder / LOCK)
         self.graph: dict[str, GraphNode] = read_graph(self.folder)
         self._hashed: dict[Path, str] = {}
+        self._made_once: dict[Callable, Any] = {}
         self.params: Params = load_params(self.folder / PARAMS)
 
     @cached_property
@@ -156,6 +159,12 @@ class AuditedRun:
             return self.file_md5(place)
         files = sorted(p for p in place.rglob("*") if p.is_file())
         return tree_hash_of({p.relative_to(place).as_posix(): self.file_md5(p) for p in files})
+
+    def once(self, make: Callable[[AuditedRun], T]) -> T:
+        """What `make` makes of this run: several checks need it, and it may take long."""
+        if make not in self._made_once:
+            self._made_once[make] = make(self)
+        return self._made_once[make]
 
     @cached_property
     def evaluated(self) -> list[tuple[str, str]]:

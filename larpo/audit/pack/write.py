@@ -1,4 +1,4 @@
-"""A finished run packed: what goes in, what is left out, and the file; larpo/audit/pack/__init__.py says what it holds."""
+"""A finished run packed: what goes in, what is left out, and the file itself."""
 
 from __future__ import annotations
 

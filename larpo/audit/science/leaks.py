@@ -1,10 +1,9 @@
-"""Whether an evaluation prompt was trained on: prompts of the iterations and of fine-tunings, pairs of a reward model."""
+"""Whether an evaluation prompt was trained on: in an iteration, in a fine-tuning, in the pairs of a reward model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -41,7 +40,6 @@ class Trained:
         return [text for frame in self.prompts.values() for text in last_texts(frame)] + self.pairs
 
 
-@lru_cache(maxsize=1)  # for two checks, and drawing a fine-tuning's prompts may take long
 def trained_on(run: AuditedRun) -> Trained:
     """What was trained on, drawn again where no table holds it. Data that params name may lie on the machine that made
     the run only."""
@@ -77,7 +75,7 @@ def _evaluation(params: Params) -> dict[str, pd.DataFrame]:
 
 
 def prompts_apart(run: AuditedRun, name: str) -> Check:
-    trained, evaluation = trained_on(run), _evaluation(run.params)
+    trained, evaluation = run.once(trained_on), _evaluation(run.params)
     failures = [
         f"{path}, row {s.evaluation_row}: {what} is also in {source}, row {s.training_row}"
         for path, items in evaluation.items()
@@ -101,7 +99,7 @@ def prompts_apart(run: AuditedRun, name: str) -> Check:
 
 def near_prompts(run: AuditedRun, name: str) -> Check:
     """Counted, never a failure: whether near is too near depends on the task."""
-    training, lines, count = trained_on(run).texts(), [], 0
+    training, lines, count = run.once(trained_on).texts(), [], 0
     for path, frame in _evaluation(run.params).items():
         texts = last_texts(frame)
         near, passages = near_duplicates(training, texts), shared_passages(training, texts)
