@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,27 @@ def edit_json(path: Path, change: Callable[[dict], Any]) -> None:
     path.write_text(json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
 
 
-def text(name: str, old: str, new: str) -> Change:
-    return lambda folder: edit_text(folder / name, old, new)
+@dataclass(frozen=True)
+class Edit:
+    """A change of one file of a run's folder."""
+
+    name: str
+    change: Callable[[Path], Any]
+
+    def __call__(self, folder: Path) -> None:
+        self.change(folder / self.name)
 
 
-def table(name: str, kind: str, change: Callable[[pd.DataFrame], pd.DataFrame | None]) -> Change:
-    return lambda folder: edit_table(folder / name, kind, change)
+def text(name: str, old: str, new: str) -> Edit:
+    return Edit(name, lambda path: edit_text(path, old, new))
 
 
-def tree(name: str, change: Callable[[dict], Any]) -> Change:
-    return lambda folder: edit_json(folder / name, change)
+def table(name: str, kind: str, change: Callable[[pd.DataFrame], pd.DataFrame | None]) -> Edit:
+    return Edit(name, lambda path: edit_table(path, kind, change))
+
+
+def tree(name: str, change: Callable[[dict], Any]) -> Edit:
+    return Edit(name, lambda path: edit_json(path, change))
 
 
 def put(column: str, row: int, value: Any) -> Callable[[pd.DataFrame], None]:

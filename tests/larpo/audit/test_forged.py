@@ -16,6 +16,7 @@ from larpo.audit.open import AuditedRun
 from larpo.audit.science.check import check_science
 from tests.larpo.audit.forgery import (
     Change,
+    Edit,
     agree,
     check_of,
     edit_json,
@@ -29,22 +30,21 @@ from tests.larpo.audit.forgery import (
 )
 
 Cases = dict[str, tuple[Change, str, str]]
-"""What is done → how, the check that fails, how its first failure begins."""
+"""What is done → how, the check that fails, how its first failure begins (`: …`, `, …`: after the edited file)."""
 RECORD, EVALUATED = "data/lists/1.manifest.json", "data/evaluate/2-held_out.parquet"
-SAMPLE, OUTPUTS, ITEMS = "data/sample/1.parquet", "data/generate/2-held_out.parquet", "data/items/held_out.parquet"
+PROMPTS, SAMPLE, REWARDS = "data/prompts/1.parquet", "data/sample/1.parquet", "data/score/1.parquet"
+ITEMS, OUTPUTS = "data/items/held_out.parquet", "data/generate/2-held_out.parquet"
 EASY = [{"role": "user", "content": "Say 7."}]
+COMMITTED, APART = "code is committed", "no evaluation prompt in training"
+ROWS, TEXTS = "as many as asked for", "texts are their tokens"
 
 BYTES: Cases = {
-    "a row": (table("data/score/1.parquet", "rewards", put("reward", 0, 0.123)), "outputs", "data/score/1.parquet: "),
-    "an output gone": (lambda f: (f / "data/lists/2.parquet").unlink(), "outputs", "data/lists/2.parquet: missing"),
-    "a file more": (lambda f: (f / "data/policy/1/x").touch(), "outputs", "data/policy/1/x: not part of"),
-    "a pipe": (lambda f: os.mkfifo(f / "data/policy/1/pipe"), "outputs", "data/policy/1/pipe: not part of"),
-    "a file less": (
-        lambda f: (f / "data/policy/2/config.json").unlink(),
-        "outputs",
-        "data/policy/2/config.json: missing",
-    ),
-    "code": (text("larpo/lists/recipes.py", "\n", "\n\n"), "code and given data", "larpo/lists/recipes.py: hash"),
+    "a row": (table(REWARDS, "rewards", put("reward", 0, 0.123)), "outputs", ": "),
+    "an output gone": (Edit("data/lists/2.parquet", Path.unlink), "outputs", ": missing"),
+    "a file more": (Edit("data/policy/1/x", Path.touch), "outputs", ": not part of"),
+    "a pipe": (Edit("data/policy/1/pipe", os.mkfifo), "outputs", ": not part of"),
+    "a file less": (Edit("data/policy/2/config.json", Path.unlink), "outputs", ": missing"),
+    "code": (text("larpo/lists/recipes.py", "\n", "\n\n"), "code and given data", ": hash"),
     "a parameter": (
         text("params.yaml", "per_iteration: 12", "per_iteration: 13"),
         "parameters",
@@ -66,11 +66,7 @@ BYTES: Cases = {
         "every node was run",
         "generate@1-held_out: declared in dvc.yaml, not in dvc.lock",
     ),
-    "a manifest": (
-        tree("data/train/1.manifest.json", lambda m: m["notes"].update(step0_loss=1.0)),
-        "outputs",
-        "data/train/1.manifest.json: ",
-    ),
+    "a manifest": (tree(RECORD, lambda m: m["notes"].update(step0_loss=1.0)), "outputs", ": "),
 }
 
 
@@ -99,60 +95,56 @@ def graph_never_committed(folder: Path) -> None:
     assert check_of(folder, "bytes", "as declared").verdict == "holds"
 
 
+def git(**facts: object) -> Edit:
+    return tree(RECORD, lambda m: m["git"].update(facts))
+
+
+def source(**facts: object) -> Edit:
+    return tree("data/prompts/1.manifest.json", lambda m: m["notes"]["sources"][0].update(facts))
+
+
 LINEAGE: Cases = {
-    "another commit": (
-        tree(RECORD, lambda m: m["git"].update(commit="0" * 40)),
-        "code is committed",
-        "lists@1: {folder}: commit 000000000000 is not in this repository",
-    ),
-    "no commit": (tree(RECORD, lambda m: m["git"].update(commit=None)), "code is committed", "lists@1: made outside"),
+    "another commit": (git(commit="0" * 40), COMMITTED, "lists@1: {folder}: commit 000000000000 is not in this repo"),
+    "no commit": (git(commit=None), COMMITTED, "lists@1: made outside Git"),
     "changed code": (
-        tree(RECORD, lambda m: m["git"].update(dirty=True, changed=["docs/x.md", "tasks/frame/node.py"])),
-        "code is committed",
+        git(dirty=True, changed=["docs/x.md", "tasks/frame/node.py"]),
+        COMMITTED,
         "lists@1: ran with uncommitted changes in tasks/frame/node.py",
     ),
     "changes not listed": (
         tree(RECORD, unlisted_changes),
-        "code is committed",
+        COMMITTED,
         "lists@1: ran with uncommitted changes, and the manifest does not say which",
     ),
-    "a graph that was never committed": (graph_never_committed, "code is committed", "report: dvc.yaml in commit "),
+    "a graph that was never committed": (graph_never_committed, COMMITTED, "report: dvc.yaml in commit "),
     "other parameters": (
         tree("data/train/2.manifest.json", lambda m: m["params"]["train"].update(learning_rate=0.5)),
         "manifests' parameters",
-        "data/train/2.manifest.json: params: train.learning_rate is 0.5, params.yaml has 0.001",
+        ": params: train.learning_rate is 0.5, params.yaml has 0.001",
     ),
     "a file of the machine": (
         tree(RECORD, lambda m: m["inputs"].update({"/etc/hostname": "0"})),
         "manifests' hashes",
-        f"{RECORD}: inputs /etc/hostname is none of the node's in dvc.lock",
+        ": inputs /etc/hostname is none of the node's in dvc.lock",
     ),
     "another node's record": (
         tree("data/train/2.manifest.json", lambda m: m.update(node="train@1")),
         "manifests' hashes",
-        "data/train/2.manifest.json: is the record of 'train@1'",
+        ": is the record of 'train@1'",
     ),
     "an output less": (
         tree(RECORD, lambda m: m.update(outputs={})),
         "manifests' hashes",
-        f"{RECORD}: outputs are not those of dvc.lock (data/lists/1.parquet)",
+        ": outputs are not those of dvc.lock (data/lists/1.parquet)",
     ),
     "no source": (
         tree("data/policy/0.manifest.json", lambda m: m["notes"].update(sources=[])),
         "sources",
         "policy: its manifest names no source",
     ),
-    "a source of no name": (
-        tree("data/prompts/1.manifest.json", lambda m: m["notes"]["sources"][0].update(kind="file", name="x" * 5000)),
-        "sources",
-        f"prompts@1: {'x' * 80}: [Errno 36] File name too long",
-    ),
+    "a source of no name": (source(kind="file", name="x" * 5000), "sources", f"prompts@1: {'x' * 80}: [Errno 36] "),
     "a source that changed": (another_source, "sources", "policy: other: hash "),
-    "an edge": (
-        another_edge,
-        "inputs are their producers' outputs",
-        "train@1: read data/lists/1.parquet 0000, lists@1 made ",
-    ),
+    "an edge": (another_edge, "inputs are their producers' outputs", "train@1: read data/lists/1.parquet 0000, lists"),
 }
 # Numbers: every hash can be made to agree.
 
@@ -183,6 +175,10 @@ def first_loss(folder: Path) -> None:
     path.write_text("\n".join([lines[0], "1\t0.31", *lines[2:]]) + "\n")
 
 
+def quiet(name: str, old: bytes, new: bytes) -> Edit:
+    return Edit(name, lambda path: quietly(path, lambda content: content.replace(old, new)))
+
+
 def fewer_samples(folder: Path) -> None:
     """The last sample of an item, gone from the outputs and from their scores."""
     for path, kind in ((OUTPUTS, "outputs"), (EVALUATED, "evaluations")):
@@ -209,110 +205,77 @@ def leak_in_example(folder: Path) -> None:
     edit_table(folder / "data/prompts/2.parquet", "prompts", replace)
 
 
-APART, ROWS, TEXTS = "no evaluation prompt in training", "as many as asked for", "texts are their tokens"
 NUMBERS: Cases = {
-    "a reward": (table("data/score/1.parquet", "rewards", raised), "rewards", "data/score/1.parquet, row 5: reward is"),
+    "a reward": (table(REWARDS, "rewards", raised), "rewards", ", row 5: reward is"),
     "a lost candidate": (
         table("data/candidates/2.parquet", "candidates", lost_row),
         "candidates",
-        "data/candidates/2.parquet: 143 rows, computed again 144",
+        ": 143 rows, computed again 144",
     ),
-    "an exchanged pair": (
-        table("data/lists/1.parquet", "lists", exchanged),
-        "lists",
-        "data/lists/1.parquet, row 0: response_id is",
-    ),
+    "an exchanged pair": (table("data/lists/1.parquet", "lists", exchanged), "lists", ", row 0: response_id is"),
     "a log-probability": (
         table("data/reference/1.parquet", "reference", lambda f: f.update(f["reference_logp"] + 0.5)),
         "reference log-probabilities",
-        "data/reference/1.parquet, row",
+        ", row",
     ),
     "a loss at step 0": (
         tree("data/train/1.manifest.json", lambda m: m["notes"].update(step0_loss=0.69)),
         "losses at step 0",
-        "data/train/1.manifest.json: notes.step0_loss is 0.69",
+        ": notes.step0_loss is 0.69",
     ),
     "a curve": (first_loss, "losses at step 0", "data/train/1: loss of step 1 is 0.31"),
     "a wrong answer called right": (
         table(EVALUATED, "evaluations", called_correct),
         "scores of raw outputs",
-        f"{EVALUATED}, row 0: score is 1.0, computed again 0.0",
+        ", row 0: score is 1.0, computed again 0.0",
     ),
     "an accuracy": (
         tree("data/evaluate/2-held_out.json", lambda m: m["greedy"].update(accuracy=0.75)),
         "metrics",
-        "data/evaluate/2-held_out.json: greedy.accuracy is 0.75, computed again 0.0",
+        ": greedy.accuracy is 0.75, computed again 0.0",
     ),
     "a reported number": (
         tree("report/scores.json", lambda m: m["held_out"]["2"].update(pass_k=0.875)),
         "report",
-        "report/scores.json: ",
+        ": ",
     ),
-    "an evaluation prompt in training": (
-        leak,
-        APART,
-        f"{ITEMS}, row 0: its text is also in data/prompts/1.parquet, row 0",
-    ),
+    "a trained prompt": (leak, APART, f"{ITEMS}, row 0: its text is also in {PROMPTS}, row 0"),
 }
 ASKED: Cases = {
-    "an evaluation prompt as an example": (
-        leak_in_example,
-        APART,
-        f"{ITEMS}, row 3: its text is also in data/prompts/2.parquet, row 2",
-    ),
-    "an easier item": (table(ITEMS, "items", put("messages", 1, EASY)), "items", f"{ITEMS}, row 1: messages is"),
-    "fewer items": (table(ITEMS, "items", lambda f: f.iloc[:-1]), "items", f"{ITEMS}: 7 rows, computed again 8"),
-    "a prompt that the seed does not draw": (
-        table("data/prompts/1.parquet", "prompts", put("answer", 4, "7")),
-        "prompts",
-        "data/prompts/1.parquet, row 4: answer is '7'",
-    ),
-    "an id of another prompt": (
-        table("data/prompts/1.parquet", "prompts", put("messages", 4, EASY)),
-        "ids",
-        "data/prompts/1.parquet, row 4: prompt_id is",
-    ),
-    "tokens of another response": (
-        table(SAMPLE, "responses", put("token_ids", 3, [5, 6])),
-        "ids",
-        f"{SAMPLE}, row 3: response_id is",
-    ),
+    "an example": (leak_in_example, APART, f"{ITEMS}, row 3: its text is also in data/prompts/2.parquet, row 2"),
+    "an easier item": (table(ITEMS, "items", put("messages", 1, EASY)), "items", ", row 1: messages is"),
+    "fewer items": (table(ITEMS, "items", lambda f: f.iloc[:-1]), "items", ": 7 rows, computed again 8"),
+    "a prompt of choice": (table(PROMPTS, "prompts", put("answer", 4, "7")), "prompts", ", row 4: answer is '7'"),
+    "another prompt's id": (table(PROMPTS, "prompts", put("messages", 4, EASY)), "ids", ", row 4: prompt_id is"),
+    "other tokens": (table(SAMPLE, "responses", put("token_ids", 3, [5, 6])), "ids", ", row 3: response_id is"),
     "a temperature": (
         table(SAMPLE, "responses", put("temperature", 7, 0.5)),
         ROWS,
-        f"{SAMPLE}, row 7: temperature is 0.5, computed again 1.0",
+        ", row 7: temperature is 0.5, computed again 1.0",
     ),
-    "a seed": (table(SAMPLE, "responses", put("seed", 7, 5)), ROWS, f"{SAMPLE}, row 7: seed is 5"),
-    "an iteration": (table(SAMPLE, "responses", put("iteration", 7, 2)), ROWS, f"{SAMPLE}, row 7: iteration is 2"),
+    "a seed": (table(SAMPLE, "responses", put("seed", 7, 5)), ROWS, ", row 7: seed is 5"),
+    "an iteration": (table(SAMPLE, "responses", put("iteration", 7, 2)), ROWS, ", row 7: iteration is 2"),
     "samples left out": (fewer_samples, ROWS, f"{OUTPUTS}: 39 rows, computed again 40"),
-    "a text": (table(OUTPUTS, "outputs", put("text", 2, "42")), TEXTS, f"{OUTPUTS}, row 2: text is '42'"),
-    "how an output ended": (table(OUTPUTS, "outputs", other_end), TEXTS, f"{OUTPUTS}, row 0: finish_reason is"),
-    "what an output was asked": (
+    "a text": (table(OUTPUTS, "outputs", put("text", 2, "42")), TEXTS, ", row 2: text is '42'"),
+    "an output's end": (table(OUTPUTS, "outputs", other_end), TEXTS, ", row 0: finish_reason is"),
+    "an output's prompt": (
         table(OUTPUTS, "outputs", put("prompt_token_ids", 6, [5, 6])),
         TEXTS,
-        f"{OUTPUTS}, row 6: prompt_token_ids are not those of its prompt",
+        ", row 6: prompt_token_ids are not those of its prompt",
     ),
-    "a length": (table(OUTPUTS, "outputs", put("n_tokens", 6, 99)), TEXTS, f"{OUTPUTS}, row 6: n_tokens is 99"),
+    "a length": (table(OUTPUTS, "outputs", put("n_tokens", 6, 99)), TEXTS, ", row 6: n_tokens is 99"),
     "an expected answer": (
         table(EVALUATED, "evaluations", put("answer", 5, "0")),
         "scores of raw outputs",
-        f"{EVALUATED}, row 5: answer is '0'",
+        ", row 5: answer is '0'",
     ),
     "a reward's name": (
-        table("data/score/1.parquet", "rewards", put("reward_name", 5, "math")),
+        table(REWARDS, "rewards", put("reward_name", 5, "math")),
         "rewards",
-        "data/score/1.parquet, row 5: reward_name is 'math'",
+        ", row 5: reward_name is 'math'",
     ),
-    "the page": (
-        lambda f: quietly(f / "report/index.html", lambda page: page.replace(b"Pass@1", b"Pass@2")),
-        "report",
-        "report/index.html: ",
-    ),
-    "a plotted curve": (
-        lambda f: quietly(f / "report/training.csv", lambda rows: rows.replace(b"1,1,", b"1,9,")),
-        "report",
-        "report/training.csv: ",
-    ),
+    "the page": (quiet("report/index.html", b"Pass@1", b"Pass@2"), "report", ": "),
+    "a plotted curve": (quiet("report/training.csv", b"1,1,", b"1,9,"), "report", ": "),
 }
 ALL = {
     (part, case): cases[case]
@@ -321,12 +284,17 @@ ALL = {
 }
 
 
+def start(change: Change, words: str) -> str:
+    return change.name + words if words[0] in ":," else words
+
+
 @pytest.mark.parametrize(("part", "case"), ALL)
 def test_a_forgery_is_named(copy, part, case):
     change, name, words = ALL[part, case]
     change(copy.folder)
     check = check_of(copy.folder, part, name)
-    assert check.verdict == "fails" and check.failures[0].startswith(words.format(folder=copy.folder)), check
+    assert check.verdict == "fails", check
+    assert check.failures[0].startswith(start(change, words).format(folder=copy.folder)), check
 
 
 def test_hashes_that_agree_hide_no_number(copy):
@@ -339,8 +307,8 @@ def test_hashes_that_agree_hide_no_number(copy):
     agreeing = ("outputs", "folders that nodes read", "inputs are their producers' outputs", "manifests' hashes")
     assert {hashes[name] for name in agreeing} == {"holds"}, "the forgery is not complete"
     checks = {c.name: c for c in check_science(run)}
-    for case, (_, name, words) in NUMBERS.items():
-        assert any(line.startswith(words) for line in checks[name].failures), (case, checks[name])
+    for case, (change, name, words) in NUMBERS.items():
+        assert any(line.startswith(start(change, words)) for line in checks[name].failures), (case, checks[name])
 
 
 def test_a_leak_that_is_only_near_is_counted(copy):
