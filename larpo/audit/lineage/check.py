@@ -186,7 +186,7 @@ def sources(run: AuditedRun) -> Check:
 def lock_committed(run: AuditedRun) -> Check:
     """Whether Git dates this dvc.lock: a lock that no commit holds may have been written a minute ago."""
     try:
-        held = Commit(run.folder, "HEAD").files(LOCK)
+        held = Commit(run.folder, "HEAD").files(str(LOCK))
     except UserError:
         return unchecked(PART, "dvc.lock is committed", "the folder is in no Git repository")
     if not held or held[""] != file_hash(run.folder / LOCK):

@@ -22,6 +22,7 @@ from larpo.audit.pack import BUNDLE, CHECKSUMS, FORMAT, METADATA, PACK, README
 from larpo.audit.pack.bundle import clone_bundle, run_git
 from larpo.errors import UserError
 from larpo.hashing import dvc_hash, dvc_object
+from larpo.workspace.dvc import own_cache
 from larpo.workspace.dvc_lock import LOCK, LockedNode, read_lock
 
 TOP = frozenset({PACK, README, METADATA, BUNDLE, CHECKSUMS})
@@ -206,7 +207,7 @@ def _place(members: Path, md5s: dict[str, str], project: Path, facts: dict[str, 
         else:
             shutil.copyfile(members / "run" / content, place)
         place.chmod(0o444)
-    _configure(project)
+    own_cache(project)
     for name in md5s:
         if name.startswith("run/"):
             target = project / name[4:]
@@ -237,15 +238,6 @@ def _objects(nodes: dict[str, LockedNode], found: dict[str, str]) -> tuple[dict[
                 objects[md5] = dvc_object(listing)
             objects |= {found[p]: p for p in ([f"{path}/{name}" for name in listing] or [path])}
     return objects, absent
-
-
-def _configure(project: Path) -> None:
-    """DVC's cache lies in the project, whatever the committed configuration says."""
-    from dvc.dirs import site_cache_dir
-
-    lines = ["[core]", "    analytics = false", f"    site_cache_dir = {site_cache_dir()}"]
-    lines += ["[cache]", "    dir = cache", '    type = "reflink,copy"']
-    (project / ".dvc/config.local").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def _keep(members: Path, md5s: dict[str, str], project: Path) -> None:

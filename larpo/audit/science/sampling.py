@@ -89,7 +89,7 @@ def _elsewhere(run: AuditedRun, source: SourceParams, node: str) -> str | None:
     if source.source == "dataset" and not Path(source.dataset or "").is_file():
         return f"{source.dataset} is not here, and nothing is fetched"
     if source.source == "reasoning_gym":
-        recorded = run.manifest(run.lock[node]).get("packages", {}).get("reasoning-gym")
+        recorded = run.recorded(node).packages.get("reasoning-gym")
         try:
             here = version("reasoning-gym")
         except PackageNotFoundError:

@@ -39,7 +39,7 @@ def test_a_flipped_bit_with_the_old_time_stamp(copy):
     flip(copy.folder / "data/policy/1/model.safetensors")
     assert "up to date" in copy.dvc("status").stdout, "DVC believes the time stamp"
     (line,) = check_of(copy.folder, "bytes", "outputs").failures
-    assert line.startswith("data/policy/1/model.safetensors: tensor ")
+    assert line.startswith("data/policy/1/model.safetensors: ") and "expected" in line
     # The same bit without a copy in the cache: the file is named, and why not the byte.
     run = AuditedRun(copy.folder)
     listing = run.listing(run.lock["train@1"].outs["data/policy/1"])
