@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from larpo.audit.pack import PACK, Facts
 from larpo.audit.pack.unpack import KEPT, open_pack
 from larpo.audit.record import UNREADABLE, Manifest
 from larpo.config.params import Params
@@ -73,11 +74,11 @@ class AuditedRun:
     @cached_property
     def left_out(self) -> frozenset[str]:
         """Outputs that a pack was made without; dvc.lock still has their hashes."""
-        path = self.folder / KEPT / "pack.json"
+        path = self.folder / KEPT / PACK
         try:
-            facts = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-            return frozenset(row["path"] for row in facts.get("left_out", []))
-        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            left_out = Facts.model_validate_json(path.read_bytes()).left_out if path.is_file() else []
+            return frozenset(left.path for left in left_out)
+        except (OSError, ValueError):
             raise UserError(f"{path}: not what `larpo unpack` writes; unpack the run again") from None
 
     def absent(self, path: str) -> bool:

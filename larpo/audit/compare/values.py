@@ -130,6 +130,11 @@ def different_rows(
     return [lines[row] for row in sorted(lines)]
 
 
+def different_column(where: str, recorded: pd.DataFrame, **columns: Sequence[Any]) -> list[str]:
+    """The same of a table some of whose `columns` were made again."""
+    return different_rows(where, recorded, recorded.assign(**columns), list(columns))
+
+
 def _plain(cell: Any) -> Any:
     """A cell as Python's own type; what pandas has for nothing is None."""
     if isinstance(cell, np.ndarray | list):

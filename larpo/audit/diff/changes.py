@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import hashlib
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from larpo.audit.compare.values import ABSENT, differing, value_at
-from larpo.audit.lineage.commits import CODE
+from larpo.audit.lineage.commits import CODE, Commit
 from larpo.audit.open import AuditedRun
 from larpo.audit.record import Manifest, Source
+from larpo.errors import UserError
 from larpo.hashing import dvc_hash
-from larpo.workspace.dvc_lock import Entry, LockedNode
-from larpo.workspace.git import git, git_bytes
+from larpo.workspace.dvc_lock import LockedNode
 
 
 @dataclass(frozen=True)
@@ -190,30 +189,18 @@ def contents(run: AuditedRun, name: str, path: str) -> dict[str, bytes] | None:
         place = run.folder / path
         return {f: (place / f).read_bytes() for f in run.files(path)} if place.is_dir() else {"": place.read_bytes()}
     for commit in (run.recorded(name).git.commit, "HEAD"):
-        if commit and (files := _from_git(run.folder, commit, entry)) is not None:
-            return files
+        with contextlib.suppress(UserError):  # not in this repository
+            held = Commit(run.folder, commit or "HEAD")
+            if (files := held.files(path)) and dvc_hash(files) == entry.md5:
+                return {file: held.content(f"{path}/{file}" if file else path) for file in files}
     return None
 
 
-def _from_git(folder: Path, commit: str, entry: Entry) -> dict[str, bytes] | None:
-    listed = git(folder, "ls-tree", "-r", "-z", "--name-only", commit, "--", entry.path, check=False)
-    files = {
-        file[len(entry.path) + 1 :]: git_bytes(folder, "show", f"{commit}:./{file}", check=False)
-        for file in listed.split("\0")
-        if file
-    }
-    md5s = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
-    return files if files and dvc_hash(md5s) == entry.md5 else None
-
-
 def _undeclared_code(a: AuditedRun, b: AuditedRun, name: str) -> list[str]:
-    """Files of larpo/ and tasks/ that differ between the manifests' commits; equal blobs have equal ids anywhere."""
-    sides = []
-    for run in (a, b):
-        commit = run.recorded(name).git.commit
-        listed = git(run.folder, "ls-tree", "-r", "-z", commit, "--", "larpo", "tasks", check=False) if commit else ""
-        sides.append({line.split("\t", 1)[1]: line.split()[2] for line in listed.split("\0") if "\t" in line})
-    if not all(sides):
+    """Files of larpo/ and tasks/ that differ between the manifests' commits."""
+    try:
+        one, other = (Commit(run.folder, run.recorded(name).git.commit or "").blobs for run in (a, b))
+    except UserError:
         return []
-    paths = {path for path in {*sides[0], *sides[1]} if sides[0].get(path) != sides[1].get(path)}
-    return sorted(path for path in paths if path.endswith(".py"))
+    changed = {path for path in {*one, *other} if one.get(path) != other.get(path)}
+    return sorted(path for path in changed if path.startswith(CODE[:2]) and path.endswith(".py"))

@@ -11,6 +11,40 @@
 Files stand under their own names and not as DVC's objects, so that a pack can be read without DVC.
 """
 
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
 FORMAT = "larpo-pack 1"
 PACK, README, METADATA = "pack.json", "README.md", "ro-crate-metadata.json"
 BUNDLE, CHECKSUMS = "repository.bundle", "checksums.sha256"
+
+
+class LeftOut(BaseModel):
+    """An output that is not in the pack; its files' hashes are known all the same."""
+
+    path: str
+    md5: str
+    size: int | None
+    files: dict[str, str]
+
+
+class Needed(BaseModel):
+    """Data from outside that a reader has to bring to run nodes again."""
+
+    path: str
+    why: str
+
+
+class Facts(BaseModel):
+    """pack.json. `folder`: the project's in its repository; `unknown_commits`: named by manifests, in no history."""
+
+    format: Literal["larpo-pack 1"] = FORMAT
+    commit: str
+    folder: str
+    left_out: list[LeftOut]
+    needed: list[Needed]
+    uncommitted: list[str]
+    unknown_commits: list[str] = []

@@ -16,7 +16,7 @@ from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
 from larpo.audit.open import AuditedRun
-from larpo.audit.pack import BUNDLE, README
+from larpo.audit.pack import BUNDLE, README, Facts
 from larpo.audit.record import Manifest
 from larpo.graph import read_stages
 from larpo.workspace.dvc import kind_of
@@ -47,13 +47,11 @@ FORMATS = {
 GRAPH = "run/dvc.yaml"
 
 
-def describe(run: AuditedRun, pack: Mapping[str, Any], members: Mapping[str, tuple[int, str]]) -> bytes:
+def describe(run: AuditedRun, pack: Facts, members: Mapping[str, tuple[int, str]]) -> bytes:
     """ro-crate-metadata.json.
 
     Parameters
     ----------
-    pack
-        The content of pack.json.
     members
         Name in the pack → (size in bytes, sha256) of every file, this one and the checksums aside.
     """
@@ -66,10 +64,10 @@ def describe(run: AuditedRun, pack: Mapping[str, Any], members: Mapping[str, tup
 class Description:
     """The crate in the making."""
 
-    def __init__(self, run: AuditedRun, pack: Mapping[str, Any], members: Mapping[str, tuple[int, str]]):
+    def __init__(self, run: AuditedRun, pack: Facts, members: Mapping[str, tuple[int, str]]):
         self.run, self.pack, self.members = run, pack, members
         self.crate = ROCrate(version=VERSION)
-        self.left_out = {left["path"] for left in pack["left_out"]}
+        self.left_out = {left.path for left in pack.left_out}
         self.kinds = {kind: body.get("do", body).get("desc", "") for kind, body in read_stages().items()}
 
     def fill(self) -> None:
@@ -78,7 +76,7 @@ class Description:
         crate.metadata["conformsTo"] = [{"@id": url} for url in (crate.metadata.profile, WORKFLOW)]
         crate.name = str(getattr(self.run.params.report, "title", None) or "LARPO run")
         crate.description = (
-            f"A run of LARPO at commit {self.pack['commit'][:12]}: {len(self.run.nodes)} nodes with their outputs, "
+            f"A run of LARPO at commit {self.pack.commit[:12]}: {len(self.run.nodes)} nodes with their outputs, "
             "code, parameters and records, packed by `larpo pack` to be checked by `larpo audit`."
         )
         times = [pair for node in self.run.nodes if (pair := _times(self.run.recorded(node.name)))]
@@ -93,8 +91,8 @@ class Description:
         crate.mainEntity = self.workflow()
         self.files[README]["about"] = root
         code = self.files[BUNDLE]
-        code["name"], code["version"] = "the code and its history as a Git bundle", self.pack["commit"]
-        code["description"] = f"git clone -b run {BUNDLE}; commit {self.pack['commit']}"
+        code["name"], code["version"] = "the code and its history as a Git bundle", self.pack.commit
+        code["description"] = f"git clone -b run {BUNDLE}; commit {self.pack.commit}"
         self.outputs = {
             path: self.output(node, path, entry) for node in self.run.nodes for path, entry in node.outs.items()
         }
@@ -131,7 +129,7 @@ class Description:
         language = {"name": "DVC pipeline", "url": {"@id": "https://dvc.org/"}, "alternateName": "dvc.yaml"}
         self.crate.add(dvc := ComputerLanguage(self.crate, identifier="https://dvc.org/", properties=language))
         size, sha256 = self.members[GRAPH]
-        facts = {"name": "the graph of LARPO", "version": self.pack["commit"]}
+        facts = {"name": "the graph of LARPO", "version": self.pack.commit}
         facts |= {"contentSize": str(size), "sha256": sha256, "encodingFormat": FORMATS[".yaml"]}
         return self.crate.add_workflow(dest_path=GRAPH, properties=facts, lang=dvc)
 
@@ -180,7 +178,7 @@ class Description:
         """The execution of one node: command, what it read, what it made, when, with which parameters."""
         manifest = self.run.recorded(node.name)
         module = node.cmd.split()[2] if node.cmd.startswith("python -m ") else node.cmd
-        code = manifest.git.commit or self.pack["commit"]
+        code = manifest.git.commit or self.pack.commit
         tool = f"#{module}@{code[:12]}"
         if self.crate.get(tool) is None:
             facts = {"@type": "SoftwareApplication", "name": module, "softwareVersion": code}

@@ -9,13 +9,13 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from larpo.audit.lineage.commits import CODE, Commit
 from larpo.audit.open import PARAMS, AuditedRun
-from larpo.audit.pack import BUNDLE, CHECKSUMS, FORMAT, METADATA, PACK, README
+from larpo.audit.pack import BUNDLE, CHECKSUMS, METADATA, PACK, README, Facts, LeftOut, Needed
 from larpo.audit.pack.bundle import run_git, write_bundle
 from larpo.audit.pack.crate import describe
 from larpo.benchmarks.judge import store_folder
@@ -81,14 +81,14 @@ class Packed:
     size: int
     sha256: str
     files: int
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Facts
 
     def lines(self) -> list[str]:
         facts = self.facts
-        lines = [f"left out: {x['path']} ({_mib(x['size'] or 0)}); its hash stays in {LOCK}" for x in facts["left_out"]]
-        lines += [f"not in the pack, needed to run again: {x['path']} ({x['why']})" for x in facts["needed"]]
-        lines += [f"uncommitted, packed as it lies: {path}" for path in facts["uncommitted"]]
-        lines += [f"a manifest names commit {c[:12]}, which is in no history here" for c in facts["unknown_commits"]]
+        lines = [f"left out: {x.path} ({_mib(x.size or 0)}); its hash stays in {LOCK}" for x in facts.left_out]
+        lines += [f"not in the pack, needed to run again: {x.path} ({x.why})" for x in facts.needed]
+        lines += [f"uncommitted, packed as it lies: {path}" for path in facts.uncommitted]
+        lines += [f"a manifest names commit {c[:12]}, which is in no history here" for c in facts.unknown_commits]
         return [*lines, f"{self.path}: {self.files} files, {_mib(self.size)}", f"sha256 {self.sha256}"]
 
 
@@ -122,15 +122,14 @@ def pack(run: AuditedRun, out: Path, *, checkpoints: bool = True, data_limit: in
         head, unknown = write_bundle(run.folder, named, bundle)
         uncommitted, needed = _beside(run, members, head, data_limit)
         prefix = run_git(run.folder, "rev-parse", "--show-prefix").decode().strip().rstrip("/")
-        facts = {
-            "format": FORMAT,
-            "commit": head,
-            "folder": prefix,
-            "left_out": left_out,
-            "needed": needed,
-            "uncommitted": uncommitted,
-            "unknown_commits": unknown,
-        }
+        facts = Facts(
+            commit=head,
+            folder=prefix,
+            left_out=left_out,
+            needed=needed,
+            uncommitted=uncommitted,
+            unknown_commits=unknown,
+        )
         inside = [*_frame(run, facts), Member(BUNDLE, bundle), *_card(run)]
         inside = [member.hashed() for member in inside] + [members[name] for name in sorted(members)]
         sizes = {m.name: (m.size, m.sha256) for m in inside}
@@ -141,7 +140,7 @@ def pack(run: AuditedRun, out: Path, *, checkpoints: bool = True, data_limit: in
     return Packed(out, out.stat().st_size, sha256, len(inside), facts)
 
 
-def _outputs(run: AuditedRun, members: dict[str, Member], checkpoints: bool) -> list[dict[str, Any]]:
+def _outputs(run: AuditedRun, members: dict[str, Member], checkpoints: bool) -> list[LeftOut]:
     """Add every output, each checked against dvc.lock; returns what is left out."""
     left_out = []
     outputs = [(node, entry) for node in run.nodes for entry in node.outs.values()]
@@ -156,16 +155,14 @@ def _outputs(run: AuditedRun, members: dict[str, Member], checkpoints: bool) -> 
         if (md5 := dvc_hash(listing) if folder else inside[0].md5) != entry.md5:
             raise UserError(f"{name}: not what {LOCK} records (expected {entry.md5}, found {md5}); `dvc checkout`")
         if not checkpoints and any(file.endswith(WEIGHTS) for file in files):
-            left = {"path": entry.path, "md5": entry.md5, "size": entry.size, "files": listing if folder else {}}
-            left_out.append(left)
+            files = listing if folder else {}
+            left_out.append(LeftOut(path=entry.path, md5=entry.md5, size=entry.size, files=files))
         else:
             members |= {member.name: member for member in inside}
     return left_out
 
 
-def _beside(
-    run: AuditedRun, members: dict[str, Member], head: str, data_limit: int
-) -> tuple[list[str], list[dict[str, Any]]]:
+def _beside(run: AuditedRun, members: dict[str, Member], head: str, data_limit: int) -> tuple[list[str], list[Needed]]:
     """Add what is neither output nor as committed: changed files, data of one's own, judges' replies.
 
     Returns the uncommitted files, and what a reader has to bring.
@@ -201,24 +198,22 @@ def _beside(
     return uncommitted, needed
 
 
-def _add_data(
-    run: AuditedRun, members: dict[str, Member], commit: Commit, place: Path, limit: int
-) -> dict[str, Any] | None:
+def _add_data(run: AuditedRun, members: dict[str, Member], commit: Commit, place: Path, limit: int) -> Needed | None:
     """Add a file or folder that parameters name; where it is not added, what has to be known of it."""
     if not place.is_relative_to(run.folder):
-        return {"path": str(place), "why": "outside the run's folder"}
+        return Needed(path=str(place), why="outside the run's folder")
     path = place.relative_to(run.folder).as_posix()
     made = [out for out in run.producer if f"{out}/".startswith(f"{path}/") or path.startswith(f"{out}/")]
     if made or path == ".":
         return None
     committed = commit.files(path)
     if not place.exists():
-        return None if committed else {"path": path, "why": "not there any more"}
+        return None if committed else Needed(path=path, why="not there any more")
     files = [f"{path}/{f}" for f in run.files(path)] if place.is_dir() else [path]
     files = [f for f in files if f[len(path) + 1 :] not in committed and f"run/{f}" not in members]
     size = sum((run.folder / f).stat().st_size for f in files)
     if size > limit:
-        return {"path": path, "why": f"{_mib(size)}, over the limit of {_mib(limit)}"}
+        return Needed(path=path, why=f"{_mib(size)}, over the limit of {_mib(limit)}")
     members |= {f"run/{f}": Member(f"run/{f}", run.folder / f).hashed() for f in files}
     return None
 
@@ -239,9 +234,9 @@ def _bare_names(tree: Any, folder: Path) -> Iterator[Path]:
         yield folder / tree
 
 
-def _frame(run: AuditedRun, facts: dict[str, Any]) -> list[Member]:
-    text = json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    readme = READ_ME.format(commit=facts["commit"], nodes=len(run.nodes))
+def _frame(run: AuditedRun, facts: Facts) -> list[Member]:
+    text = json.dumps(facts.model_dump(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    readme = READ_ME.format(commit=facts.commit, nodes=len(run.nodes))
     return [Member(PACK, content=text.encode()), Member(README, content=readme.encode())]
 
 

@@ -13,8 +13,9 @@ from larpo.audit.compare.values import value_at
 from larpo.audit.open import AuditedRun
 from larpo.audit.record import Manifest
 from larpo.audit.rerun.judge import judge_of
+from larpo.audit.science.rewards import by_model
 from larpo.benchmarks import build_benchmark
-from larpo.rewards import MODELS, build_reward, parts, penalised
+from larpo.rewards import build_reward, penalised
 
 # Of packages that decide about bits; the others only carry data about.
 COMPUTING = (
@@ -29,7 +30,7 @@ def terms_of(run: AuditedRun, node: str, recorded: Manifest, made: Manifest) -> 
     rate = value_at(run.params.model_dump(), key)
     return Terms(
         repeatable=repeatable(recorded, made, run.params.engine.name),
-        rule=not any(name in MODELS for name, _ in parts(run.params.score)),
+        rule=not by_model(run.params.score),
         learning_rate=rate if isinstance(rate, float) else None,
         score=rule_score(run, node),
     )
@@ -47,7 +48,7 @@ def rule_score(run: AuditedRun, node: str) -> Callable[[pd.DataFrame], np.ndarra
     """What a rule gives the answers of a node that samples, from the recorded prompts; None where no rule can."""
     kind, _, key = node.partition("@")
     params = run.params
-    if kind == "sample" and not any(name in MODELS for name, _ in parts(params.score)):
+    if kind == "sample" and not by_model(params.score):
         reward = build_reward(params.score.reward, params.score.options)
         prompts = tables.read("prompts", run.folder / f"data/prompts/{key}.parquet").set_index("prompt_id")
         if reward.needs_answers and prompts["answer"].isna().any():

@@ -13,7 +13,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from larpo import tables
-from larpo.audit.compare.values import different_rows
+from larpo.audit.compare.values import different_column, different_rows
 from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude, unchecked
 from larpo.audit.science import expected
@@ -23,7 +23,7 @@ from larpo.config.sections import SourceParams
 from larpo.hashing import seed_of
 from larpo.models.gold import gold_rows, turn_end
 from larpo.models.load import end_tokens, load_tokenizer, render_prompts
-from larpo.sources.prompts import draw
+from larpo.sources.prompts import draw, prompt_id
 
 PART = "science"
 
@@ -32,9 +32,12 @@ def ids(run: AuditedRun, name: str) -> Check:
     failures, count = [], 0
     for s in run.params.iterations:
         prompts = tables.read("prompts", path := f"data/prompts/{s}.parquet")
-        failures += expected.prompt_ids(path, prompts)
+        ids = [
+            prompt_id(source, messages) for source, messages in zip(prompts["source"], prompts["messages"], strict=True)
+        ]
+        failures += different_column(path, prompts, prompt_id=ids)
         responses = tables.read("responses", path := f"data/sample/{s}.parquet")
-        failures += expected.response_ids(path, responses)
+        failures += different_column(path, responses, response_id=expected.response_ids(responses))
         count += len(prompts) + len(responses)
     return conclude(
         PART, name, count, f"{count} ids of prompts and responses hashed again from their content", failures
@@ -143,7 +146,7 @@ def tokens(run: AuditedRun, name: str) -> Check:
         tokenizer, ends = of(iteration.previous)
         source = tables.read("prompts", f"data/prompts/{s}.parquet")
         sampled = recorded[recorded["origin"] != "gold"]
-        failures += expected.texts(path, recorded, tokenizer)
+        failures += different_column(path, recorded, text=_texts(recorded, tokenizer))
         failures += expected.endings(path, sampled, ends, params.sample.max_new_tokens, exact)
         failures += _prompts_of(path, recorded, source, tokenizer)
         gold = recorded[recorded["origin"] == "gold"]
@@ -155,10 +158,9 @@ def tokens(run: AuditedRun, name: str) -> Check:
         recorded = tables.read("outputs", path := f"data/generate/{policy}-{benchmark}.parquet")
         generate = params.benchmarks[benchmark].generate
         tokenizer, ends = of(policy)
-        failures += expected.texts(path, recorded, tokenizer)
+        failures += different_column(path, recorded, text=_texts(recorded, tokenizer))
         failures += expected.endings(path, recorded, ends, generate.max_new_tokens, exact)
-        lengths = recorded["token_ids"].map(len)
-        failures += different_rows(path, recorded, recorded.assign(n_tokens=lengths), ["n_tokens"])
+        failures += different_column(path, recorded, n_tokens=recorded["token_ids"].map(len))
         source = tables.read("items", f"data/items/{benchmark}.parquet")
         failures += _prompts_of(path, recorded[recorded["turn"] == 0], source, tokenizer)
         for turn in range(1, generate.refinements + 1):
@@ -178,4 +180,12 @@ def _prompts_of(path: str, recorded: pd.DataFrame, source: pd.DataFrame, tokeniz
     unknown = [row for row, prompt in recorded["prompt_id"].items() if prompt not in known]
     if unknown:
         return [f"{path}, row {unknown[0]}: its prompt was never asked"]
-    return expected.prompt_tokens(path, recorded, (known[p] for p in recorded["prompt_id"]))
+    return [
+        f"{path}, row {row}: prompt_token_ids are not those of its prompt"
+        for row, ids, prompt in zip(recorded.index, recorded["prompt_token_ids"], recorded["prompt_id"], strict=True)
+        if ids.tolist() != list(known[prompt])
+    ]
+
+
+def _texts(recorded: pd.DataFrame, tokenizer: Any) -> list[str]:
+    return tokenizer.batch_decode([ids.tolist() for ids in recorded["token_ids"]], skip_special_tokens=True)

@@ -35,7 +35,7 @@ def packed(honest: AuditedRun, tmp_path_factory: pytest.TempPathFactory) -> Path
     out = tmp_path_factory.mktemp("pack") / "run.tar"
     done = pack(honest, out)
     assert done.sha256 == hashlib.sha256(out.read_bytes()).hexdigest()
-    assert [x["why"] for x in done.facts["needed"]] == ["outside the run's folder"], "the tiny policy's own folder"
+    assert [x.why for x in done.facts.needed] == ["outside the run's folder"], "the tiny policy's own folder"
     return out
 
 
@@ -243,7 +243,7 @@ def test_an_unfinished_or_altered_run_is_refused(copy, tmp_path):
 
 def test_without_checkpoints(honest, tmp_path):
     done = pack(honest, tmp_path / "run.tar", checkpoints=False)
-    assert [x["path"] for x in done.facts["left_out"]] == ["data/policy/0", "data/policy/1", "data/policy/2"]
+    assert [x.path for x in done.facts.left_out] == ["data/policy/0", "data/policy/1", "data/policy/2"]
     opened = unpack(tmp_path / "run.tar", tmp_path / "to")
     assert "not in the pack: data/policy/1 (left out by its sender)" in opened.lines()
     other = AuditedRun(opened.folder)
@@ -276,8 +276,8 @@ def test_uncommitted_files_and_data_of_ones_own(copy, tmp_path, monkeypatch):
     (copy.folder / "judgements/other-123456.jsonl").write_text("{}\n")
     done = pack(AuditedRun(copy.folder), tmp_path / "run.tar", data_limit=100)
     changed = ["larpo/lists/recipes.py", "larpo/rewards/mine.py", "params.yaml"]
-    assert done.facts["uncommitted"] == changed
-    why = {x["path"]: x["why"] for x in done.facts["needed"]}
+    assert done.facts.uncommitted == changed
+    why = {x.path: x.why for x in done.facts.needed}
     assert why["data/large.jsonl"] == "0.0 MiB, over the limit of 0.0 MiB"
     folder = unpack(tmp_path / "run.tar", tmp_path / "to").folder
     for path in [*changed, "data/mine/a.jsonl", "data/mine/b.jsonl", f"judgements/{replies.name}"]:
