@@ -48,13 +48,15 @@ def audit_command(
     from larpo.workspace import project_folder
 
     project = project_folder()
-    with refused():
-        if diff is not None:
+    if diff is not None:
+        with refused():
             if run or node or every or again is not None:
                 raise UserError(
                     "larpo audit: --diff compares two runs and takes neither a run nor nodes; leave them out"
                 )
-            raise typer.Exit(print_diff(project, *diff, as_json))
+            status = print_diff(project, *diff, as_json)
+        raise typer.Exit(status)  # which is a RuntimeError
+    with refused():
         if sum((bool(node), every, again is False)) > 1:
             raise UserError("larpo audit: --node, --all and --no-again exclude each other; give one")
         folder, selection = out or project / "report", Selection(tuple(node), every, again)
