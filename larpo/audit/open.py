@@ -23,7 +23,7 @@ from larpo.config.params import Params
 from larpo.errors import UserError, nearest
 from larpo.hashing import dvc_hash, file_hash, tree_hash_of
 from larpo.load import load_params
-from larpo.workspace.dvc import Declared, GraphNode, cache_folder, dvc, lister, read_declared, read_graph, share_cache
+from larpo.workspace.dvc import Declared, GraphNode, cache_folder, dvc, lister, read_graph, share_cache
 from larpo.workspace.dvc_lock import LOCK, Entry, LockedNode, read_lock
 from larpo.workspace.git import experiments, find_commit, git, top_of
 
@@ -88,7 +88,7 @@ class AuditedRun:
     @cached_property
     def declared(self) -> dict[str, Declared]:
         """What dvc.yaml says of each node."""
-        return read_declared(self.folder)
+        return {name: node.declared for name, node in self.graph.items() if node.declared}
 
     @cached_property
     def sources(self) -> list[str]:

@@ -104,7 +104,7 @@ def code_committed(run: AuditedRun) -> Check:
     (which dvc.yaml leaves out) by the list of files that differed from the commit."""
     failures, count = [], 0
     commits: dict[str, Commit] = {}
-    declared = run.folder.joinpath(GRAPH).read_bytes()
+    declared: dict[str, dict[str, Any]] = {"": _stages(run.folder.joinpath(GRAPH).read_bytes())}
     for node in run.nodes:
         state = run.recorded(node.name).git
         name = state.commit
@@ -113,6 +113,8 @@ def code_committed(run: AuditedRun) -> Check:
             continue
         try:
             commit = commits[name] = commits.get(name) or Commit(run.folder, name)
+            if name not in declared:
+                declared[name] = _stages(commit.content(GRAPH))
         except UserError as error:
             failures.append(f"{node.name}: {error}")
             continue
@@ -124,7 +126,7 @@ def code_committed(run: AuditedRun) -> Check:
             continue
         failures += _code_of(run, node, commit)
         kind = run.graph[node.name].kind
-        if _stage(declared, kind) != _stage(commit.content(GRAPH), kind):
+        if declared[""].get(kind) != declared[name].get(kind):
             failures.append(
                 f"{node.name}: {GRAPH} in commit {name[:10]} declares its stage otherwise; commit, run again"
             )
@@ -132,15 +134,16 @@ def code_committed(run: AuditedRun) -> Check:
     return conclude(PART, "code is committed", count, detail, failures)
 
 
-def _stage(graph: bytes | None, kind: str) -> Any:
-    """A stage as it is written in dvc.yaml, without what is only said of it; None where there is none."""
+def _stages(graph: bytes | None) -> dict[str, Any]:
+    """Stages as they are written in dvc.yaml, without what is only said of them; none where it cannot be read."""
     try:
-        stage = yaml.load(graph or b"", Loader=StrictLoader)["stages"][kind]
-        for part in (stage, stage.get("do", {})):
-            part.pop("desc", None), part.pop("meta", None)
-        return stage
+        stages = yaml.load(graph or b"", Loader=StrictLoader)["stages"]
+        for stage in stages.values():
+            for part in (stage, stage.get("do", {})):
+                part.pop("desc", None), part.pop("meta", None)
+        return stages
     except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
-        return None
+        return {}
 
 
 def _code_of(run: AuditedRun, node: LockedNode, commit: Commit) -> list[str]:
