@@ -9,7 +9,6 @@ import pytest
 
 from larpo.graph import kinds, read_stages, unroll
 from larpo.load import load_params
-from tasks.frame import warm
 from tasks.frame.node import CODE, Node
 from tests.conftest import ROOT, Project, larpo_command
 
@@ -44,7 +43,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def project(finished_project, tmp_path_factory) -> Project:
+def project(finished_project, tmp_path_factory, warm_nodes) -> Project:
     """The finished run with a new kind of node, and the reference of both iterations from the initial policy."""
     project = finished_project.copy(tmp_path_factory.mktemp("new") / "project")
     graph = project.folder / "dvc.yaml"
@@ -53,9 +52,8 @@ def project(finished_project, tmp_path_factory) -> Project:
     project.set("reference: {model: previous", "reference: {model: initial")
     project.run("git", "add", "-A")
     project.run("git", "commit", "-qm", "a new kind of node")
-    with warm.server({"OMP_NUM_THREADS": "1"}) as project.variables:
-        project.dvc("repro", "-q")
-    project.variables = {}
+    project.variables = warm_nodes
+    project.dvc("repro", "-q")
     project.run("git", "add", "-A")
     project.run("git", "commit", "-qm", "run")
     return project
