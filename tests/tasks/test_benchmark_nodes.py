@@ -43,10 +43,9 @@ def test_samples_at_two_temperatures_and_revisions(kept):
     """6 problems: per problem a greedy answer, two revisions; 4 of them 3 samples at each of two temperatures."""
     rows = [{"question": f"{i} + {i}?", "answer": f"#### {2 * i}"} for i in range(6)]
     Path("q.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    describe(
-        "  g: {benchmark: gsm8k, data: ./q.jsonl, generate: {samples: 3, sampled_items: 4, temperatures: [0.5, 1.5], "
-        "refinements: 2, max_new_tokens: 6}}"
-    )
+    entry = "g: {benchmark: gsm8k, data: ./q.jsonl, generate: {samples: 3, sampled_items: 4, temperatures: [0.5, 1.5], "
+    entry += "refinements: 2, max_new_tokens: 6}"
+    describe(entry + "}")
     outputs, evaluations, metrics = run("g")
     assert len(outputs) == 6 * 3 + 4 * 2 * 3
     assert outputs.groupby(["temperature", "turn"]).size().to_dict() == {
@@ -67,8 +66,7 @@ def test_samples_at_two_temperatures_and_revisions(kept):
     assert [s["n"] for s in metrics["strategies"] if s["strategy"] == "refinement"] == [2, 3]
     # Another filter reads the same outputs again.
     before = Path("data/generate/0-g.parquet").read_bytes()
-    text = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(text.replace("data: ./q.jsonl", "data: ./q.jsonl, options: {filter: strict}"))
+    describe(entry + ", options: {filter: strict}}")
     tasks.items.main("g")
     tasks.evaluate.main("0", "g")
     assert Path("data/generate/0-g.parquet").read_bytes() == before
