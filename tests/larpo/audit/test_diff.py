@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 
 import pytest
 import yaml
 
 from larpo.audit.diff.explain import Diff, explain, merged_order
 from larpo.audit.open import AuditedRun
-from tasks.frame import warm
 from tests.conftest import Project, larpo_command
 from tests.larpo.audit.forgery import agree, edit_json, edit_table, flip
-
-
-@pytest.fixture(scope="module")
-def warmed() -> Iterator[dict[str, str]]:
-    with warm.server({"OMP_NUM_THREADS": "1"}) as variables:
-        yield variables
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,9 +25,9 @@ from larpo.audit.results import Check
 from larpo.errors import UserError
 from larpo.hashing import file_hash
 from larpo.workspace.dvc import kind_of
-from tasks.frame import warm
 from tests.chat_server import ChatServer
 from tests.conftest import ROOT
+from tests.larpo.audit.forgery import edit_json, flip
 
 QUESTIONS = (
     f"{{benchmark: mixeval, data: {ROOT / 'data/samples/questions'}, judge: j, generate: {{max_new_tokens: 4}}, "
@@ -35,18 +35,11 @@ QUESTIONS = (
 )
 
 
-@pytest.fixture(scope="module")
-def variables() -> Iterator[dict[str, str]]:
-    """Makes nodes start warm; that they make the same bytes so is test_warm.py's."""
-    with warm.server({"OMP_NUM_THREADS": "1"}) as found:
-        yield found
-
-
 @pytest.fixture
-def again(tmp_path, variables) -> Callable[..., dict[str, Check]]:
+def again(tmp_path, warmed) -> Callable[..., dict[str, Check]]:
     def call(folder: Path, *nodes: str) -> dict[str, Check]:
         run = AuditedRun(folder)
-        checks = run_again(run, choose(run, nodes, False), print, workspace=tmp_path / "work", variables=variables)
+        checks = run_again(run, choose(run, nodes, False), print, workspace=tmp_path / "work", variables=warmed)
         assert not list((tmp_path / "work").iterdir()), "temporary folders are removed"
         return {check.name: check for check in checks}
 
@@ -105,9 +98,7 @@ def test_inputs_and_code_are_those_of_dvc_lock(copy, again):
         next(dep for dep in lock["stages"][node]["deps"] if dep["path"] == path)["md5"] = md5
 
     prompts = folder / "data/prompts/2.parquet"
-    content = bytearray(prompts.read_bytes())
-    content[100] ^= 1
-    prompts.write_bytes(content)
+    flip(prompts)
     (folder / "data/score/1.parquet").unlink()
     shutil.rmtree(folder / "data/generate")
     module = folder / "tasks/items.py"
@@ -115,8 +106,7 @@ def test_inputs_and_code_are_those_of_dvc_lock(copy, again):
     relock("items@held_out", "tasks/items.py", file_hash(module))
     relock("prompts@1", "tasks/prompts.py", "0" * 32)
     (folder / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
-    path = folder / "data/lists/1.manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"git": {"commit": "a" * 40, "dirty": False}}))
+    edit_json(folder / "data/lists/1.manifest.json", lambda m: m.update(git={"commit": "a" * 40, "dirty": False}))
     checks = again(
         folder, "score@2", "score@1", "evaluate@0-held_out", "items@held_out", "prompts@1", "lists@1", "reward"
     )
@@ -153,8 +143,7 @@ def test_a_node_that_fails_here_is_told_apart_from_one_that_cannot_run_here(copy
     module.write_text("raise OSError('the disk of the other machine')\n")
     copy.run("git", "commit", "-qam", "other code")
     commit = copy.run("git", "rev-parse", "HEAD").stdout.strip()
-    path = copy.folder / "data/prompts/1.manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"git": {"commit": commit, "dirty": False}}))
+    edit_json(copy.folder / "data/prompts/1.manifest.json", lambda m: m.update(git={"commit": commit, "dirty": False}))
     lock = yaml.safe_load((copy.folder / "dvc.lock").read_text())
     next(d for d in lock["stages"]["prompts@1"]["deps"] if d["path"] == "tasks/prompts.py")["md5"] = file_hash(module)
     (copy.folder / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
@@ -165,13 +154,13 @@ def test_a_node_that_fails_here_is_told_apart_from_one_that_cannot_run_here(copy
     assert checks["prompts@1"].failures == ("OSError: the disk of the other machine",)
 
 
-def test_a_judge_is_never_asked_again(copy, again, variables, monkeypatch):
+def test_a_judge_is_never_asked_again(copy, again, warmed, monkeypatch):
     """28 questions, 28 requests when the run was made; none afterwards, whether the recorded answers are all there,
     some of them or none."""
     copy.set("held_out: {items: 8", f"q: {QUESTIONS}\n  held_out: {{items: 8")
     with ChatServer(lambda body: "[[0.5]]" if "Reference" in body["messages"][-1]["content"] else "[[A]]") as server:
         copy.set("judges: {}", f"judges: {{j: {{model: judge, base_url: '{server.url}'}}}}")
-        copy.variables = variables | {"LARPO_JUDGEMENTS": "judgements"}
+        copy.variables = warmed | {"LARPO_JUDGEMENTS": "judgements"}
         copy.dvc("repro", "evaluate@0-q")
         (store,) = (copy.folder / "judgements").iterdir()
         lines = store.read_text().splitlines(keepends=True)
