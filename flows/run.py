@@ -36,8 +36,8 @@ from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import server
+from larpo.config.params import policy_key
 from larpo.errors import UserError, one_line
-from larpo.load import policy_key
 from larpo.workspace.clone import Workspace, changed_params, free_name
 from larpo.workspace.dvc import GraphNode, read_graph, select
 from larpo.workspace.mend import mend

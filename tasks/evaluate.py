@@ -9,7 +9,7 @@ import pandas as pd
 
 from larpo import tables
 from larpo.benchmarks import build_benchmark
-from larpo.errors import UserError
+from larpo.errors import UserError, at
 from tasks.frame.node import Node, command, load_params, write_json
 
 
@@ -32,10 +32,8 @@ def main(policy: str, benchmark: str) -> None:
         items = tables.read("items", source)
         outputs = tables.read("outputs", outputs_path)
         check_outputs(items, outputs, source, outputs_path)
-        try:
+        with at(f"benchmarks.{benchmark}"):
             scored = bench.score(items, outputs)
-        except UserError as error:
-            raise UserError(str(error).replace("benchmarks.NAME", f"params.yaml: benchmarks.{benchmark}")) from None
         frame = outputs.join(scored).merge(
             items[["prompt_id", "messages", "answer"]], on="prompt_id", how="left", validate="many_to_one"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from larpo import tables
 from larpo.benchmarks import build_benchmark
-from larpo.errors import UserError
+from larpo.errors import at
 from larpo.sources import provenance
 from tasks.frame.node import Node, command, load_params
 
@@ -23,10 +23,8 @@ def main(benchmark: str) -> None:
         outputs=[out],
         manifest=f"data/items/{benchmark}.manifest.json",
     ) as node:
-        try:
+        with at(f"benchmarks.{benchmark}"):
             items = bench.items()
-        except UserError as error:
-            raise UserError(str(error).replace("benchmarks.NAME", f"params.yaml: benchmarks.{benchmark}")) from None
         tables.write(items, "items", node.out(out))
         given = getattr(bench, "source", None)  # the prompts' own held-out part has none
         node.note(sources=[provenance.dataset(given)] if given else provenance.prompts(params.prompts))

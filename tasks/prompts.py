@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from larpo import tables
-from larpo.errors import UserError
+from larpo.errors import UserError, at
 from larpo.hashing import seed_of
 from larpo.rewards import build_reward
 from larpo.sources import provenance
@@ -28,7 +28,8 @@ def main(iteration: str) -> None:
         manifest=f"data/prompts/{iteration}.manifest.json",
         seed=seed,
     ) as node:
-        frame = draw(params.prompts, params.prompts.per_iteration, seed, held_out=False)
+        with at("prompts"):
+            frame = draw(params.prompts, params.prompts.per_iteration, seed, held_out=False)
         reward = build_reward(params.score.reward, params.score.options)
         if reward.needs_answers and frame["answer"].isna().any():
             raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from larpo.load import Params
+from larpo.config.params import Params
 from larpo.report.write import OUTPUTS, write_report
 from tasks.frame.node import Node, command, load_params
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from larpo.config.reward import RewardParams
 from larpo.errors import UserError
 from larpo.hashing import seed_of
-from larpo.load import RewardParams
 from larpo.models import remote_code
 from larpo.rewards.classifier import SequenceClassification
 from larpo.rewards.pairrm import PairRMReward

@@ -23,8 +23,10 @@ from urllib.request import getproxies
 import pandas as pd
 from pydantic import ValidationError
 
-from larpo.errors import UserError, nearest
-from larpo.load import BenchmarkParams, Params, Section
+from larpo.config.params import Params
+from larpo.config.sections import BenchmarkParams, Section
+from larpo.errors import ParameterError, UserError, at, first_error, nearest
+from larpo.registry import Registry
 
 S = TypeVar("S", bound=Section)
 
@@ -46,27 +48,24 @@ class Benchmark(Protocol):
         value with its 95 % interval, the headline first; `greedy` and `pass` where answers are right or wrong."""
 
 
-BENCHMARKS: dict[str, str] = {
-    "held_out": "larpo.benchmarks.held_out:HeldOut",
-    "gsm8k": "larpo.benchmarks.gsm8k:GSM8K",
-    "math": "larpo.benchmarks.math:Math",
-    "mixeval": "larpo.benchmarks.mixeval.benchmark:MixEval",
-    "mixeval_hard": "larpo.benchmarks.mixeval.benchmark:MixEvalHard",
-    "alpaca_eval": "larpo.benchmarks.alpaca_eval.benchmark:AlpacaEval",
-}
-"""name → module:class"""
+BENCHMARKS = Registry(
+    "benchmark",
+    {
+        "held_out": "larpo.benchmarks.held_out:HeldOut",
+        "gsm8k": "larpo.benchmarks.gsm8k:GSM8K",
+        "math": "larpo.benchmarks.math:Math",
+        "mixeval": "larpo.benchmarks.mixeval.benchmark:MixEval",
+        "mixeval_hard": "larpo.benchmarks.mixeval.benchmark:MixEvalHard",
+        "alpaca_eval": "larpo.benchmarks.alpaca_eval.benchmark:AlpacaEval",
+    },
+)
 
 
-def build_benchmark(params: Params, name: str, file: str = "params.yaml") -> Benchmark:
+def build_benchmark(params: Params, name: str) -> Benchmark:
     """The benchmark that `benchmarks.NAME` describes; refuses settings and data sources that cannot work."""
-    if name not in params.benchmarks:
-        raise UserError(f"{file}: benchmarks.{name} does not exist{nearest(name, list(params.benchmarks))}")
-    entry: BenchmarkParams = params.benchmarks[name]
-    module, _, cls = BENCHMARKS[entry.benchmark].partition(":")
-    try:
-        return getattr(importlib.import_module(module), cls)(params, entry)
-    except UserError as error:
-        raise UserError(str(error).replace("benchmarks.NAME", f"{file}: benchmarks.{name}")) from None
+    entry: BenchmarkParams = params.entry("benchmarks", name)
+    with at(f"benchmarks.{name}"):
+        return BENCHMARKS.load(entry.benchmark, "benchmark")(params, entry)
 
 
 def parse_options(kind: type[S], options: dict[str, Any]) -> S:
@@ -74,15 +73,8 @@ def parse_options(kind: type[S], options: dict[str, Any]) -> S:
     try:
         return kind.model_validate(options)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            raise UserError(
-                f"benchmarks.NAME.options.{key} does not exist{nearest(key, list(kind.model_fields))}"
-            ) from None
-        raise UserError(
-            f"benchmarks.NAME.options.{key}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
-        ) from None
+        with at("options"):
+            raise first_error(error, list(kind.model_fields)) from None
 
 
 def score_file(benchmark: str, path: str | Path, **options: Any) -> dict[str, Any]:
@@ -148,7 +140,7 @@ def load_rows(data: str, split: str, what: str, config: str | None = None) -> li
     where: dict[str, Any]
     if path.suffix == ".parquet":
         if not path.is_file():
-            raise UserError(f"benchmarks.NAME.data: file {data} not found; expected {what}")
+            raise ParameterError("data", f"file {data} not found; expected {what}")
         where = {"path": "parquet", "data_files": data, "split": "train"}
     else:
         where = {"path": data, "split": split} | ({"name": config} if config else {})
@@ -156,7 +148,7 @@ def load_rows(data: str, split: str, what: str, config: str | None = None) -> li
         return list(datasets.load_dataset(**where))
     except Exception as error:  # noqa: BLE001 - the errors of files and of the hub have no common base
         reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-        raise UserError(f"benchmarks.NAME.data: cannot load {data!r} ({reason[:200]}); expected {what}") from None
+        raise ParameterError("data", f"cannot load {data!r} ({reason[:200]}); expected {what}") from None
 
 
 def hub_file(repository: str, name: str, key: str) -> str:
@@ -174,17 +166,16 @@ def hub_file(repository: str, name: str, key: str) -> str:
         return hf_hub_download(repository, name, repo_type="dataset")
     except Exception as error:  # noqa: BLE001 - the hub's errors have no common base
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{key}: cannot fetch {name} of the hub dataset {repository} ({reason[:120]}); name a local copy"
+        raise ParameterError(
+            key, f"cannot fetch {name} of the hub dataset {repository} ({reason[:120]}); name a local copy"
         ) from None
 
 
 def check_ns(ns: list[int] | None, entry: BenchmarkParams) -> list[int] | None:
     """The N of Pass@N, refused where an item has fewer samples."""
     if ns and max(ns) > entry.generate.samples:
-        raise UserError(
-            f"benchmarks.NAME.options.ns: {max(ns)} asked for, generate.samples is {entry.generate.samples}; "
-            "expected at most that"
+        raise ParameterError(
+            "options.ns", f"{max(ns)} asked for, generate.samples is {entry.generate.samples}; expected at most that"
         )
     return ns
 
@@ -205,5 +196,5 @@ def check_source(data: str | None, default: str, key: str = "data") -> str:
         return default
     local = data.startswith((".", "/")) or Path(data).suffix in {".json", ".jsonl", ".gz", ".parquet"}
     if (local or data.count("/") != 1) and not Path(data).exists():
-        raise UserError(f"benchmarks.NAME.{key}: {data!r} not found; expected a file, a folder or a hub dataset")
+        raise ParameterError(key, f"{data!r} not found; expected a file, a folder or a hub dataset")
     return data

@@ -15,9 +15,10 @@ from pydantic import Field
 
 from larpo.benchmarks import check_ns, check_source, load_rows, parse_options, read_rows, response_text
 from larpo.benchmarks.verifiable import aggregate, interval
-from larpo.errors import UserError
+from larpo.config.params import Params
+from larpo.config.sections import BenchmarkParams, Section
+from larpo.errors import ParameterError, UserError
 from larpo.hashing import digest, unit_interval
-from larpo.load import BenchmarkParams, Params, Section
 
 T = TypeVar("T")
 HUB = "openai/gsm8k"
@@ -142,7 +143,7 @@ def both_filters(texts: list[str], answers: list[str]) -> dict[str, dict[str, fl
 
 def first_examples(examples: list[T], shots: int) -> list[T]:
     if len(examples) < shots:
-        raise UserError(f"benchmarks.NAME.options.shots: {shots} asked for, the examples are {len(examples)}")
+        raise ParameterError("options.shots", f"{shots} asked for, the examples are {len(examples)}")
     return examples[:shots]
 
 
@@ -151,7 +152,7 @@ def choose(items: pd.DataFrame, count: int | None) -> pd.DataFrame:
     if count is None:
         return items
     if count > len(items):
-        raise UserError(f"benchmarks.NAME.items: {count} asked for, the source has {len(items)}; expected at most that")
+        raise ParameterError("items", f"{count} asked for, the source has {len(items)}; expected at most that")
     order = items["prompt_id"].map(lambda p: unit_interval("choose", p)).sort_values(kind="stable")
     return items.loc[sorted(order.index[:count])].reset_index(drop=True)
 

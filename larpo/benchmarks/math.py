@@ -11,9 +11,10 @@ from pydantic import Field
 from larpo.benchmarks import check_ns, check_source, load_rows, parse_options, read_rows, response_text
 from larpo.benchmarks.gsm8k import choose, first_examples
 from larpo.benchmarks.verifiable import aggregate, interval
-from larpo.errors import UserError
+from larpo.config.params import Params
+from larpo.config.sections import BenchmarkParams, Section
+from larpo.errors import ParameterError, UserError
 from larpo.hashing import digest
-from larpo.load import BenchmarkParams, Params, Section
 
 HUB = "HuggingFaceH4/MATH-500"
 INSTRUCTION = r"Reason step by step, and put the final answer within \boxed{}."
@@ -75,7 +76,7 @@ class Math:
         self.entry, self.options = entry, parse_options(Options, entry.options)
         self.source = check_source(entry.data, HUB)
         if self.options.shots and not self.options.examples:
-            raise UserError("benchmarks.NAME.options.examples: shots need a file of worked examples; name one")
+            raise ParameterError("options.examples", "shots need a file of worked examples; name one")
         if self.options.examples:
             check_source(self.options.examples, HUB, "options.examples")
         check_ns(self.options.ns, entry)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from larpo.benchmarks import build_benchmark
+from larpo.config.params import Params
 from larpo.errors import UserError
 from larpo.lists.recipes import RECIPES
-from larpo.load import Params
 from larpo.plan.architectures import Architecture, find_architecture, scratch_architecture
 from larpo.plan.assumptions import Assumptions
 from larpo.plan.estimates import (
@@ -79,7 +79,7 @@ class Planner:
         """m, responses in a list, an upper bound where the recipe takes all of a kind; candidates of one prompt add up
         over iterations only where prompts are the same."""
         wanted = self.params.lists
-        top, bottom = RECIPES[wanted.recipe].counts(wanted)
+        top, bottom = RECIPES.load(wanted.recipe).counts(wanted)
         candidates = self.params.sample.responses * (window if self.params.prompts.draw == "same" else 1)
         if wanted.positive == "gold":  # one solution per prompt
             return 1 + (candidates if bottom is None else bottom)
@@ -301,7 +301,7 @@ class Planner:
             return b.items or self.a.items.get(b.benchmark)
         if name not in self._counted:
             try:
-                self._counted[name] = len(build_benchmark(self.params, name, self.name).items())
+                self._counted[name] = len(build_benchmark(self.params, name).items())
             except UserError as error:
                 self.problems.append(Check(False, str(error)))
                 self._counted[name] = None

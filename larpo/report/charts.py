@@ -15,7 +15,7 @@ import pandas as pd
 import vl_convert
 from markupsafe import Markup
 
-from larpo.load import policy_key
+from larpo.config.params import policy_key
 from larpo.report.data import BenchmarkScores, BestOfN, Iteration, NodeRecord, RecallPoint, Spread, histogram
 
 WIDTH, HEIGHT = 400, 230

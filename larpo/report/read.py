@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from larpo import tables
+from larpo.config.params import Params
 from larpo.errors import UserError
 from larpo.hashing import digest
-from larpo.load import Params
 from larpo.report.data import (
     BenchmarkScores,
     Example,

@@ -6,38 +6,36 @@ evaluation prompts are disjoint whatever the seeds, the iteration or the number 
 
 from __future__ import annotations
 
-import difflib
 import re
 import reprlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 import pandas as pd
 
 from larpo.config.sections import SourceParams
-from larpo.errors import ParameterError, UserError, at, nearest
+from larpo.errors import ParameterError, UserError, at, nearest, unknown
 from larpo.hashing import digest, seed_of, unit_interval
+from larpo.registry import Registry
 from larpo.sources.careless_sums import sums
 from larpo.sources.rows import read_shuffled
 
 Prompt = tuple[str, list[dict[str, str]], str | None, str | None]
 """(source, messages, reference answer or None, a whole reference response or None)"""
 
-SOURCES: dict[str, Callable[[SourceParams, int], Iterator[Prompt]]] = {}
-"""name → function (params, seed) → endless or finite iterator of prompts in a reproducible order."""
+SOURCES = Registry(
+    "prompt source",
+    {
+        "reasoning_gym": "larpo.sources.prompts:reasoning_gym_prompts",
+        "sums": "larpo.sources.prompts:sum_prompts",
+        "dataset": "larpo.sources.prompts:dataset_prompts",
+    },
+)
+"""name → function (SourceParams, seed) → endless or finite iterator of prompts in a reproducible order."""
 
 
-def source(name: str):
-    def register(function):
-        SOURCES[name] = function
-        return function
-
-    return register
-
-
-@source("reasoning_gym")
 def reasoning_gym_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
     """Generated problems with exact answers, in equal parts from each generator of `params.tasks`."""
     with warnings.catch_warnings():
@@ -53,10 +51,7 @@ def reasoning_gym_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
         datasets = []
         for task in params.tasks:
             if task.name not in DATASETS:
-                close = difflib.get_close_matches(task.name, list(DATASETS), n=1)  # there are too many to name all
-                raise ParameterError(
-                    "tasks", f"reasoning-gym has no {task.name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
-                )
+                raise unknown("tasks", task.name, list(DATASETS))
             try:
                 datasets.append(
                     reasoning_gym.create_dataset(
@@ -72,17 +67,15 @@ def reasoning_gym_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
                     texts = [key for key, value in item["metadata"].items() if isinstance(value, str)]
                     raise ParameterError("tasks", f"{task.name} has no text {field!r} to ask{nearest(field, texts)}")
                 question = item["metadata"][field] if field else item["question"]
-                yield f"reasoning_gym/{task.name}", _messages(params, question), item["answer"], item["answer"]
+                yield f"reasoning_gym/{task.name}", conversation(params, question), item["answer"], item["answer"]
 
 
-@source("sums")
 def sum_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
     """Sums with right answers and worked examples that are often careless (larpo.sources.careless_sums)."""
     for text, answer, worked in sums(params.sums.digits, params.sums.careless, seed):
-        yield "sums", _messages(params, text), answer, worked
+        yield "sums", conversation(params, text), answer, worked
 
 
-@source("dataset")
 def dataset_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
     """A hub dataset by its id, a folder, or a .json, .jsonl or .parquet file, shuffled by `seed`."""
     if not params.dataset:
@@ -95,7 +88,7 @@ def dataset_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
                 None if key is None or row.get(key) is None else str(row[key])
                 for key in (params.answer_field, params.solution_field)
             )
-            messages = _messages(params, row.get(params.prompt_field), where)
+            messages = conversation(params, row.get(params.prompt_field), where)
             yield params.dataset, messages, _inside(params, answer, where), solution
 
 
@@ -112,7 +105,7 @@ def _inside(params: SourceParams, answer: str | None, where: str) -> str | None:
     return match[1].strip()
 
 
-def _messages(params: SourceParams, prompt: Any, where: str = "") -> list[dict[str, str]]:
+def conversation(params: SourceParams, prompt: Any, where: str = "") -> list[dict[str, str]]:
     """A prompt, text or chat messages, as messages after the section's system message."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     try:
@@ -160,7 +153,8 @@ def draw(params: SourceParams, count: int | None, seed: int, held_out: bool, sec
     # A small generator repeats itself; give up when it stops yielding new prompts.
     limit = None if count is None else 64 * count + 65_536
     with at(section, "params.yaml"):
-        for source_name, messages, answer, solution in islice(SOURCES[params.source](params, seed), limit):
+        source = SOURCES.load(params.source, "source")
+        for source_name, messages, answer, solution in islice(source(params, seed), limit):
             if is_held_out(params, messages) != held_out:
                 continue
             seen.setdefault(prompt_id(source_name, messages), (source_name, messages, answer, solution))

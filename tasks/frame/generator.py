@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from larpo.config.sections import EngineParams
 from larpo.engines import Engine, Sampling, build_engine
 from larpo.hashing import seed_of
-from larpo.load import EngineParams
 from larpo.models.load import load_tokenizer, render_prompts
 from tasks.frame.files import read_part, write_part
 from tasks.frame.node import Node, progress, say

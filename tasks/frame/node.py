@@ -29,9 +29,10 @@ from typing import Any, TypeVar
 import psutil
 import typer
 
-from larpo.errors import MachineError, UserError, one_line
+from larpo.config.params import Params
+from larpo.errors import MachineError, UserError, at, one_line
 from larpo.hashing import digest, file_hashes, tree_hash, tree_hash_of
-from larpo.load import Params, load_params
+from larpo.load import load_params
 from larpo.models import remote_code
 from larpo.workspace.dvc_lock import check_recorded
 from tasks.frame.files import check_writable, disk_fault, publish, write_json, write_part
@@ -277,7 +278,8 @@ def command(function: Callable[..., None]) -> None:
 
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
-            function(*args, **kwargs)
+            with at(file="params.yaml"):
+                function(*args, **kwargs)
         except UserError as error:
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
             raise typer.Exit(2) from None

@@ -13,9 +13,9 @@ from larpo.audit.lineage.commits import Commit
 from larpo.audit.open import LOCK, AuditedRun, LockedNode
 from larpo.audit.results import Check, judged, unchecked
 from larpo.audit.science.recompute import different_values
+from larpo.config.overlays import StrictLoader
 from larpo.errors import UserError, one_line
 from larpo.hashing import dvc_hash, file_hash, tree_hash
-from larpo.load import StrictLoader
 
 PART = "lineage"
 GRAPH = "dvc.yaml"

@@ -17,9 +17,10 @@ from larpo.benchmarks.alpaca_eval.scores import HUB, check_annotations, find_pos
 from larpo.benchmarks.gsm8k import choose
 from larpo.benchmarks.judge import JudgeClient, store_folder
 from larpo.benchmarks.verifiable import shares
-from larpo.errors import UserError, nearest
+from larpo.config.params import Params
+from larpo.config.sections import BenchmarkParams, Section
+from larpo.errors import ParameterError, UserError, unknown
 from larpo.hashing import digest
-from larpo.load import BenchmarkParams, Params, Section
 from larpo.statistics import Z95
 
 
@@ -40,21 +41,19 @@ class AlpacaEval:
         self.entry, self.options = entry, parse_options(Options, entry.options)
         self.source = check_source(entry.data, HUB)
         if entry.judge is None:
-            raise UserError("benchmarks.NAME.judge: missing; expected a name in the section `judges`")
+            raise ParameterError("judge", "missing; expected a name in the section `judges`")
         self.judge, self.judge_name = params.judges.get(entry.judge), entry.judge
         for key in ("reference", "df_gamed", "instruction_difficulty"):
             path = getattr(self.options, key)
             if path is not None and not Path(path).is_file():
-                raise UserError(f"benchmarks.NAME.options.{key}: file {path} not found")
+                raise ParameterError(f"options.{key}", f"file {path} not found")
         annotator_config(self.options.annotator)
         if entry.generate.samples or entry.generate.refinements:
-            raise UserError(
-                "benchmarks.NAME.generate: AlpacaEval judges one greedy output; set samples, refinements to 0"
-            )
+            raise ParameterError("generate", "AlpacaEval judges one greedy output; set samples, refinements to 0")
 
     def _instructions(self) -> list[str]:
         # The hub's data set is a script, which `datasets` no longer runs; its files are read as they are.
-        source = hub_file(HUB, "alpaca_eval.json", "benchmarks.NAME.data") if self.source == HUB else self.source
+        source = hub_file(HUB, "alpaca_eval.json", "data") if self.source == HUB else self.source
         rows = load_rows(source, "eval", "rows with instruction")
         for i, row in enumerate(rows):
             if not isinstance(row.get("instruction"), str):
@@ -65,7 +64,7 @@ class AlpacaEval:
         """One conversation per instruction; `answer` is the baseline's output, `meta` the instruction's index."""
         reference, where = {}, self.options.reference
         if where is None:
-            where = hub_file(HUB, "alpaca_eval_gpt4_baseline.json", "benchmarks.NAME.options.reference")
+            where = hub_file(HUB, "alpaca_eval_gpt4_baseline.json", "options.reference")
         for i, row in enumerate(read_rows(where, "rows with instruction and output")):
             if not isinstance(row.get("instruction"), str) or not isinstance(row.get("output"), str):
                 raise UserError(f"{where}, row {i}: expected text under 'instruction' and 'output'")
@@ -100,10 +99,11 @@ class AlpacaEval:
         annotated = judge_pairs(pairs, judge, self.options.annotator, self.options.seed)
         preference = annotated["preference"]
         if len(annotated) and preference.isna().all():
-            raise UserError(
-                f"benchmarks.NAME.options.annotator: {self.options.annotator} can read none of {len(annotated)} "
+            raise ParameterError(
+                "options.annotator",
+                f"{self.options.annotator} can read none of {len(annotated)} "
                 f"replies of judge {self.entry.judge} (the first: {annotated['judgement'][0][:120]}); does its server "
-                "send what the annotator asks for, such as logprobs?"
+                "send what the annotator asks for, such as logprobs?",
             )
         return pd.DataFrame(
             {
@@ -161,7 +161,7 @@ def annotator_config(name: str) -> dict[str, Any]:
     path = home / name / "configs.yaml"
     if not path.is_file():
         known = sorted(p.parent.name for p in home.glob("*/configs.yaml"))
-        raise UserError(f"benchmarks.NAME.options.annotator: {name!r} does not exist{nearest(name, known)}")
+        raise unknown("options.annotator", name, known)
     return yaml.safe_load(path.read_text())[name]
 
 
@@ -187,7 +187,7 @@ def judge_pairs(pairs: pd.DataFrame, judge: JudgeClient, annotator: str, seed: i
 
     settings = annotator_config(annotator)
     if settings.get("batch_size", 1) != 1:
-        raise UserError(f"benchmarks.NAME.options.annotator: {annotator!r} judges several pairs at once; take another")
+        raise ParameterError("options.annotator", f"{annotator!r} judges several pairs at once; take another")
     # The package's own settings of the transport; ours are the judge's.
     kwargs = dict(settings["completions_kwargs"])
     for key in ("model_name", "requires_chatml", "price_per_token", "client_kwargs", "is_strip", "num_procs"):

@@ -19,9 +19,10 @@ from larpo.benchmarks.gsm8k import choose
 from larpo.benchmarks.judge import JudgeClient, store_folder
 from larpo.benchmarks.mixeval.parsers import ask_judge, chosen_option, free_form_candidates, free_form_correct, letters
 from larpo.benchmarks.verifiable import interval, shares
-from larpo.errors import UserError
+from larpo.config.params import Params
+from larpo.config.sections import BenchmarkParams, JudgeParams, Section
+from larpo.errors import ParameterError, UserError
 from larpo.hashing import digest
-from larpo.load import BenchmarkParams, JudgeParams, Params, Section
 
 HUB = "MixEval/MixEval"
 PARSER = "gpt-3.5-turbo-0125"
@@ -108,7 +109,7 @@ def _hub_items(data: str, hard: bool) -> dict[tuple[str, str], dict[str, Any]]:
             rows = datasets.load_dataset(data, config, split=split)
         except Exception as error:  # noqa: BLE001 - the errors of files and of the hub have no common base
             reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-            raise UserError(f"benchmarks.NAME.data: cannot load {data!r}, {config}, {split} ({reason[:200]})") from None
+            raise ParameterError("data", f"cannot load {data!r}, {config}, {split} ({reason[:200]})") from None
         for i, row in enumerate(rows):
             item = dict(row)
             if kind == "multiple-choice" and isinstance(item.get("target"), list):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
-from larpo.load import BenchmarkParams, Params
+from larpo.config.params import Params
+from larpo.config.sections import BenchmarkParams
 from larpo.plan.assumptions import Assumptions
 from larpo.plan.estimates import Estimate
 

@@ -12,8 +12,8 @@ import pytest
 from larpo.benchmarks import build_benchmark
 from larpo.benchmarks.alpaca_eval.benchmark import judge_pairs
 from larpo.benchmarks.judge import JudgeClient
+from larpo.config.sections import JudgeParams
 from larpo.errors import UserError
-from larpo.load import JudgeParams
 from tests.chat_server import ChatServer
 from tests.larpo.benchmarks.test_held_out import params
 

@@ -122,11 +122,11 @@ def test_choosing_items_depends_on_the_items_alone(tmp_path):
     ],
 )
 def test_refusals(settings, words):
-    from larpo.load import check_names
+    from larpo.load import check_params
 
     entry = {"benchmark": "gsm8k", "generate": GENERATE} | settings
     with pytest.raises(UserError) as caught:
-        check_names(params(benchmarks={"b": entry}))
+        check_params(params(benchmarks={"b": entry}))
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)

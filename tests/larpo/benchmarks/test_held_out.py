@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from larpo.benchmarks import build_benchmark
+from larpo.config.params import Params, parse_params
 from larpo.errors import UserError
-from larpo.load import Params, parse_params
 from larpo.sources.prompts import draw
 
 GENERATE = {"samples": 4, "temperatures": [0.7], "max_new_tokens": 4}
@@ -144,5 +144,5 @@ def test_mean_reward_of_a_graded_rule_and_of_a_model():
 
 
 def test_unknown_benchmark_name():
-    with pytest.raises(UserError, match=r"benchmarks\.heldout does not exist; did you mean 'held_out'"):
+    with pytest.raises(UserError, match=r"benchmarks\.heldout: does not exist; did you mean 'held_out'"):
         build_benchmark(params(), "heldout")

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from larpo.benchmarks.judge import JudgeClient, Store
+from larpo.config.sections import JudgeParams
 from larpo.errors import UserError
-from larpo.load import JudgeParams
 from tests.chat_server import ChatServer
 from tests.conftest import ROOT
 
@@ -179,7 +179,7 @@ def test_a_torn_last_line_is_asked_again(tmp_path):
 KILLED = """
 import sys
 from larpo.benchmarks.judge import JudgeClient
-from larpo.load import JudgeParams
+from larpo.config.sections import JudgeParams
 params = JudgeParams(model="m", base_url=sys.argv[1], concurrency=2)
 requests = [{"messages": [{"role": "user", "content": str(i)}]} for i in range(30)]
 print([r["text"] for r in JudgeClient(params, sys.argv[2], "test").complete(requests)])

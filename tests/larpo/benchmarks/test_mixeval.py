@@ -20,8 +20,8 @@ from larpo.benchmarks.mixeval.parsers import (
     judged_option,
     judged_score,
 )
+from larpo.config.sections import JudgeParams
 from larpo.errors import UserError
-from larpo.load import JudgeParams
 from tests.chat_server import ChatServer
 from tests.conftest import ROOT
 from tests.larpo.benchmarks.test_held_out import params

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from larpo.config.params import parse_params
 from larpo.config.reward import RULES
-from larpo.load import parse_params
 from larpo.plan import Assumptions, build_plan
 from larpo.plan.kinds.reward import comparisons
 from tests.conftest import ROOT

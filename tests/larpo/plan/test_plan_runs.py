@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from larpo.config.params import parse_params
 from larpo.errors import UserError
-from larpo.load import parse_params
 from larpo.plan import Assumptions, Estimate, build_plan, render_plan, to_json
 
 

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from larpo.config.overlays import lay_all, lay_over
+from larpo.config.params import parse_params
 from larpo.config.reward import RULES
 from larpo.errors import UserError
 from larpo.graph import keys, needs, read_stages, select, unroll
-from larpo.load import parse_params
 from larpo.plan import Assumptions, build_plan
 from larpo.plan.needs import needs_of
 from larpo.plan.render_study import render_overview, render_study, study_json
