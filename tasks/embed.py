@@ -51,7 +51,7 @@ def main(name: str) -> None:
         save(encoder.queries(queries["question"].tolist()), parts / "queries.npy")
         os.replace(parts, node.out(out))
         given = [provenance.dataset(path) for path in (wanted.corpus, wanted.queries)]
-        node.note(sources=[provenance.model(wanted.model), *given])
+        node.note(sources=[encoder.checkpoint.record(), *given])
         node.rows(read=count + len(queries), written=count + len(queries))
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import pandas as pd
 
 from larpo import tables
-from larpo.models.initial import fetch_initial_policy
-from larpo.sources import provenance
+from larpo.models.initial import fetch_initial_policy, initial_checkpoint
 from tasks.frame.node import Node, command, load_params
 
 
@@ -20,8 +19,9 @@ def main() -> None:
     with Node(
         "policy", "", params, uses=["policy"], inputs=[], outputs=[out, memory], manifest="data/policy/0.manifest.json"
     ) as node:
-        facts = fetch_initial_policy(params.policy, node.out(out))
-        node.note(**facts, sources=[provenance.model(params.policy.model, params.policy.revision, facts.get("file"))])
+        checkpoint = node.checkpoints["policy.model"] = initial_checkpoint(params.policy, node.scratch)
+        facts = fetch_initial_policy(params.policy, node.out(out), checkpoint)
+        node.note(**facts, sources=[checkpoint.record()])
         empty = pd.DataFrame(columns=tables.SCHEMAS["candidates"].names)
         tables.write(empty, "candidates", node.out(memory))
 

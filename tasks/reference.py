@@ -52,7 +52,7 @@ def main(iteration: str) -> None:
         todo = [s for s in starts if s not in done]
         if todo:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            model = load_model(policy, params.policy.dtype).to(device).eval()
+            model = load_model(node.checkpoint(policy), params.policy.dtype).to(device).eval()
             check_list_tokens(model, lists, candidates_path)
         for start in progress(todo, node.stage, "lists", lambda s: min(size, len(lists) - s)):
             batch = lists[start : start + size]

@@ -12,8 +12,7 @@ from larpo import tables
 from larpo.engines import Sampling
 from larpo.errors import UserError
 from larpo.hashing import digest, seed_of
-from larpo.models.gold import gold_rows, turn_end
-from larpo.models.load import end_tokens
+from larpo.models.chat import end_tokens, gold_rows, turn_end
 from tasks.frame.generator import Generator
 from tasks.frame.node import Node, command, load_params
 

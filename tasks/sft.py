@@ -12,8 +12,8 @@ from transformers import set_seed
 from larpo import tables
 from larpo.errors import UserError
 from larpo.hashing import seed_of
-from larpo.models.gold import gold_token_ids, turn_end
-from larpo.models.load import end_tokens, load_model, load_tokenizer, render_prompts
+from larpo.models.chat import end_tokens, gold_token_ids, render_prompts, turn_end
+from larpo.models.load import load_model, load_tokenizer
 from larpo.sources import provenance
 from larpo.sources.prompts import draw
 from larpo.training.arguments import training_arguments
@@ -51,7 +51,8 @@ def main(name: str) -> None:
                 f"params.yaml: sft.{name}.data.solution_field: {int(lost.sum())} of {len(frame)} prompts have no "
                 "reference response; expected a column that holds one for each"
             )
-        tokenizer = load_tokenizer(policy)
+        checkpoint = node.checkpoint(policy)
+        tokenizer = load_tokenizer(checkpoint)
         end = turn_end(tokenizer, end_tokens(policy, tokenizer))
         responses = gold_token_ids(tokenizer, frame["solution"].tolist(), end)
         prompts = render_prompts(tokenizer, frame["messages"].tolist())
@@ -66,7 +67,7 @@ def main(name: str) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         trainer = SFTTrainer(
-            load_model(policy, params.policy.dtype),
+            load_model(checkpoint, params.policy.dtype),
             args,
             kept,
             pad,

@@ -48,11 +48,11 @@ def main(iteration: str) -> None:
         lists = read_training_lists(*paths)
         objective = build(params.train.objective, **params.train.objective_options)
         args = training_arguments(params.train, "train", "lists", node.scratch / "checkpoints", seed)
-        tokenizer = load_tokenizer(policy)
+        tokenizer = load_tokenizer(node.checkpoint(policy))
         set_seed(seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
         # As the paper trains: without dropout's noise in the log-ratios.
-        model = without_dropout(load_model(policy, params.policy.dtype))
+        model = without_dropout(load_model(node.checkpoint(policy), params.policy.dtype))
         check_list_tokens(model, [entry.tokens for entry in lists], paths[1])
         step0 = node.scratch / "step0.json"
         if node.leads and read_json_part(step0) is None:

@@ -10,7 +10,7 @@ import pandas as pd
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from larpo.errors import UserError, one_line
-from larpo.models.remote_code import Model
+from larpo.models.resolve import Model
 
 
 def render_prompts(tokenizer: PreTrainedTokenizerBase, messages: list[list[dict[str, str]]]) -> list[list[int]]:

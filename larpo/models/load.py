@@ -22,8 +22,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from larpo.errors import UserError, one_line
-from larpo.models.remote_code import CAUSAL_LM, TOKENIZER, Model, config_of, references, trust
-from larpo.models.resolve import Checkpoint, of
+from larpo.models.remote_code import CAUSAL_LM, TOKENIZER, config_of, references, trust
+from larpo.models.resolve import Checkpoint, Model, of
 
 # Bars that redraw a line are noise in a log; nodes print lines of their own.
 transformers_logging.disable_progress_bar()

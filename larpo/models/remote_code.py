@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from larpo.errors import UserError
-from larpo.models.resolve import Checkpoint, Code, of
+from larpo.models.resolve import Checkpoint, Code, Model, of
 
 # transformers' Auto classes by which checkpoints are loaded here; a model with a head may build its body by AutoModel.
 CAUSAL_LM = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
@@ -37,7 +37,6 @@ CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 GENERATE = "custom_generate/generate.py"
 MODULES = "transformers_modules"  # the package that transformers imports such code as
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
-Model = str | Path | Checkpoint
 Reference = tuple[str, str]
 
 

@@ -75,7 +75,11 @@ class Checkpoint:
         return provenance.hub(self.source, self.options.get("revision"))
 
 
-def of(model: str | Path | Checkpoint) -> Checkpoint:
+Model = str | Path | Checkpoint
+"""What loads a model takes either."""
+
+
+def of(model: Model) -> Checkpoint:
     """A path as a checkpoint without code that may run."""
     return model if isinstance(model, Checkpoint) else Checkpoint(str(model))
 

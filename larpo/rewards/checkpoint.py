@@ -20,8 +20,8 @@ from larpo.config.reward import RewardParams
 from larpo.errors import UserError, at
 from larpo.hashing import digest, tree_hash
 from larpo.models.load import open_tokenizer, open_weights
-from larpo.models.remote_code import CLASSIFIER, TOKENIZER, Model, admit, files_of, hashes_of, references
-from larpo.models.resolve import Checkpoint, of, resolve
+from larpo.models.remote_code import CLASSIFIER, TOKENIZER, admit, files_of, hashes_of, references
+from larpo.models.resolve import Checkpoint, Model, of, resolve
 
 IDENTITY = "reward.json"
 
@@ -42,8 +42,8 @@ def reward_checkpoint(params: RewardParams, start: Checkpoint | None, within: Pa
     brought = dict(references(checkpoint))
     if "AutoModelForCausalLM" in brought and "AutoModelForSequenceClassification" not in brought:
         raise UserError(
-            f"{where(params)}: its code has no AutoModelForSequenceClassification in auto_map, so a head would stand on "
-            "another model; expected a checkpoint whose code has one, or none of its own"
+            f"{where(params)}: its code has no AutoModelForSequenceClassification in auto_map, so a head would stand "
+            "on another model; expected a checkpoint whose code has one, or none of its own"
         )
     return checkpoint
 
@@ -107,9 +107,9 @@ def check_length(model: PreTrainedModel, max_length: int) -> None:
 
 def load_classifier(model: Model, dtype: str) -> tuple[PreTrainedModel, Tokenizer]:
     """The reward model of the node `reward`."""
-    checkpoint, where = of(model), f"{model}: run `dvc repro reward`"
-    loaded, _ = open_weights(AutoModelForSequenceClassification, checkpoint, dtype, CLASSIFIER, where)
-    return loaded, open_tokenizer(checkpoint, where)
+    checkpoint, name = of(model), f"{model}, which `dvc repro reward` makes"
+    loaded, _ = open_weights(AutoModelForSequenceClassification, checkpoint, dtype, CLASSIFIER, name)
+    return loaded, open_tokenizer(checkpoint, name)
 
 
 def write_identity(folder: Path, params: RewardParams, tokenizer: Tokenizer | None, **facts: Any) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def write_identity(folder: Path, params: RewardParams, tokenizer: Tokenizer | No
     return identity
 
 
-def read_identity(folder: Path, kind: str) -> dict[str, Any]:
+def read_identity(folder: Model, kind: str) -> dict[str, Any]:
     """reward.json of a folder that must hold a reward model of that kind."""
     try:
         identity = json.loads((Path(folder) / IDENTITY).read_text("utf-8"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from larpo.config.sections import Section
 from larpo.errors import ParameterError, at, first_error, nearest
+from larpo.models.resolve import Model
 
 
 class Part(Section):
@@ -43,7 +43,7 @@ def parse(options: dict[str, Any]) -> list[Part]:
 class Sum:
     """`correct` is that of the first part that tells right from wrong, null where none does."""
 
-    def __init__(self, folder: Path | None, **options: Any):
+    def __init__(self, folder: Model | None, **options: Any):
         from larpo.rewards import build_reward
 
         self.parts = parse(options)

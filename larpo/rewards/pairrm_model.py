@@ -10,7 +10,6 @@ weights (llm-blender/PairRM and llm-blender/PairRM-hf).
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from larpo.config.reward import RewardParams
 from larpo.errors import UserError, one_line
 from larpo.models.load import open_tokenizer, open_weights
 from larpo.models.remote_code import config_of
-from larpo.models.resolve import Checkpoint, of
+from larpo.models.resolve import Checkpoint, Model, of
 from larpo.rewards.checkpoint import facts_of, where
 
 SOURCE, CANDIDATE1, CANDIDATE2 = "<|source|>", "<|candidate1|>", "<|candidate2|>"
@@ -103,9 +102,9 @@ def fetch_pairrm(params: RewardParams, checkpoint: Checkpoint) -> tuple[PairRM, 
     return model, tokenizer, facts_of(model, checkpoint)
 
 
-def load_pairrm(folder: Path, dtype: str) -> tuple[PairRM, Tokenizer]:
+def load_pairrm(model: Model, dtype: str) -> tuple[PairRM, Tokenizer]:
     """PairRM of the node `reward`; its head computes in float32."""
-    checkpoint, name = of(folder), f"{folder}: run `dvc repro reward`"
-    model, _ = open_weights(PairRM, checkpoint, dtype, (), name)
-    model.head_layer.float()
-    return model, open_tokenizer(checkpoint, name)
+    checkpoint, name = of(model), f"{model}, which `dvc repro reward` makes"
+    loaded, _ = open_weights(PairRM, checkpoint, dtype, (), name)
+    loaded.head_layer.float()
+    return loaded, open_tokenizer(checkpoint, name)

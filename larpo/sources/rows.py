@@ -172,10 +172,11 @@ def _dataset(data: str, what: str, split: str, config: str | None) -> Any:
             pq.read_schema(data)  # of a file that is none, the library would write a line of its own
         return datasets.load_dataset(**source)
     except Exception as error:  # noqa: BLE001 - the errors of files and of the hub have no common base
+        reason = one_line(error.__cause__ or error)[:200]
         raise ParameterError(
             "",
-            f"cannot load {data!r}, split {source['split']!r} ({one_line(error.__cause__ or error)[:200]}); expected {what} in a .json, "
-            ".jsonl, .gz or .parquet file, a folder or a hub dataset (owner/name)",
+            f"cannot load {data!r}, split {source['split']!r} ({reason}); expected {what} in a .json, .jsonl, .gz or "
+            ".parquet file, a folder or a hub dataset (owner/name)",
         ) from None
 
 

@@ -12,7 +12,8 @@ import pandas as pd
 from larpo.config.sections import EngineParams
 from larpo.engines import Engine, Sampling, build_engine
 from larpo.hashing import seed_of
-from larpo.models.load import load_tokenizer, render_prompts
+from larpo.models.chat import render_prompts
+from larpo.models.load import load_tokenizer
 from tasks.frame.files import read_part, write_part
 from tasks.frame.node import Node, progress, say
 
@@ -21,8 +22,8 @@ class Generator:
     """A checkpoint behind an engine; loaded at the first batch that is not in scratch already."""
 
     def __init__(self, node: Node, checkpoint: str, params: EngineParams, seed: int):
-        self.node, self.checkpoint, self.params, self.seed = node, checkpoint, params, seed
-        self.tokenizer = load_tokenizer(checkpoint)
+        self.node, self.checkpoint, self.params, self.seed = node, node.checkpoint(checkpoint), params, seed
+        self.tokenizer = load_tokenizer(self.checkpoint)
         self._engine: Engine | None = None
 
     @property

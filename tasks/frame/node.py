@@ -34,6 +34,7 @@ from larpo.errors import MachineError, UserError, at, one_line
 from larpo.hashing import digest, file_hashes, tree_hash, tree_hash_of
 from larpo.load import load_params
 from larpo.models import remote_code
+from larpo.models.resolve import Checkpoint
 from larpo.workspace.dvc_lock import check_recorded
 from tasks.frame.files import check_writable, disk_fault, publish, write_json, write_part
 from tasks.frame.lock import Lock
@@ -101,6 +102,8 @@ class Node:
         self._lock = Lock(SCRATCH / f"{self.stage}.lock", self.stage)
         self._rows: dict[str, Any] = {}
         self._notes: dict[str, Any] = {}
+        # The models that it reads, with what of their own code may run.
+        self.checkpoints: dict[str, Checkpoint] = {}
 
     def __enter__(self) -> Node:
         self._started, self._wall = datetime.now(UTC), time.perf_counter()
@@ -122,10 +125,6 @@ class Node:
         hashes = {p: file_hashes(p) for p in self.inputs}
         if self.leads:
             check_recorded(hashes, self.stage)
-        remote_code.begin()
-        for path in self.inputs:
-            if (path / remote_code.CONFIG).is_file():  # a policy, or a reward model
-                remote_code.admit(path, *self.params.may_run_code(path.as_posix()))
         self.input_hashes = {p.as_posix(): tree_hash_of(found) for p, found in hashes.items()}
         self.identity = digest(self.stage, self.input_hashes, self.settings)
         home = SCRATCH / self.stage
@@ -137,10 +136,17 @@ class Node:
                     shutil.rmtree(old, ignore_errors=True)
         self.resumed = self.scratch.exists()
         (self.scratch / "publish").mkdir(parents=True, exist_ok=True)
-        remote_code.keep_in(self.scratch)
+        for path in self.inputs:
+            if (path / remote_code.CONFIG).is_file():  # a policy, or a reward model
+                permission = self.params.may_run_code(path.as_posix())
+                self.checkpoints[path.as_posix()] = remote_code.admit(path, *permission, within=self.scratch)
         if self.leads:  # told now rather than after hours of work
             for path in (*self.outputs, self.manifest_path):
                 check_writable(path.parent)
+
+    def checkpoint(self, path: str | Path) -> Checkpoint:
+        """A model among the inputs, as what loads it takes it: its own code runs only where params.yaml says so."""
+        return self.checkpoints.get(Path(path).as_posix()) or Checkpoint(str(path))
 
     def out(self, path: str | Path) -> Path:
         """Scratch place for one declared output; it is renamed to `path` at the end."""
@@ -166,7 +172,6 @@ class Node:
             if kind is None and self.leads:
                 self._publish()
         finally:
-            remote_code.begin()
             self._lock.release()
 
     def _publish(self) -> None:
@@ -186,6 +191,7 @@ class Node:
         say(f"{self.stage}: done in {record['seconds']:.1f} s" + (f", {counts}" if counts else ""))
 
     def _manifest(self) -> dict[str, Any]:
+        code = remote_code.record(self.checkpoints.values())
         return {
             "node": self.stage,
             "inputs": self.input_hashes,
@@ -193,7 +199,7 @@ class Node:
             "outputs": {p.as_posix(): tree_hash(self.scratch / "publish" / p) for p in self.outputs},
             "seed": self.seed,
             "rows": self._rows,
-            "notes": self._notes | ({"remote_code": code} if (code := remote_code.admitted()) else {}),
+            "notes": self._notes | ({"remote_code": code} if code else {}),
             "git": git_state(),
             "packages": package_versions(),
             "hardware": hardware(),
