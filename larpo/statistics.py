@@ -125,12 +125,8 @@ def best_of_n_curve(samples: pd.DataFrame, ns: list[int]) -> list[dict[str, Any]
 
     def estimate(means: list[float], share: bool) -> dict[str, float | None]:
         values = np.array(means).clip(0, 1) if share else np.array(means)
-        low, high = share_interval(values) if share else mean_interval(values)
-        return {
-            "value": float(values.mean()),
-            "low": low if isfinite(low) else None,
-            "high": high if isfinite(high) else None,
-        }
+        ends = [end if isfinite(end) else None for end in (share_interval if share else mean_interval)(values)]
+        return {"value": float(values.mean()), "low": ends[0], "high": ends[1]}
 
     return [
         {

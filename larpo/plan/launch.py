@@ -12,7 +12,7 @@ from larpo.config.overlays import lay_all, read_sections
 from larpo.config.params import Params, parse_params
 from larpo.errors import UserError
 from larpo.load import check_params, load_params
-from larpo.plan.estimates import Sharding
+from larpo.plan.memory import Sharding
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,9 @@ def test_what_is_needed(tmp_path, monkeypatch):
     assert "do-not-print" not in str(found)
     assert {key for (key, _), n in found.items() if n.missing} == {"retrieval.own.queries", "judges.gpt4"}
     # Only what the planned nodes need.
-    few = needs_of(params, build_plan(params, only={"policy", "items@gsm8k", "generate@0-gsm8k"}))
+    names = ("policy", "items@gsm8k", "generate@0-gsm8k")
+    some = [unroll(STAGES, params.model_dump(mode="json"))[name] for name in names]
+    few = needs_of(params, build_plan(params, stages=some))
     assert [n.key for n in few] == ["policy.model", "benchmarks.gsm8k.data"]
 
 
