@@ -106,7 +106,7 @@ def unroll(declared: dict[str, Any], params: dict[str, Any]) -> dict[str, Stage]
             stage = body.get("do", body)
 
             def fill(entries: Iterable[Any], scope: dict = scope, name: str = name) -> tuple[str, ...]:
-                return tuple(str(_filled(_path(entry), scope, name)) for entry in entries)
+                return tuple(dict.fromkeys(str(_filled(_path(entry), scope, name)) for entry in entries))
 
             stage_name = f"{name}@{suffix}" if suffix else name
             outs = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]

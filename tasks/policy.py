@@ -9,21 +9,18 @@ import pandas as pd
 
 from larpo import tables
 from larpo.models.initial import fetch_initial_policy, initial_checkpoint
-from tasks.frame.node import Node, command, load_params
+from tasks.frame.node import Node, command
 
 
 def main() -> None:
     """Write data/policy/0 and the empty data/candidates/0.parquet."""
-    params = load_params()
-    out, memory = "data/policy/0", "data/candidates/0.parquet"
-    with Node(
-        "policy", "", params, uses=["policy"], inputs=[], outputs=[out, memory], manifest="data/policy/0.manifest.json"
-    ) as node:
-        checkpoint = node.checkpoints["policy.model"] = initial_checkpoint(params.policy, node.scratch)
-        facts = fetch_initial_policy(params.policy, node.out(out), checkpoint)
+    with Node("policy") as node:
+        params = node.params.policy
+        checkpoint = node.checkpoints["policy.model"] = initial_checkpoint(params, node.scratch)
+        facts = fetch_initial_policy(params, node.out("policy"), checkpoint)
         node.note(**facts, sources=[checkpoint.record()])
         empty = pd.DataFrame(columns=tables.SCHEMAS["candidates"].names)
-        tables.write(empty, "candidates", node.out(memory))
+        tables.write(empty, "candidates", node.out("candidates"))
 
 
 if __name__ == "__main__":

@@ -21,49 +21,44 @@ from larpo.rewards.pairrm import PairRMReward
 from larpo.sources import provenance
 from larpo.sources.pairs import Pair, read_pairs
 from larpo.statistics import wilson
-from tasks.frame.node import Node, command, load_params, say, write_json
-
-OUT = "data/reward"
+from tasks.frame.node import Node, command, say, write_json
 
 
 def main() -> None:
     """Write data/reward: reward.json (identity), and for a model its weights, tokenizer and metrics.json."""
-    params = load_params()
-    wanted = params.reward
-    seed = seed_of(wanted.train.seed, "reward") if wanted.train else None
-    inputs = [] if wanted.policy is None else [wanted.start]
-    with Node(
-        "reward", "", params, uses=["reward"], inputs=inputs, outputs=[OUT], manifest=f"{OUT}.manifest.json", seed=seed
-    ) as node:
-        if wanted.source is None:
-            folder = node.out(OUT)
+    node = Node("reward")
+    params = node.params.reward
+    node.seed = seed_of(params.train.seed, "reward") if params.train else None
+    with node:
+        if params.source is None:
+            folder = node.out("reward")
             folder.mkdir(parents=True)
-            node.note(reward=write_identity(folder, wanted, None))
+            node.note(reward=write_identity(folder, params, None))
             return
         # Before hours of training: whether the data are there.
-        checks = {name: read_check(wanted, name) for name in wanted.checks}
+        checks = {name: read_check(params, name) for name in params.checks}
         metrics: dict[str, Any] = {}
-        folder = node.out(OUT)
-        start = None if wanted.policy is None else node.checkpoint(wanted.start)
-        checkpoint = node.checkpoints["reward.model"] = reward_checkpoint(wanted, start, node.scratch)
-        if wanted.train:
-            identity, held_out, counts, dropped = train(node, wanted, checkpoint, folder, seed)
+        folder = node.out("reward")
+        start = None if params.policy is None else node.checkpoint("policy")
+        checkpoint = node.checkpoints["reward.model"] = reward_checkpoint(params, start, node.scratch)
+        if params.train:
+            identity, held_out, counts, dropped = train(node, params, checkpoint, folder)
             made = settle(folder, checkpoint)
-            metrics["held_out"] = measure(made, wanted, held_out)
+            metrics["held_out"] = measure(made, params, held_out)
             metrics["dropped"] = dropped
             node.rows(read=sum(counts.values()) + sum(dropped.values()), written=counts["train"], dropped=dropped)
         else:
-            made, identity = fetch(wanted, checkpoint, folder)
+            made, identity = fetch(params, checkpoint, folder)
         for name, (pairs, dropped) in checks.items():
-            metrics.setdefault("checks", {})[name] = measure(made, wanted, pairs) | {"dropped": dropped}
+            metrics.setdefault("checks", {})[name] = measure(made, params, pairs) | {"dropped": dropped}
         if metrics:
             write_json(folder / "metrics.json", metrics)
         if "held_out" in metrics:
             say(f"{node.stage}: held-out accuracy {words(metrics['held_out'])}")
         for name, found in metrics.get("checks", {}).items():
             say(f"{node.stage}: {name}: accuracy {words(found)}")
-        from_outside = [checkpoint.record()] if wanted.model else []  # a policy of this run is an input of the node
-        node.note(reward=identity, sources=from_outside + sources(wanted), **metrics)
+        from_outside = [checkpoint.record()] if params.model else []  # a policy of this run is an input of the node
+        node.note(reward=identity, sources=from_outside + sources(params), **metrics)
 
 
 def sources(params: RewardParams) -> list[provenance.Source]:
@@ -98,7 +93,7 @@ def fetch(params: RewardParams, checkpoint: Checkpoint, folder: Path) -> tuple[C
 
 
 def train(
-    node: Node, params: RewardParams, checkpoint: Checkpoint, folder: Path, seed: int
+    node: Node, params: RewardParams, checkpoint: Checkpoint, folder: Path
 ) -> tuple[dict[str, Any], list[Pair], dict[str, int], dict[str, int]]:
     """Fit the model to the training pairs; returns its identity, the held-out pairs and the counts."""
     import torch
@@ -110,7 +105,7 @@ def train(
     from larpo.training.trainer import StopOnLimits
     from tasks.frame.train import check_commit, run
 
-    settings = params.train
+    settings, seed = params.train, node.seed
     check_commit()
     args = training_arguments(settings, "reward.train", "pairs", node.scratch / "checkpoints", seed)
     pairs, dropped = read_pairs(settings.data, "reward.train.data")

@@ -14,28 +14,18 @@ from larpo.errors import UserError
 from larpo.hashing import digest, seed_of
 from larpo.models.chat import end_tokens, gold_rows, turn_end
 from tasks.frame.generator import Generator
-from tasks.frame.node import Node, command, load_params
+from tasks.frame.node import Node, command
 
 
 def main(iteration: str) -> None:
     """Write data/sample/ITERATION.parquet."""
-    params = load_params()
-    this = params.entry("iterations", iteration)
-    policy, prompts_path = f"data/policy/{this.previous}", f"data/prompts/{iteration}.parquet"
-    out = f"data/sample/{iteration}.parquet"
-    seed = seed_of(params.seed, "sample", iteration)
-    with Node(
-        "sample",
-        iteration,
-        params,
-        uses=["seed", "sample", "engine", f"iterations.{iteration}"],
-        inputs=[policy, prompts_path],
-        outputs=[out],
-        manifest=f"data/sample/{iteration}.manifest.json",
-        seed=seed,
-    ) as node:
+    with Node("sample", iteration) as node:
+        params = node.params
+        this = params.iterations[iteration]
+        node.seed = seed_of(params.seed, "sample", iteration)
+        policy, prompts_path = node.checkpoint("policy"), node["prompts"]
         prompts = tables.read("prompts", prompts_path)
-        generator = Generator(node, policy, params.engine, seed)
+        generator = Generator(node, policy)
         n = params.sample.responses // len(this.temperatures)
         parts = []
         for order, temperature in enumerate(this.temperatures):
@@ -68,7 +58,7 @@ def main(iteration: str) -> None:
         ]
         order = {p: i for i, p in enumerate(prompts["prompt_id"])}
         frame = frame.assign(o=frame["prompt_id"].map(order)).sort_values(["o", "index"], kind="stable")
-        tables.write(frame[tables.SCHEMAS["responses"].names], "responses", node.out(out))
+        tables.write(frame[tables.SCHEMAS["responses"].names], "responses", node.out("sample"))
         tokens = int(sampled["token_ids"].map(len).sum())
         node.note(tokens=tokens, truncated=int((sampled["finish_reason"] == "length").sum()))
         if params.sample.gold:

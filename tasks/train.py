@@ -20,51 +20,40 @@ from larpo.training.list_trainer import ListTrainer, check_step0, first_batch_lo
 from larpo.training.trainer import StopOnLimits
 from tasks.frame.files import read_json_part, write_json
 from tasks.frame.launch import launched
-from tasks.frame.node import Node, command, load_params
+from tasks.frame.node import Node, command
 from tasks.frame.train import check_commit, run
 
 
 def main(iteration: str) -> None:
     """Write data/policy/ITERATION and the training curves in data/train/ITERATION."""
-    params = load_params()
-    previous = params.entry("iterations", iteration).previous
+    node = Node("train", iteration)
+    params = node.params
     if launched(params.train.launch, "tasks.train", iteration):
         return
     check_commit()
-    policy = f"data/policy/{previous}"
-    paths = [f"data/{kind}/{iteration}.parquet" for kind in ("lists", "candidates", "reference")]
-    out, curves = f"data/policy/{iteration}", f"data/train/{iteration}"
-    seed = seed_of(params.seed, "train", iteration)
-    with Node(
-        "train",
-        iteration,
-        params,
-        uses=["seed", "train", "reference", f"iterations.{iteration}"],
-        inputs=[policy, *paths],
-        outputs=[out, curves],
-        manifest=f"data/train/{iteration}.manifest.json",
-        seed=seed,
-    ) as node:
-        lists = read_training_lists(*paths)
+    node.seed = seed_of(params.seed, "train", iteration)
+    with node:
+        policy, candidates_path = node.checkpoint("policy"), node["candidates"]
+        lists = read_training_lists(node["lists"], candidates_path, node["reference"])
         objective = build(params.train.objective, **params.train.objective_options)
-        args = training_arguments(params.train, "train", "lists", node.scratch / "checkpoints", seed)
-        tokenizer = load_tokenizer(node.checkpoint(policy))
-        set_seed(seed)
+        args = training_arguments(params.train, "train", "lists", node.scratch / "checkpoints", node.seed)
+        tokenizer = load_tokenizer(policy)
+        set_seed(node.seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
         # As the paper trains: without dropout's noise in the log-ratios.
-        model = without_dropout(load_model(node.checkpoint(policy), params.policy.dtype))
-        check_list_tokens(model, [entry.tokens for entry in lists], paths[1])
+        model = without_dropout(load_model(policy, params.policy.dtype))
+        check_list_tokens(model, [entry.tokens for entry in lists], candidates_path)
         step0 = node.scratch / "step0.json"
         if node.leads and read_json_part(step0) is None:
             first = lists[: params.train.lists_per_device_batch]
             loss, expected = first_batch_loss(model.to(args.device), first, objective)
-            if params.reference_policy(iteration) == previous:
+            if params.reference_policy(iteration) == params.iterations[iteration].previous:
                 check_step0(loss, expected, params.policy.dtype)
             write_json(step0, {"step0_loss": loss, "step0_expected": expected})
         trainer = ListTrainer(
             model, args, lists, objective, processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)]
         )
-        run(node, trainer, node.out(out), node.out(curves))
+        run(node, trainer, node.out("policy"), node.out("train"))
         if not node.leads:
             return
         node.note(**json.loads(step0.read_text()), steps=trainer.state.global_step, lists=len(lists))

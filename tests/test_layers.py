@@ -145,6 +145,7 @@ FRAME = {
     "tasks.frame.files",
     "tasks.frame.lock",
     "tasks.frame.node",
+    "tasks.frame.parts",
 }
 # What decides only whether a node refuses its input: how a folder of weights is opened, whether a reward needs answers,
 # whether a judge has its key; and what only starts the same command in several processes.

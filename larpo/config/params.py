@@ -63,11 +63,6 @@ class Params(Section):
             raise ParameterError(f"{section}.{name}", f"does not exist{nearest(name, list(entries))}")
         return entries[name]
 
-    def check_policy(self, name: str) -> None:
-        """ParameterError where nothing makes a policy of that name."""
-        if name not in self.policies():
-            raise ParameterError("iterations", f"nothing makes policy {name!r}{nearest(name, self.policies())}")
-
     def policies(self) -> list[str]:
         """Names of every policy in the order they are made: 0, those of `sft`, those of the iterations."""
         return ["0", *self.sft, *sorted(self.iterations, key=int)]
@@ -154,11 +149,21 @@ def check_params(params: Params) -> None:
         made.append(name)
     if "0" in params.iterations:
         raise ParameterError("iterations.0", "policy 0 is the start; name the first iteration '1'")
+    if "1" not in params.iterations:
+        raise ParameterError("iterations", f"expected the first to be named '1', found {', '.join(params.iterations)}")
     for s, iteration in params.iterations.items():
         earlier = [name for name in params.iterations if int(name) < int(s)]
         if iteration.previous not in [*made, *earlier]:
             raise ParameterError(
                 f"iterations.{s}.previous", f"expected an earlier iteration, found {iteration.previous!r}"
+            )
+    first = params.iterations["1"].previous
+    for s in params.iterations if params.reference.model == "initial" else []:
+        if params.reference_policy(s) != first:
+            raise ParameterError(
+                "reference.model",
+                f"initial: iteration {s} goes back to policy {params.reference_policy(s)}, iteration 1 to {first}; "
+                "expected all to start from one",
             )
     start = params.reward.policy
     if start in params.iterations:
