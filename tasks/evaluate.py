@@ -9,8 +9,10 @@ import pandas as pd
 
 from larpo import tables
 from larpo.benchmarks import build_benchmark
+from larpo.benchmarks.items import join_items
 from larpo.errors import UserError, at
-from tasks.frame.node import Node, command, write_json
+from larpo.workspace.files import write_json
+from tasks.frame.node import Node, command
 
 
 def main(policy: str, benchmark: str) -> None:
@@ -23,9 +25,7 @@ def main(policy: str, benchmark: str) -> None:
         check_outputs(items, outputs, source, outputs_path)
         with at(f"benchmarks.{benchmark}"):
             scored = bench.score(items, outputs)
-        frame = outputs.join(scored).merge(
-            items[["prompt_id", "messages", "answer"]], on="prompt_id", how="left", validate="many_to_one"
-        )
+        frame = join_items(outputs.join(scored), items)
         if "judgement" not in frame:
             frame["judgement"] = None
         frame = frame[tables.SCHEMAS["evaluations"].names]

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from larpo.benchmarks import check_ns, parse_options
-from larpo.benchmarks.verifiable import aggregate
+from larpo.benchmarks import parse_options
+from larpo.benchmarks.verifiable import aggregate, check_ns
 from larpo.config.params import Params
 from larpo.config.sections import BenchmarkParams, Section
 from larpo.errors import ParameterError, UserError, at

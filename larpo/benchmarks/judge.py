@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -126,10 +126,9 @@ class JudgeClient:
         file = re.sub(r"[^A-Za-z0-9._-]+", "_", params.model)[:80] + "-" + digest(params.model, length=6) + ".jsonl"
         self.store = Store(Path(store) / file)
 
-    def complete(
-        self, requests: list[dict[str, Any]], say: Callable[[str], None] | None = None
-    ) -> list[dict[str, Any]]:
-        """Replies to chat-completions bodies (without `model`), in their order; equal requests are sent once.
+    def complete(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Replies to chat-completions bodies (without `model`), in their order; equal requests are sent once. Progress
+        is told on standard error.
 
         Returns
         -------
@@ -147,7 +146,7 @@ class JudgeClient:
         missing = {key: body for key, body in bodies.items() if key not in self.store.replies}
         if missing:
             check_key(self.params, self.name)
-            self._send(missing, len(bodies), say)
+            self._send(missing, len(bodies))
         return [self.store.replies[self.key(r)] for r in requests]
 
     def key(self, request: dict[str, Any]) -> str:
@@ -157,7 +156,7 @@ class JudgeClient:
     def _body(self, request: dict[str, Any]) -> dict[str, Any]:
         return {"model": self.params.model, **request, **self.params.options}
 
-    def _send(self, bodies: dict[str, dict[str, Any]], count: int, say: Callable[[str], None] | None) -> None:
+    def _send(self, bodies: dict[str, dict[str, Any]], count: int) -> None:
         """Fill the store with the replies to `bodies`, which are those of `count` requests that it did not have."""
         done = in_a_row = 0
         failed: list[Exception] = []
@@ -174,8 +173,9 @@ class JudgeClient:
                 with lock:
                     self.store.add(key, bodies[key], reply)
                     done, in_a_row = done + 1, 0
-                    if say and (done % 100 == 0 or done == len(bodies)):
-                        say(f"judge {self.name}: {done}/{len(bodies)} replies, {count - len(bodies)} were there")
+                    if done % 100 == 0 or done == len(bodies):
+                        told = f"judge {self.name}: {done}/{len(bodies)} replies, {count - len(bodies)} were there"
+                        print(told, file=sys.stderr, flush=True)
             except (UserError, OSError) as error:
                 refused.append(error)  # nothing more is sent; what is under way may still be kept
             except Exception as error:  # noqa: BLE001 - counted, and told below

@@ -160,13 +160,13 @@ PASSAGE, QUERY = lines([{"id": 1, "text": "One."}]), lines([{"question": "What?"
         "GSM8K without answers",
         benchmark("gsm8k", lines([{"question": "x"}])),
         "items b",
-        ("items.jsonl, row 0", "'answer'"),
+        ("items.jsonl, line 1", "answer: field required"),
     ),
     (
         "GSM8K of blank questions",
         benchmark("gsm8k", lines([{"question": " ", "answer": "1"}])),
         "items b",
-        ("items.jsonl, row 0", "'question'"),
+        ("items.jsonl, line 1", "question: blank"),
     ),
     ("a list where a row belongs", benchmark("gsm8k", "[1]\n"), "items b", ("items.jsonl, row 0", "an object")),
     (

@@ -53,6 +53,7 @@ def report(run: AuditedRun, name: str) -> Check:
     failures, told, code = [], "", Path(__file__).resolve().parents[3]
     theirs = run.lock["report"].deps
     same_code = all(p in theirs and _hash(code / p) == theirs[p].md5 for p in PAGE_CODE)
+    same_code &= (code / "dvc.yaml").read_bytes() == Path("dvc.yaml").read_bytes()  # which says how nodes are drawn
     with tempfile.TemporaryDirectory() as home:
         hashes = {s: tree_hash(f"data/lists/{s}.parquet") for s in run.params.iterations}
         (Path(home) / "report").mkdir()

@@ -28,7 +28,7 @@ def judge_calls(context: Context, name: str) -> JudgeCalls | None:
         text = f"{asked} [instruction] + {number(a.baseline_tokens)} [baseline] + {response}"
         completion = Estimate("tokens", f"{reply} [the annotator's max_tokens]")
     elif b.benchmark.startswith("mixeval") and b.options.get("parser") == "model":
-        from larpo.benchmarks.mixeval.parsers import FREE_FORM_JUDGE
+        from larpo.benchmarks.mixeval.judge import FREE_FORM_JUDGE
 
         template, text = len(FREE_FORM_JUDGE), f"{asked} [item] + {response}"
         completion = Estimate("tokens", f"{number(a.judge_reply_tokens)} [assumed; max_tokens is 999]")
@@ -56,7 +56,7 @@ def annotator_sizes(name: str) -> tuple[int, int]:
     """(characters of the prompt template, max_tokens of the reply) of an annotator that the package ships."""
     import alpaca_eval
 
-    from larpo.benchmarks.alpaca_eval.benchmark import annotator_config
+    from larpo.benchmarks.alpaca_eval.judge import annotator_config
 
     settings = annotator_config(name)
     template = Path(alpaca_eval.__file__).parent / "evaluators_configs" / settings["prompt_template"]
