@@ -34,14 +34,13 @@ LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 ONLY_IN = {"prefect": ("flows",), "dvc": ("larpo.workspace",)}
 # Circles that are still open.
 CIRCLES = [
-    ["larpo.rewards", "larpo.rewards.combined"],
     [
         "larpo.audit.diff.changes",
         "larpo.audit.open",
         "larpo.audit.pack.crate",
         "larpo.audit.pack.unpack",
         "larpo.audit.pack.write",
-    ],
+    ]
 ]
 
 
