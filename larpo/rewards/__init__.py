@@ -16,6 +16,7 @@ from larpo.config.sections import ScoreParams
 from larpo.errors import ParameterError
 from larpo.models.resolve import Model
 from larpo.registry import Registry
+from larpo.rewards.summands import parse
 
 
 class Reward(Protocol):
@@ -74,9 +75,7 @@ def parts(score: ScoreParams) -> list[tuple[str, dict[str, Any]]]:
     """(name, options) of the reward itself, or of each part of a `sum`."""
     if score.reward != "sum":
         return [(score.reward, score.options)]
-    from larpo.rewards.combined import parse
-
-    return [(part.reward, part.options) for part in parse(score.options)]
+    return [(part.reward, part.options) for part in parse(score.options, REWARDS)]
 
 
 def verifiable(score: ScoreParams) -> tuple[str, dict[str, Any]] | None:
