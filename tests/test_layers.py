@@ -34,14 +34,13 @@ LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 ONLY_IN = {"prefect": ("flows",), "dvc": ("larpo.workspace",)}
 # Circles that are still open.
 CIRCLES = [
-    ["larpo.rewards", "larpo.rewards.combined"],
     [
         "larpo.audit.diff.changes",
         "larpo.audit.open",
         "larpo.audit.pack.crate",
         "larpo.audit.pack.unpack",
         "larpo.audit.pack.write",
-    ],
+    ]
 ]
 
 
@@ -141,6 +140,7 @@ FRAME = {
     "larpo.hashing",
     "larpo.load",
     "larpo.models.remote_code",
+    "larpo.models.resolve",
     "larpo.registry",
     "larpo.sources.provenance",
     "larpo.tables",
@@ -164,8 +164,6 @@ NOT_TRACKED = {
     ("reward", "larpo.models.load"),
     ("score", "larpo.models.load"),
     ("best_of_n", "larpo.models.load"),
-    ("score", "larpo.models.packages"),
-    ("best_of_n", "larpo.models.packages"),
     ("train", "tasks.frame.launch"),
     ("sft", "tasks.frame.launch"),
     ("prompts", "larpo.rewards"),

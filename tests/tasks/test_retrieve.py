@@ -15,7 +15,7 @@ import tasks.embed
 import tasks.retrieve
 from larpo import tables
 from larpo.errors import UserError
-from larpo.retrieval.encoder import model_source
+from larpo.models.resolve import resolve
 from tests.conftest import ROOT
 from tests.tasks.conftest import change, record
 
@@ -119,5 +119,5 @@ def test_bad_corpora_and_models(sample):
     with pytest.raises(UserError, match="no rows; expected queries"):
         tasks.embed.main("s")
     with pytest.raises(UserError, match=r"package 'no-such-package' is not installed"):
-        model_source("pypi:no-such-package")
+        resolve("pypi:no-such-package")
     assert not Path("data/embed").exists()

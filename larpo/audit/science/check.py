@@ -15,7 +15,6 @@ from larpo.audit.results import Check, conclude, unchecked
 from larpo.audit.science import leaks, rewards, sampling, scores, training
 from larpo.audit.science.report import report
 from larpo.errors import UserError, one_line
-from larpo.models import remote_code
 from larpo.models.remote_code import EVERY, TOKENIZER
 
 PART = "science"
@@ -44,7 +43,6 @@ CHECKS: dict[str, Callable[[AuditedRun, str], Check]] = {
 def check_science(run: AuditedRun, trusted: bool = False) -> Iterator[Check]:
     """Every check of this part; one that cannot read a table fails with that table's line. `trusted`: code that the
     run's checkpoints bring may run, where its parameters say so."""
-    remote_code.begin()
     for name in CHECKS:
         if name != BEST_OF_N or run.params.best_of_n:
             yield check_numbers(run, name, trusted)

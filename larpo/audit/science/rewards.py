@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
@@ -14,10 +12,11 @@ from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude
 from larpo.config.sections import ScoreParams
 from larpo.hashing import digest
+from larpo.models.resolve import Model
 from larpo.rewards import MODELS, build_reward, parts, penalised
 
 PART = "science"
-MODEL = Path("data/reward")
+MODEL = "data/reward"
 PROMPTS_SCORED = 16  # of an iteration or a benchmark, whose responses a reward model scores again
 
 
@@ -41,7 +40,7 @@ def rewards(run: AuditedRun, name: str) -> Check:
             continue
         prompts = tables.read("prompts", f"data/prompts/{s}.parquet")
         columns = ["reward", "correct", "reward_name"]
-        lines, scored = different_rewards(path, recorded, responses, prompts, score, columns)
+        lines, scored = different_rewards(run, path, recorded, responses, prompts, columns)
         failures += lines
         count += scored
     how = f"{score.reward}, {f'{PROMPTS_SCORED} prompts an iteration' if by_model(score) else 'every response'}"
@@ -49,24 +48,25 @@ def rewards(run: AuditedRun, name: str) -> Check:
 
 
 def different_rewards(
+    run: AuditedRun,
     path: str,
     recorded: pd.DataFrame,
     responses: pd.DataFrame,
     prompts: pd.DataFrame,
-    score: ScoreParams,
     columns: list[str],
 ) -> tuple[list[str], int]:
     """Lines on rows of `recorded`, the rewards of `responses`, that differ, and how many rows were computed again."""
+    score = run.params.score
     rows = responses.index
     if by_model(score):
         rows = rows[responses["prompt_id"].isin(chosen(responses["prompt_id"], PROMPTS_SCORED))]
-    again = rewards_again(score, prompts, responses.loc[rows], MODEL).assign(reward_name=score.reward)
+    again = rewards_again(score, prompts, responses.loc[rows], run.checkpoint(MODEL)).assign(reward_name=score.reward)
     tolerance = LOGP if by_model(score) else EXACT
     return different_rows(path, recorded.loc[rows], again, columns, tolerance), len(rows)
 
 
 def rewards_again(
-    score: ScoreParams, prompts: pd.DataFrame, responses: pd.DataFrame, model: Path | None
+    score: ScoreParams, prompts: pd.DataFrame, responses: pd.DataFrame, model: Model | None
 ) -> pd.DataFrame:
     """reward and correct for each of `responses` (prompt_id, text, token_ids, finish_reason), penalties taken off.
 

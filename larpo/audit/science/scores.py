@@ -83,5 +83,5 @@ def picked(run: AuditedRun, name: str) -> Check:
             failures += lines
             continue
         items = tables.read("items", f"data/items/{params.benchmark}.parquet")
-        failures += different_rewards(path, recorded, samples, items, run.params.score, ["reward"])[0]
+        failures += different_rewards(run, path, recorded, samples, items, ["reward"])[0]
     return conclude(PART, name, count, "rows and scores against the benchmark's, rewards computed again", failures)

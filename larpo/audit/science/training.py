@@ -75,7 +75,8 @@ def reference(run: AuditedRun, name: str) -> Check:
             failures.append(f"{path}: its responses are not those of data/lists/{s}.parquet, in their order")
             continue
         some = frame[frame["prompt_id"].isin(chosen(frame["prompt_id"], LISTS_SCORED))]
-        model = load_model(f"data/policy/{run.params.reference_policy(s)}", run.params.policy.dtype).eval()
+        checkpoint = run.checkpoint(f"data/policy/{run.params.reference_policy(s)}")
+        model = load_model(checkpoint, run.params.policy.dtype).eval()
         with torch.inference_mode():
             logps, lengths = response_logps(model, pack(batch := response_lists(some)))
         values = [float(logps[b, j]) for b, entry in enumerate(batch) for j in range(len(entry.response_ids))]
@@ -112,7 +113,7 @@ def step0(run: AuditedRun, name: str) -> Check:
         if params.reference_policy(s) != iteration.previous:
             continue  # another reference
         trained = read_training_lists(*[f"data/{kind}/{s}.parquet" for kind in ("lists", "candidates", "reference")])
-        model = without_dropout(load_model(f"data/policy/{iteration.previous}", params.policy.dtype))
+        model = without_dropout(load_model(run.checkpoint(f"data/policy/{iteration.previous}"), params.policy.dtype))
         loss, expected = first_batch_loss(model, trained[: params.train.lists_per_device_batch], objective)
         details.append(f"train@{s} {loss:.4f} (expected {expected:.4f})")
         if not close(expected, loss, tolerance):
