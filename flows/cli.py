@@ -9,7 +9,7 @@ import typer
 from click import Context
 from typer.core import TyperGroup
 
-from larpo.audit.command import audit, pack, unpack
+from larpo.audit.command import audit_command, pack_command, unpack_command
 from larpo.benchmarks.command import SCORE_HELP, score
 from larpo.errors import MachineError, UserError, one_line
 from larpo.plan.command import plan, study_command
@@ -48,8 +48,11 @@ def run_study(*arguments: Any) -> dict[str, str]:
 
 
 app.command(help=SCORE_HELP, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(score)
-for command in (audit, plan, study_command(project_folder, run_study), pack, unpack):
-    app.command()(command)
+app.command("audit")(audit_command)
+app.command("plan")(plan)
+app.command("study")(study_command(project_folder, run_study))
+app.command("pack")(pack_command)
+app.command("unpack")(unpack_command)
 
 if __name__ == "__main__":
     app()
