@@ -144,7 +144,7 @@ def test_a_killed_worker_ends_the_service_and_the_next_one_goes_on(project):
     second = start(project, "flows.serve", "--port", str(free_port()))
     assert second.wait(60) == 1
     assert re.search(rf"error: the service \(make serve\) is already .* by process {first.pid};", output(project))
-    (worker,) = [p for p in running_with(project, "worker") if "supervise.py" not in " ".join(p.cmdline())]
+    (worker,) = [p for p in running_with(project, "worker") if "processes.py" not in " ".join(p.cmdline())]
     worker.kill()
     assert first.wait(60) == 2
     assert "error: Prefect's worker ended by itself" in output(project)
