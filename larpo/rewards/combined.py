@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from larpo.config.sections import Section
 from larpo.errors import ParameterError, at, first_error, nearest
+from larpo.registry import is_own
 
 
 class Part(Section):
@@ -33,7 +34,7 @@ def parse(options: dict[str, Any]) -> list[Part]:
             raise first_error(error, list(Options.model_fields)) from None
     for part in parts:
         known = [name for name in REWARDS if name != "sum"]
-        if part.reward not in known:
+        if part.reward not in known and not is_own(part.reward):
             raise ParameterError(
                 "score.options.parts", f"{part.reward!r} cannot be summed{nearest(part.reward, known)}"
             )

@@ -42,6 +42,7 @@ from larpo.models import remote_code
 from larpo.models.load import load_model
 from larpo.models.remote_code import EVERY, TOKENIZER
 from larpo.objectives import ListBatch, Objective, build
+from larpo.registry import OwnCodeError
 from larpo.report.read import read_json, training_curves
 from larpo.rewards import MODELS, parts
 from larpo.sources.pairs import read_pairs
@@ -72,6 +73,8 @@ def check_science(run: AuditedRun, trusted: bool = False) -> Iterator[Check]:
             continue
         try:
             yield check(run, name)
+        except OwnCodeError as error:
+            yield unchecked(PART, name, error.reason)
         except UserError as error:
             yield judged(PART, name, 1, "a table or a file cannot be read", [str(error)])
         except Exception as error:  # noqa: BLE001 - the run may have been written by anyone, and other checks go on
