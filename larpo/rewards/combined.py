@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import Field, ValidationError
 
+<<<<<<< HEAD
 from larpo.config.sections import Section
 from larpo.errors import ParameterError, at, first_error, nearest
 from larpo.registry import is_own
@@ -39,15 +38,18 @@ def parse(options: dict[str, Any]) -> list[Part]:
                 "score.options.parts", f"{part.reward!r} cannot be summed{nearest(part.reward, known)}"
             )
     return parts
+=======
+from larpo.models.resolve import Model
+from larpo.rewards import REWARDS, build_reward
+from larpo.rewards.summands import parse
+>>>>>>> main
 
 
 class Sum:
     """`correct` is that of the first part that tells right from wrong, null where none does."""
 
-    def __init__(self, folder: Path | None, **options: Any):
-        from larpo.rewards import build_reward
-
-        self.parts = parse(options)
+    def __init__(self, folder: Model | None, **options: Any):
+        self.parts = parse(options, REWARDS)
         self.rewards = [build_reward(part.reward, part.options, folder) for part in self.parts]
         self.needs_answers = any(reward.needs_answers for reward in self.rewards)
 
