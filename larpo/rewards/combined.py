@@ -6,43 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-<<<<<<< HEAD
-from larpo.config.sections import Section
-from larpo.errors import ParameterError, at, first_error, nearest
-from larpo.registry import is_own
-
-
-class Part(Section):
-    reward: str
-    weight: float = 1.0
-    options: dict[str, Any] = {}
-
-
-class Options(Section):
-    parts: list[Part] = Field(min_length=1)
-
-
-def parse(options: dict[str, Any]) -> list[Part]:
-    """`score.options` of a sum; one line for a wrong one."""
-    from larpo.rewards import REWARDS
-
-    try:
-        parts = Options.model_validate(options).parts
-    except ValidationError as error:
-        with at("score.options"):
-            raise first_error(error, list(Options.model_fields)) from None
-    for part in parts:
-        known = [name for name in REWARDS if name != "sum"]
-        if part.reward not in known and not is_own(part.reward):
-            raise ParameterError(
-                "score.options.parts", f"{part.reward!r} cannot be summed{nearest(part.reward, known)}"
-            )
-    return parts
-=======
 from larpo.models.resolve import Model
 from larpo.rewards import REWARDS, build_reward
 from larpo.rewards.summands import parse
->>>>>>> main
 
 
 class Sum:
