@@ -56,4 +56,4 @@ def test_a_wrong_one_is_one_line(project):
     param("score.reward", "own_reward:Breif")()
     status, line = invoke(["score", "1"])
     assert status == 2 and line.count("\n") == 1
-    assert "params.yaml: " in line and "reward own_reward:Breif: cannot be loaded (module 'own_reward' has no" in line
+    assert "params.yaml: score.reward: reward own_reward:Breif: cannot be loaded (module 'own_reward' has no" in line
