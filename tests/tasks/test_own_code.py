@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import shutil
 import sys
@@ -43,9 +44,10 @@ def project(finished_project, tmp_path, monkeypatch):
 
 
 def test_a_node_records_it_and_an_audit_leaves_it_alone(project):
-    done = larpo_command(project.folder, "audit", "--no-again")
+    larpo_command(project.folder, "audit", "--no-again")
     assert "own_reward" not in sys.modules
-    assert "reward own_reward:Brief is code of the run's own, which is not run here" in " ".join(done.stdout.split())
+    page = html.unescape(Path("report/audit.html").read_text("utf-8"))
+    assert "reward own_reward:Brief is code of the run's own, which is not run here" in page
     shutil.rmtree(".git")
     assert invoke(["score", "1"])[0] == 0
     notes = json.loads(Path("data/score/1.manifest.json").read_text())["notes"]
