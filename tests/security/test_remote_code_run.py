@@ -142,11 +142,11 @@ def test_a_parameter_that_was_switched_off_stops_every_node_and_the_audit(ran, t
     monkeypatch.chdir(copy.folder)
     params({"policy.trust_remote_code": False, "reward.trust_remote_code": False})()
     before = executed.read_text()
-    for node in ("policy", "sample 1", "reference 1", "train 1", "generate 0 held_out"):
+    for node in ("policy", "sample 1", "reference 1", "train 1", "generate 1 held_out"):
         status, said = invoke(node.split())
         assert status == 2 and len(said.strip().splitlines()) == 1, said
         assert "modeling_tiny.py" in said and f"set {KEY}: true in params.yaml" in said
-        assert ("policy.model" if node == "policy" else "data/policy/0") in said
+        assert ("policy.model" if node == "policy" else "data/policy/") in said
     for node in ("reward", "score 1"):
         status, said = invoke(node.split())
         assert status == 2 and "set reward.trust_remote_code: true in params.yaml" in said, said
