@@ -15,7 +15,8 @@ import torch
 from larpo import tables
 from larpo.lists.read import check_list_tokens, mismatched_responses, read_lists, response_lists
 from larpo.models.load import load_model
-from larpo.training.logps import pack, response_logps
+from larpo.training.logps import response_logps
+from larpo.training.packing import pack
 from tasks.frame.files import read_part, write_part
 from tasks.frame.node import Node, command, load_params, progress
 

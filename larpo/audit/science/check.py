@@ -45,7 +45,8 @@ from larpo.rewards import MODELS, parts
 from larpo.sources.pairs import read_pairs
 from larpo.sources.prompts import draw
 from larpo.training.list_trainer import STEP0_TOLERANCE, TrainingList, first_batch_loss, without_dropout
-from larpo.training.logps import pack, response_logps
+from larpo.training.logps import response_logps
+from larpo.training.packing import pack
 from tasks.lists import related
 from tasks.train import read_training_lists
 

@@ -235,7 +235,8 @@ def test_activations_are_those_that_autograd_keeps(tiny_policy):
     """What a training pass of a real Llama keeps per token and layer, summed over its tensors, within 10 %."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from larpo.training.logps import ResponseList, pack, response_logps
+    from larpo.training.logps import response_logps
+    from larpo.training.packing import ResponseList, pack
 
     config = LlamaConfig(
         vocab_size=11,

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, MistralConfig
 
-from larpo.training.logps import ResponseList, attention_mask, pack, response_logps
+from larpo.training.logps import response_logps
+from larpo.training.packing import ResponseList, pack
 
 SMALL = {
     "vocab_size": 40,
