@@ -30,6 +30,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest difference between two ways to compute the same response, nats per token."""
 CHUNK = {"cpu": 2**27, "cuda": 2**28}
 """Logits that exist at once."""
+FEWEST = 256  # rows of a chunk
 
 
 def token_logps(model: PreTrainedModel, packed: PackedLists) -> Tensor:
@@ -113,8 +114,8 @@ def in_chunks(hidden: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor
         return picked(logits(h), t)
 
     # The head's size is not known before it ran: it may be padded, or sharded now.
-    vocabulary = logits(hidden[:1].detach()).shape[-1] if len(hidden) > 512 else 1
-    size = max(256, CHUNK.get(hidden.device.type, 2**27) // vocabulary)
+    vocabulary = logits(hidden[:1].detach()).shape[-1] if len(hidden) > FEWEST else 1
+    size = max(FEWEST, CHUNK.get(hidden.device.type, 2**27) // vocabulary)
     pieces = list(zip(hidden.split(size), targets.split(size), strict=True))
     if not torch.is_grad_enabled() or len(pieces) == 1:
         return torch.cat([chunk(h, t) for h, t in pieces])
