@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from larpo.audit.command import pack_command, unpack_command
-from larpo.benchmarks import BENCHMARKS, score_file
+from larpo.benchmarks import score_file
 from larpo.errors import UserError, one_line
 
 app = typer.Typer(
@@ -60,7 +58,7 @@ def score(
     outputs: Path = typer.Argument(help="the outputs to score"),
 ) -> None:
     try:
-        found = score_file(benchmark, outputs, **options(benchmark, list(context.args)))
+        found = score_file(benchmark, outputs, **options(context.args))
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(2) from None
@@ -230,37 +228,18 @@ def _dry_run(
     return 1 if any(one.failed for one in found) else 0
 
 
-def options(benchmark: str, arguments: list[str]) -> dict[str, Any]:
-    """`--key value` pairs as the benchmark's own options; whole numbers and flags by what the benchmark expects."""
-    if benchmark not in BENCHMARKS:
-        return {}  # `score_file` names it
-    module = import_module(BENCHMARKS[benchmark].partition(":")[0])
-    known = inspect.signature(module.score_file).parameters if hasattr(module, "score_file") else {}
-    found: dict[str, Any] = {}
-    while arguments:
-        name, equals, value = arguments.pop(0).partition("=")
+def options(arguments: list[str]) -> dict[str, str]:
+    """`--key value` and `--key=value` as keys and values."""
+    pairs: dict[str, str] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
         if not name.startswith("--"):
             raise UserError(f"larpo score: {name!r} is not expected here; expected --option value")
-        key = name[2:].replace("-", "_")
-        default = known[key].default if key in known else None
-        if isinstance(default, bool) and not equals and (not arguments or arguments[0].startswith("--")):
-            found[key] = True
-            continue
-        if not equals:
-            if not arguments:
-                raise UserError(f"larpo score: {name} expects a value")
-            value = arguments.pop(0)
-        if isinstance(default, bool):
-            if value.lower() not in ("true", "false"):
-                raise UserError(f"larpo score: {name}: expected true or false, found {value!r}")
-            found[key] = value.lower() == "true"
-        elif isinstance(default, int):
-            if not value.lstrip("-").isdigit():
-                raise UserError(f"larpo score: {name}: expected a whole number, found {value!r}")
-            found[key] = int(value)
-        else:
-            found[key] = value
-    return found
+        if not equals and (value := next(rest, None)) is None:
+            raise UserError(f"larpo score: {name} expects a value")
+        pairs[name[2:].replace("-", "_")] = value
+    return pairs
 
 
 if __name__ == "__main__":

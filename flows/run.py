@@ -36,16 +36,13 @@ from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import server
+from larpo.config.params import policy_key
 from larpo.errors import UserError, one_line
-from larpo.load import policy_key
 from larpo.workspace.clone import Workspace, changed_params, free_name
 from larpo.workspace.dvc import GraphNode, read_graph, select
 from larpo.workspace.mend import mend
 from larpo.workspace.repro import BadInput, NodeFailed, NodeRunner, Stopped
 
-# Long nodes resume where they stopped, and a judge may have been away; the rest fail for a reason that stays.
-RETRIES = dict.fromkeys(("sample", "score", "reference", "generate", "evaluate", "best_of_n", "embed"), 2)
-RETRIES |= dict.fromkeys(("train", "sft", "reward"), 1)
 STATE_NAMES = {"ran": "Completed", "restored": "Restored", "up-to-date": "UpToDate"}
 LIMIT = "larpo-heavy"
 LEASE_SECONDS = 60.0  # Prefect's minimum; after a kill the slot is free again in about that time
@@ -128,11 +125,9 @@ def run_graph(graph: dict[str, GraphNode], folder: Path) -> dict[str, str]:
     futures: dict[str, Any] = {}
     try:
         for node in graph.values():
-            prepared = run_node.with_options(
-                name=node.kind, retries=RETRIES.get(node.kind, 0), retry_delay_seconds=delay
-            )
+            prepared = run_node.with_options(name=node.kind, retries=node.meta.retries, retry_delay_seconds=delay)
             futures[node.name] = prepared.submit(
-                node.name, runner, slots if node.heavy else None, wait_for=[futures[need] for need in node.needs]
+                node.name, runner, slots if node.meta.heavy else None, wait_for=[futures[need] for need in node.needs]
             )
         wait(list(futures.values()))
     finally:

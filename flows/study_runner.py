@@ -33,8 +33,6 @@ from larpo.workspace.repro import Output
 from tasks.frame.node import git_state
 
 KEPT = Path(".larpo/studies")
-# Nodes that do not depend on the seed: made before runs go side by side, so that none is made twice.
-SHARED = ("policy", "sft", "reward", "embed")
 # What a run computes from, beside its parameters. How studies are planned, run and shown does not change a number.
 SOURCES = ("dvc.yaml", "larpo/**/*", "tasks/**/*", "data/samples/**/*")
 NO_SOURCES = (
@@ -109,7 +107,8 @@ class Runner:
     def run(self, run: Run, kinds: tuple[str, ...], only_shared: bool, say: Callable[[str], None]) -> dict | None:
         """Bring `kinds` of the run's graph up to date; saves it as an experiment and returns what it measured.
 
-        With `only_shared` it stops after the nodes that all seeds share, and saves nothing.
+        With `only_shared` it stops after the nodes that all seeds share, and saves nothing: made before runs go side
+        by side, none of them is made twice.
         """
         workspace = Workspace(self.project, run.name)
         start = time.monotonic()
@@ -118,7 +117,7 @@ class Runner:
             graph = select(read_graph(workspace.folder), [*kinds])
             self._code.pop(workspace.folder, None)
             identity = self.identity(run, workspace.folder)
-        nodes = [n.name for n in graph.values() if not only_shared or n.kind in SHARED]
+        nodes = [n.name for n in graph.values() if not only_shared or n.meta.shared]
         if nodes:
             self._repro(workspace.folder, nodes, say)
         if only_shared:

@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
+MANY = 40
+"""So many names are still listed in a line."""
+
+
 class UserError(Exception):
     """A wrong input, told in one line that names the fix; commands print it and exit with code 2."""
 
 
-class ParameterError(UserError):
+class ParameterError(UserError, ValueError):  # ValueError: so pydantic takes it from a section's own check
     """A wrong parameter. Whoever finds it names the key as far as they know it; `at` adds where that key stands.
 
     ParameterError("ns", "8 asked for, expected at most 4") inside `at("benchmarks.gsm8k.options")` inside
@@ -39,20 +43,23 @@ class MachineError(Exception):
 
 @contextlib.contextmanager
 def at(section: str = "", file: str = "") -> Iterator[None]:
-    """Parameters that are found wrong in this block stand in `section` of `file`. Other errors pass as they are."""
+    """Parameters that are found wrong in this block stand in `section` of `file`. Where an inner block has named the
+    file, the key is whole and nothing is added. Other errors pass as they are."""
     try:
         yield
     except ParameterError as error:
-        key = ".".join(part for part in (section, error.key) if part)
-        raise ParameterError(key, error.reason, error.file or file) from None
+        if not error.file:
+            error.key, error.file = ".".join(part for part in (section, error.key) if part), file
+        raise
 
 
 def nearest(name: str, known: Collection[str]) -> str:
     """`; did you mean 'x'?` for the closest known name, or the list of names when none is close."""
     if not known:
         return "; there are none"
-    match = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {match[0]!r}?" if match else f"; expected one of {', '.join(sorted(known))}"
+    if match := difflib.get_close_matches(name, known, n=1):
+        return f"; did you mean {match[0]!r}?"
+    return f"; expected one of {', '.join(sorted(known))}" if len(known) <= MANY else f"; {len(known)} names are known"
 
 
 def unknown(key: str, name: str, known: Collection[str]) -> ParameterError:
@@ -72,12 +79,10 @@ def first_error(error: ValidationError, known: Collection[str] = ()) -> Paramete
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return ParameterError(key, f"does not exist{nearest(str(first['loc'][-1]), known)}")
-    if first["type"] == "value_error":
-        message = str(first["ctx"]["error"])
-        if not first["loc"]:  # a check across sections, which names its keys itself
-            return ParameterError("", message)
-    else:
-        message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ParameterError):  # a section's own check, which names its key itself
+        return ParameterError(".".join(part for part in (key, cause.key) if part), cause.reason)
+    message = str(cause) if first["type"] == "value_error" else f"{first['msg'][0].lower()}{first['msg'][1:]}"
     # A password in an address is the only secret that a value may hold; the line ends up in logs.
     value = re.sub(r"//[^/@]*@", "//…@", reprlib.repr(first["input"]))
     return ParameterError(key, message if first["type"] == "missing" else f"{message}, found {value}")

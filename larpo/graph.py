@@ -1,5 +1,7 @@
 """dvc.yaml unrolled without DVC: stages for some parameters, what they need, and when two of them are the same.
 
+Whatever differs between kinds of nodes stands in their stages' `meta` and `desc`, which enter no lock.
+
 DVC takes a stage's output from its cache where command, parameters, dependencies and output paths are equal to those
 of a stage that ran before. `keys` says the same from the declaration alone: a stage's key is made of its command, its
 outputs' paths, the values of the parameters that it names, and, per dependency, the keys of the stages that make it
@@ -11,17 +13,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from larpo.errors import UserError
+from larpo.errors import UserError, at, first_error
 from larpo.hashing import digest
 
+DECLARATION = Path(__file__).resolve().parents[1] / "dvc.yaml"
+"""Of the project that the running code lies in."""
 _VARIABLE = re.compile(r"\$\{\s*([^}\s]+)\s*\}")
+
+
+class Meta(BaseModel):
+    """What a stage's `meta` says of its kind of node; `unroll` fills every `${…}` in."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    heavy: bool = Field(False, description="loads a model: two on one machine are slow, or do not fit")
+    retries: int = Field(0, ge=0, description="further tries under Prefect: long nodes resume, a judge may be back")
+    shared: bool = Field(False, description="the same for all seeds of a study")
+    sources: bool = Field(False, description="something enters the run from outside; its manifest names the sources")
+    learning_rate: str | None = Field(None, description="the parameter, where it trains")
+    compare: dict[str, str] = Field({}, description="pattern of a file's name → its rule in larpo.audit.compare.rules")
+    algorithm: dict[str, str] = Field({}, description="line of Algorithm 1 → the code that is it, as module:object")
+    row: str | None = Field(None, description="the policy in whose row the report draws it; null: not drawn")
+    column: str | None = Field(None, description="the kind in whose column it is drawn; null: one of its own")
+    label: str | None = Field(None, description="what its box says, where the kind stands below; null: its name")
 
 
 @dataclass(frozen=True)
@@ -33,18 +55,36 @@ class Stage:
     deps: tuple[str, ...]
     params: tuple[str, ...]
     outs: tuple[str, ...]
+    desc: str = ""
+    meta: Meta = field(default_factory=Meta)
 
     @property
     def kind(self) -> str:
         return self.name.partition("@")[0]
 
 
-def read_stages(path: str | Path) -> dict[str, Any]:
+def read_stages(path: str | Path = DECLARATION) -> dict[str, Any]:
     """The stages as dvc.yaml declares them."""
     try:
-        return yaml.safe_load(Path(path).read_text("utf-8"))["stages"]
+        return yaml.load(Path(path).read_text("utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not readable as stages ({' '.join(str(error).split())[:160]})") from None
+
+
+def read_meta(kind: str, declared: Any, file: str = "dvc.yaml") -> Meta:
+    """A stage's `meta`, checked."""
+    try:
+        return Meta.model_validate({} if declared is None else declared)
+    except ValidationError as error:
+        with at(f"stages.{kind}.meta", file):
+            raise first_error(error, Meta.model_fields) from None
+
+
+def kinds(path: str | Path = DECLARATION) -> dict[str, Meta]:
+    """What dvc.yaml says of each kind of node, in its order; nothing is filled in."""
+    return {
+        kind: read_meta(kind, body.get("do", body).get("meta"), str(path)) for kind, body in read_stages(path).items()
+    }
 
 
 def unroll(declared: dict[str, Any], params: dict[str, Any]) -> dict[str, Stage]:
@@ -66,7 +106,7 @@ def unroll(declared: dict[str, Any], params: dict[str, Any]) -> dict[str, Stage]
             stage = body.get("do", body)
 
             def fill(entries: Iterable[Any], scope: dict = scope, name: str = name) -> tuple[str, ...]:
-                return tuple(str(_filled(_path(entry), scope, name)) for entry in entries)
+                return tuple(dict.fromkeys(str(_filled(_path(entry), scope, name)) for entry in entries))
 
             stage_name = f"{name}@{suffix}" if suffix else name
             outs = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
@@ -76,6 +116,8 @@ def unroll(declared: dict[str, Any], params: dict[str, Any]) -> dict[str, Stage]
                 fill(stage.get("deps", [])),
                 tuple("" if p == "params.yaml:" else p for p in fill(stage.get("params", []))),
                 fill(outs),
+                str(_filled(stage.get("desc", ""), scope, name)),
+                read_meta(name, _filled(stage.get("meta"), scope, name)),
             )
     return out
 
@@ -102,6 +144,8 @@ def _instances(name: str, body: dict[str, Any], params: dict[str, Any]) -> list[
 
 
 def _filled(value: Any, scope: dict[str, Any], stage: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _filled(inner, scope, stage) for key, inner in value.items()}
     if not isinstance(value, str):
         return value
     if whole := _VARIABLE.fullmatch(value):

@@ -21,8 +21,8 @@ from larpo.errors import ParameterError, one_line, unknown
 _OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
-class Registry(Mapping[str, str]):
-    """Short names of one kind of thing → `module:object`.
+class Registry(Mapping[str, Any]):
+    """Short names of one kind of thing → `module:object`, or the object itself where it is plain data.
 
     Parameters
     ----------
@@ -32,10 +32,10 @@ class Registry(Mapping[str, str]):
         Ours; a new one is one line here.
     """
 
-    def __init__(self, what: str, entries: dict[str, str]):
+    def __init__(self, what: str, entries: dict[str, Any]):
         self.what, self.entries = what, entries
 
-    def __getitem__(self, name: str) -> str:
+    def __getitem__(self, name: str) -> Any:
         return self.entries[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -58,7 +58,10 @@ class Registry(Mapping[str, str]):
             There is no such name, or an own module cannot be imported, or holds no such object.
         """
         self.check(name, key)
-        module, _, attribute = self.entries.get(name, name).partition(":")
+        entry = self.entries.get(name, name)
+        if not isinstance(entry, str):
+            return entry
+        module, _, attribute = entry.partition(":")
         if name in self:
             return getattr(importlib.import_module(module), attribute)
         try:

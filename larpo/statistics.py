@@ -1,10 +1,16 @@
-"""Estimators that the scores use: Pass@N (= Recall@N of the paper) and 95 % intervals."""
+"""Estimators that the scores use: Pass@N (= Recall@N of the paper), Best-of-N, votes, and 95 % intervals.
+
+The two closed forms of intervals are ours, not SciPy's, whose last bits differ and whose import takes longer than the
+report; a test compares them with SciPy's.
+"""
 
 from __future__ import annotations
 
-from math import comb
+from math import comb, isfinite, log
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 Z95 = 1.959963984540054
 
@@ -95,6 +101,43 @@ def best_of_n(rewards: np.ndarray, scores: np.ndarray, n: int) -> float:
         value += (comb(upto, n) - comb(below, n)) / comb(len(rewards), n) * scores[group].mean()
         below = upto
     return float(value)
+
+
+def best_of_n_curve(samples: pd.DataFrame, ns: list[int]) -> list[dict[str, Any]]:
+    """Best-of-N under a reward, measured by the true score, as N grows: a proxy reward is over-optimised.
+
+    The pick's distance from the policy is at most KL = log N − (N − 1)/N (Beirami et al. 2024), which makes curves of
+    best-of-N and of training comparable.
+
+    Parameters
+    ----------
+    samples
+        Columns prompt_id, reward, score; every prompt has at least max(ns) rows.
+
+    Returns
+    -------
+    One entry per N, in rising order: n, kl, and with 95 % intervals over items `score` and `reward` of the response
+    that the reward picks among N, and `upper`, the best score among N (= Pass@N where scores are 0 and 1), which no
+    pick can beat.
+    """
+    groups = [(g["reward"].to_numpy(), g["score"].to_numpy()) for _, g in samples.groupby("prompt_id", sort=True)]
+    share = bool(samples["score"].between(0, 1).all())
+
+    def estimate(means: list[float], share: bool) -> dict[str, float | None]:
+        values = np.array(means).clip(0, 1) if share else np.array(means)
+        ends = [end if isfinite(end) else None for end in (share_interval if share else mean_interval)(values)]
+        return {"value": float(values.mean()), "low": ends[0], "high": ends[1]}
+
+    return [
+        {
+            "n": n,
+            "kl": log(n) - (n - 1) / n,
+            "score": estimate([best_of_n(r, s, n) for r, s in groups], share),
+            "upper": estimate([best_of_n(s, s, n) for _, s in groups], share),
+            "reward": estimate([best_of_n(r, r, n) for r, _ in groups], False),
+        }
+        for n in sorted(set(ns))
+    ]
 
 
 def majority_vote(answers: list[str | None], scores: list[float], n: int) -> float:

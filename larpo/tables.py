@@ -7,9 +7,8 @@ names, so the same rows are the same bytes.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,6 +50,9 @@ _OUTPUT = [
     ("n_tokens", _INT),
     ("finish_reason", _TEXT),
 ]
+
+OUTPUT_KEY = ["prompt_id", "temperature", "sample", "turn"]
+"""What tells a policy's answers to a benchmark apart."""
 
 SCHEMAS: dict[str, pa.Schema] = {
     "prompts": _schema(*_PROMPT, ("solution", _TEXT, True)),
@@ -235,11 +237,3 @@ def read(table: str, path: str | Path, columns: list[str] | None = None, empty: 
     if "messages" in frame:
         frame["messages"] = [[dict(m) for m in messages] for messages in frame["messages"]]
     return frame if columns is None else frame[columns]
-
-
-def readable(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
-    """Rows of a dataset; its text is decoded only here, so bytes that are none are found here."""
-    try:
-        yield from rows
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 text ({error.reason}, byte {error.object[error.start]:#x})") from None

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from larpo import tables
-from larpo.best_of_n import curve
 from larpo.errors import UserError
-from tasks.frame.node import Node, command, load_params, say, write_json
+from larpo.statistics import best_of_n_curve
+from tasks.frame.node import Node, command, say, write_json
 from tasks.frame.scoring import score_in_parts
 
 PART = 4096  # responses per part: what a kill can cost
-KEY = ["prompt_id", "temperature", "sample", "turn"]
 
 
 def main(name: str) -> None:
     """Write data/evaluate/best_of_n-NAME.parquet (a row per sample) and its curve as .json."""
-    params = load_params()
-    wanted = params.entry("best_of_n", name)
-    which = f"{wanted.policy}-{wanted.benchmark}"
-    items_path, outputs_path = f"data/items/{wanted.benchmark}.parquet", f"data/generate/{which}.parquet"
-    scores_path, stem = f"data/evaluate/{which}.parquet", f"data/evaluate/best_of_n-{name}"
-    with Node(
-        "best_of_n",
-        name,
-        params,
-        uses=["score", f"best_of_n.{name}"],
-        inputs=[items_path, outputs_path, scores_path, "data/reward"],
-        outputs=[f"{stem}.parquet", f"{stem}.json"],
-        manifest=f"{stem}.manifest.json",
-    ) as node:
+    with Node("best_of_n", name) as node:
+        params = node.params
+        wanted = params.best_of_n[name]
+        items_path, outputs_path, scores_path = node["items"], node["generate"], node["evaluate"]
         outputs = tables.read("outputs", outputs_path)
         samples = outputs[(outputs["sample"] >= 0) & (outputs["turn"] == 0)]
         # The first temperature's samples are the headline, as everywhere.
@@ -37,15 +26,17 @@ def main(name: str) -> None:
             raise UserError(
                 f"{outputs_path}: {fewest} samples of an item; best_of_n.{name}.ns asks for {max(wanted.ns)}"
             )
-        scores = tables.read("evaluations", scores_path)[[*KEY, "score"]]
-        joined = samples.merge(scores, on=KEY, how="left", validate="one_to_one")
+        scores = tables.read("evaluations", scores_path)[[*tables.OUTPUT_KEY, "score"]]
+        joined = samples.merge(scores, on=tables.OUTPUT_KEY, how="left", validate="one_to_one")
         if joined["score"].isna().any():
-            raise UserError(f"{scores_path}: not made from {outputs_path}; run `dvc repro --force evaluate@{which}`")
+            raise UserError(
+                f"{scores_path}: not made from {outputs_path}; run `dvc repro --force` on the evaluate node"
+            )
         items = tables.read("items", items_path)
-        found, facts = score_in_parts(node, params.score, samples, items, PART, (outputs_path, items_path))
+        found, facts = score_in_parts(node, samples, items, PART, (outputs_path, items_path))
         frame = joined.assign(reward=found["reward"])
-        tables.write(frame[tables.SCHEMAS["scored"].names], "scored", node.out(f"{stem}.parquet"))
-        points = curve(frame, wanted.ns)
+        tables.write(frame[tables.SCHEMAS["scored"].names], "scored", node.out("evaluate", ".parquet"))
+        points = best_of_n_curve(frame, wanted.ns)
         metrics = {
             "policy": wanted.policy,
             "benchmark": wanted.benchmark,
@@ -54,7 +45,7 @@ def main(name: str) -> None:
             "samples": fewest,
             "points": points,
         }
-        write_json(node.out(f"{stem}.json"), metrics)
+        write_json(node.out("evaluate", ".json"), metrics)
         for p in points:
             values = [f"{key} {p[key]['value']:.3f}" for key in ("score", "upper", "reward")]
             say(f"{node.stage}: N = {p['n']}: {', '.join(values)}")

@@ -7,29 +7,21 @@ import time
 
 import numpy as np
 
-from larpo.retrieval.encoder import Encoder, read_passages, read_queries, shards
+from larpo.retrieval.corpus import read_passages, read_queries
+from larpo.retrieval.encoder import Encoder
+from larpo.retrieval.index import shards
 from larpo.sources import provenance
 from tasks.frame.files import is_whole_array, read_json_part, rename, write_json
-from tasks.frame.node import Node, command, load_params, say
+from tasks.frame.node import Node, command, say
 
 
 def main(name: str) -> None:
     """Write data/embed/NAME: passages-*.npy with their ids-*.json, and queries.npy."""
-    params = load_params()
-    wanted = params.entry("retrieval", name)
-    out = f"data/embed/{name}"
-    with Node(
-        "embed",
-        name,
-        params,
-        uses=[f"retrieval.{name}"],
-        inputs=[wanted.corpus, wanted.queries],
-        outputs=[out],
-        manifest=f"data/embed/{name}.manifest.json",
-    ) as node:
+    with Node("embed", name) as node:
+        wanted = node.params.retrieval[name]
         queries = read_queries(wanted.queries)
         parts = node.scratch / "parts"
-        made = node.scratch / "publish" / out
+        made = node.place("embed")
         if made.is_dir() and not parts.exists():
             os.replace(made, parts)  # killed after the last shard, before they were published
         parts.mkdir(exist_ok=True)
@@ -42,12 +34,12 @@ def main(name: str) -> None:
                 continue
             encoder = encoder or Encoder(wanted)
             write_json(parts / f"ids-{i:06d}.json", [p.id for p in passages])
-            save(encoder.passages(passages), path)
+            save(encoder.passages([p.whole for p in passages]), path)
             rate = count / (time.perf_counter() - start)
             say(f"{node.stage}: {count} passages, {rate:.0f} passages/s")
         encoder = encoder or Encoder(wanted)
         save(encoder.queries(queries["question"].tolist()), parts / "queries.npy")
-        os.replace(parts, node.out(out))
+        os.replace(parts, node.out("embed"))
         given = [provenance.dataset(path) for path in (wanted.corpus, wanted.queries)]
         node.note(sources=[provenance.model(wanted.model), *given])
         node.rows(read=count + len(queries), written=count + len(queries))

@@ -9,42 +9,28 @@ import pandas as pd
 
 from larpo import tables
 from larpo.benchmarks import build_benchmark
-from larpo.errors import UserError
-from tasks.frame.node import Node, command, load_params, write_json
+from larpo.benchmarks.items import join_items
+from larpo.errors import UserError, at
+from tasks.frame.node import Node, command, write_json
 
 
 def main(policy: str, benchmark: str) -> None:
     """Write data/evaluate/POLICY-BENCHMARK.parquet and its metrics as .json."""
-    params = load_params()
-    bench = build_benchmark(params, benchmark)
-    params.check_policy(policy)
-    source, outputs_path = f"data/items/{benchmark}.parquet", f"data/generate/{policy}-{benchmark}.parquet"
-    stem = f"data/evaluate/{policy}-{benchmark}"
-    with Node(
-        "evaluate",
-        f"{policy}-{benchmark}",
-        params,
-        uses=["score", "judges", f"benchmarks.{benchmark}"],
-        inputs=[source, outputs_path],
-        outputs=[f"{stem}.parquet", f"{stem}.json"],
-        manifest=f"{stem}.manifest.json",
-    ) as node:
+    with Node("evaluate", f"{policy}-{benchmark}") as node:
+        bench = build_benchmark(node.params, benchmark)
+        source, outputs_path = node["items"], node["generate"]
         items = tables.read("items", source)
         outputs = tables.read("outputs", outputs_path)
         check_outputs(items, outputs, source, outputs_path)
-        try:
+        with at(f"benchmarks.{benchmark}"):
             scored = bench.score(items, outputs)
-        except UserError as error:
-            raise UserError(str(error).replace("benchmarks.NAME", f"params.yaml: benchmarks.{benchmark}")) from None
-        frame = outputs.join(scored).merge(
-            items[["prompt_id", "messages", "answer"]], on="prompt_id", how="left", validate="many_to_one"
-        )
+        frame = join_items(outputs.join(scored), items)
         if "judgement" not in frame:
             frame["judgement"] = None
         frame = frame[tables.SCHEMAS["evaluations"].names]
-        tables.write(frame, "evaluations", node.out(f"{stem}.parquet"))
+        tables.write(frame, "evaluations", node.out("evaluate", ".parquet"))
         metrics = {"benchmark": benchmark, "policy": policy, **bench.aggregate(items, frame)}
-        write_json(node.out(f"{stem}.json"), metrics)
+        write_json(node.out("evaluate", ".json"), metrics)
         node.rows(read=len(outputs), written=len(frame))
 
 

@@ -11,38 +11,26 @@ import pandas as pd
 from larpo import tables
 from larpo.benchmarks import build_benchmark
 from larpo.benchmarks.judge import check_key
+from larpo.benchmarks.refinement import revised
 from larpo.engines import Sampling
 from larpo.hashing import seed_of
 from tasks.frame.generator import Generator
-from tasks.frame.node import Node, command, load_params
-
-REVISE = "Check your answer for mistakes. Then give your revised answer to the same question, in the same form."
+from tasks.frame.node import Node, command
 
 
 def main(policy: str, benchmark: str) -> None:
     """Write data/generate/POLICY-BENCHMARK.parquet."""
-    params = load_params()
+    node = Node("generate", f"{policy}-{benchmark}")
+    params = node.params
     bench = build_benchmark(params, benchmark)
-    wanted = params.benchmarks[benchmark].generate
-    params.check_policy(policy)
     if getattr(bench, "judge", None) is not None:
         check_key(bench.judge, bench.judge_name)  # hours of generation must not end at a missing key
-    checkpoint, source = f"data/policy/{policy}", f"data/items/{benchmark}.parquet"
-    out = f"data/generate/{policy}-{benchmark}.parquet"
+    wanted = params.benchmarks[benchmark].generate
     # The same seed for every policy: checkpoints meet the same items and the same random draws.
-    seed = seed_of(params.seed, "evaluate", benchmark)
-    with Node(
-        "generate",
-        f"{policy}-{benchmark}",
-        params,
-        uses=["seed", "engine", f"benchmarks.{benchmark}.generate"],
-        inputs=[checkpoint, source],
-        outputs=[out],
-        manifest=f"data/generate/{policy}-{benchmark}.manifest.json",
-        seed=seed,
-    ) as node:
-        items = tables.read("items", source)
-        generator = Generator(node, checkpoint, params.engine, seed)
+    node.seed = seed_of(params.seed, "evaluate", benchmark)
+    with node:
+        items = tables.read("items", node["items"])
+        generator = Generator(node, node["policy"])
         greedy = Sampling(1, 0.0, wanted.max_new_tokens)
         parts = [generator.run(items, greedy, "greedy").assign(temperature=0.0, sample=-1, turn=0)]
         asked = items
@@ -62,17 +50,9 @@ def main(policy: str, benchmark: str) -> None:
         place = {0.0: -1} | {t: i for i, t in enumerate(wanted.temperatures)}
         frame = frame.assign(o=frame["prompt_id"].map(order), t=frame["temperature"].map(place))
         frame = frame.sort_values(["o", "t", "turn", "sample"], kind="stable")
-        tables.write(frame[tables.SCHEMAS["outputs"].names], "outputs", node.out(out))
+        tables.write(frame[tables.SCHEMAS["outputs"].names], "outputs", node.out("generate"))
         node.note(tokens=int(frame["n_tokens"].sum()), truncated=int((frame["finish_reason"] == "length").sum()))
         node.rows(read=len(items), written=len(frame))
-
-
-def revised(messages: pd.Series, answers: pd.Series) -> list[list[dict[str, str]]]:
-    """Each conversation continued by the answer given and the request to revise it."""
-    return [
-        [*asked, {"role": "assistant", "content": answer}, {"role": "user", "content": REVISE}]
-        for asked, answer in zip(messages, answers, strict=True)
-    ]
 
 
 if __name__ == "__main__":

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 from larpo import tables
 from larpo.benchmarks import build_benchmark
-from larpo.errors import UserError
+from larpo.errors import at
 from larpo.sources import provenance
-from tasks.frame.node import Node, command, load_params
+from tasks.frame.node import Node, command
 
 
 def main(benchmark: str) -> None:
     """Write data/items/BENCHMARK.parquet."""
-    params = load_params()
-    bench = build_benchmark(params, benchmark)
-    out = f"data/items/{benchmark}.parquet"
-    with Node(
-        "items",
-        benchmark,
-        params,
-        uses=["seed", "prompts", "score", f"benchmarks.{benchmark}"],
-        inputs=[],
-        outputs=[out],
-        manifest=f"data/items/{benchmark}.manifest.json",
-    ) as node:
-        try:
+    with Node("items", benchmark) as node:
+        params = node.params
+        bench = build_benchmark(params, benchmark)
+        with at(f"benchmarks.{benchmark}"):
             items = bench.items()
-        except UserError as error:
-            raise UserError(str(error).replace("benchmarks.NAME", f"params.yaml: benchmarks.{benchmark}")) from None
-        tables.write(items, "items", node.out(out))
+        tables.write(items, "items", node.out("items"))
         given = getattr(bench, "source", None)  # the prompts' own held-out part has none
         node.note(sources=[provenance.dataset(given)] if given else provenance.prompts(params.prompts))
         node.rows(read=len(items), written=len(items))

@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
 from larpo import tables
-from larpo.config.sections import EncoderParams
 from larpo.errors import UserError
 from larpo.hashing import seed_of
-from larpo.lists.negatives import Related
+from larpo.lists.negatives import related
 from larpo.lists.recipes import build_lists
-from larpo.retrieval.encoder import Encoder
-from tasks.frame.node import Node, command, load_params
+from tasks.frame.node import Node, command
 
 
 def main(iteration: str) -> None:
     """Write data/lists/ITERATION.parquet."""
-    params = load_params()
-    params.entry("iterations", iteration)
-    source, prompts = f"data/candidates/{iteration}.parquet", f"data/prompts/{iteration}.parquet"
-    out = f"data/lists/{iteration}.parquet"
-    window = params.memory_window(iteration)
-    # One fixed preference set is one draw of lists, the same in every iteration that passes over it.
-    seed = seed_of(params.seed, "lists", window[0] if params.lists.memory == "first" else iteration)
-    with Node(
-        "lists",
-        iteration,
-        params,
-        uses=["seed", "lists"],
-        inputs=[prompts, source],
-        outputs=[out],
-        manifest=f"data/lists/{iteration}.manifest.json",
-        seed=seed,
-    ) as node:
+    with Node("lists", iteration) as node:
+        params = node.params
+        window = params.memory_window(iteration)
+        # One fixed preference set is one draw of lists, the same in every iteration that passes over it.
+        node.seed = seed_of(params.seed, "lists", window[0] if params.lists.memory == "first" else iteration)
+        source = node["candidates"]
         candidates = tables.read("candidates", source)
         inside = candidates[candidates["iteration"].isin([int(s) for s in window])]
         similar = None
         if params.lists.negatives == "related":
-            similar = related(tables.read("prompts", prompts), params.lists.related_model)
-        built = build_lists(inside, params.lists, seed, similar)
+            similar = related(tables.read("prompts", node["prompts"]), params.lists.related_model)
+        built = build_lists(inside, params.lists, node.seed, similar)
         if built.lists.empty:
             raise UserError(
                 f"{source}: no prompt makes a list ({built.dropped_prompts or built.dropped_responses}); the reward "
                 "never differs within a prompt: take easier prompts, more responses, or another temperature"
             )
-        tables.write(built.lists, "lists", node.out(out))
+        tables.write(built.lists, "lists", node.out("lists"))
         outside = len(candidates) - len(inside)
         dropped = {**built.dropped_responses, **({"outside_memory": outside} if outside else {})}
         # A response to another prompt may stand in several lists: in + reused = out + dropped.
@@ -58,13 +43,6 @@ def main(iteration: str) -> None:
             reused=len(built.lists) - used,
             window=[int(s) for s in window],
         )
-
-
-def related(prompts: pd.DataFrame, model: str) -> Related:
-    """Similarity of the prompts by the meaning of their last messages."""
-    texts = [messages[-1]["content"] for messages in prompts["messages"]]
-    vectors = Encoder(EncoderParams(model=model), "lists.related_model").queries(texts)
-    return Related(prompts["prompt_id"].tolist(), texts, vectors)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,17 @@ import pandas as pd
 from larpo import tables
 from larpo.models.initial import fetch_initial_policy
 from larpo.sources import provenance
-from tasks.frame.node import Node, command, load_params
+from tasks.frame.node import Node, command
 
 
 def main() -> None:
     """Write data/policy/0 and the empty data/candidates/0.parquet."""
-    params = load_params()
-    out, memory = "data/policy/0", "data/candidates/0.parquet"
-    with Node(
-        "policy", "", params, uses=["policy"], inputs=[], outputs=[out, memory], manifest="data/policy/0.manifest.json"
-    ) as node:
-        facts = fetch_initial_policy(params.policy, node.out(out))
-        node.note(**facts, sources=[provenance.model(params.policy.model, params.policy.revision, facts.get("file"))])
+    with Node("policy") as node:
+        params = node.params.policy
+        facts = fetch_initial_policy(params, node.out("policy"))
+        node.note(**facts, sources=[provenance.model(params.model, params.revision, facts.get("file"))])
         empty = pd.DataFrame(columns=tables.SCHEMAS["candidates"].names)
-        tables.write(empty, "candidates", node.out(memory))
+        tables.write(empty, "candidates", node.out("candidates"))
 
 
 if __name__ == "__main__":

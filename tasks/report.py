@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from larpo.load import Params
-from larpo.report.write import OUTPUTS, write_report
-from tasks.frame.node import Node, command, load_params
-
-MANIFEST = "report/report.manifest.json"
-
-
-def inputs(params: Params) -> list[str]:
-    """Files and folders that the report reads."""
-    kinds = ("prompts", "score", "candidates", "lists", "reference")
-    return [
-        *[f"data/{kind}/{s}.parquet" for s in params.iterations for kind in kinds],
-        *[f"data/train/{s}" for s in params.iterations],
-        *[
-            f"data/evaluate/{p}-{b}.{suffix}"
-            for p in params.evaluate.policies
-            for b in params.benchmarks
-            for suffix in ("parquet", "json")
-        ],
-        *[f"data/evaluate/retrieval-{name}.json" for name in params.retrieval],
-        *[f"data/evaluate/best_of_n-{name}.json" for name in params.best_of_n],
-    ]
+from larpo.report.write import write_report
+from tasks.frame.node import Node, command
 
 
 def main() -> None:
     """Write report/index.html, its scores as JSON and CSV, and the curves that `dvc plots` draws as CSV."""
-    params = load_params()
-    with Node(
-        "report", "", params, uses=list(Params.model_fields), inputs=inputs(params), outputs=OUTPUTS, manifest=MANIFEST
-    ) as node:
-        hashes = {s: node.input_hashes[f"data/lists/{s}.parquet"] for s in params.iterations}
-        read, written = write_report(params, hashes, node.out)
+    with Node("report") as node:
+        hashes = {s: node.input_hashes[node["lists", s]] for s in node.params.iterations}
+        read, written = write_report(node.params, hashes, node.out)
         node.rows(read=read, written=written)
 
 

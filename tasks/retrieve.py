@@ -9,30 +9,22 @@ import numpy as np
 import pandas as pd
 
 from larpo import tables
-from larpo.retrieval.encoder import read_passages, read_queries, read_vectors, search
+from larpo.retrieval.corpus import read_passages, read_queries
+from larpo.retrieval.index import read_vectors, search
 from larpo.retrieval.scores import judge_hits, recall_at
-from tasks.frame.node import Node, command, load_params, write_json
+from tasks.frame.node import Node, command, write_json
 
 
 def main(name: str) -> None:
     """Write data/evaluate/retrieval-NAME.parquet and its Recall@N as .json."""
-    params = load_params()
-    wanted = params.entry("retrieval", name)
-    vectors, stem = f"data/embed/{name}", f"data/evaluate/retrieval-{name}"
-    with Node(
-        "retrieve",
-        name,
-        params,
-        uses=[f"retrieval.{name}"],
-        inputs=[wanted.corpus, wanted.queries, vectors],
-        outputs=[f"{stem}.parquet", f"{stem}.json"],
-        manifest=f"{stem}.manifest.json",
-    ) as node:
+    with Node("retrieve", name) as node:
+        wanted = node.params.retrieval[name]
+        vectors = Path(node["embed"])
         queries = read_queries(wanted.queries)
-        parts = sorted(Path(vectors).glob("passages-*.npy"))
+        parts = sorted(vectors.glob("passages-*.npy"))
         sizes = [len(read_vectors(p)) for p in parts]
         top = max(wanted.ns)
-        similar, places = search(read_vectors(f"{vectors}/queries.npy"), parts, sizes, top, wanted)
+        similar, places = search(read_vectors(vectors / "queries.npy"), parts, sizes, top, wanted)
         found = pd.DataFrame(
             {
                 "query_id": np.repeat(queries["query_id"].to_numpy(), top),
@@ -44,9 +36,9 @@ def main(name: str) -> None:
         needed = set(found["passage_id"])
         texts = {p.id: p.text for p in read_passages(wanted.corpus) if p.id in needed}
         found = judge_hits(found, queries, texts)
-        tables.write(found, "retrievals", node.out(f"{stem}.parquet"))
+        tables.write(found, "retrievals", node.out("evaluate", ".parquet"))
         metrics = {"retriever": wanted.model, "passages": sum(sizes), **recall_at(found, wanted.ns)}
-        write_json(node.out(f"{stem}.json"), metrics)
+        write_json(node.out("evaluate", ".json"), metrics)
         node.rows(read=len(queries), written=len(found))
 
 

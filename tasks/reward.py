@@ -10,55 +10,50 @@ from typing import Any
 
 import numpy as np
 
+from larpo.config.reward import RewardParams
 from larpo.errors import UserError
 from larpo.hashing import seed_of
-from larpo.load import RewardParams
 from larpo.models import remote_code
 from larpo.rewards.classifier import SequenceClassification
 from larpo.rewards.pairrm import PairRMReward
 from larpo.sources import provenance
 from larpo.sources.pairs import Pair, read_pairs
 from larpo.statistics import wilson
-from tasks.frame.node import Node, command, load_params, say, write_json
-
-OUT = "data/reward"
+from tasks.frame.node import Node, command, say, write_json
 
 
 def main() -> None:
     """Write data/reward: reward.json (identity), and for a model its weights, tokenizer and metrics.json."""
-    params = load_params()
-    wanted = params.reward
-    seed = seed_of(wanted.train.seed, "reward") if wanted.train else None
-    inputs = [] if wanted.policy is None else [wanted.start]
-    with Node(
-        "reward", "", params, uses=["reward"], inputs=inputs, outputs=[OUT], manifest=f"{OUT}.manifest.json", seed=seed
-    ) as node:
-        if wanted.source is None:
+    node = Node("reward")
+    params = node.params.reward
+    node.seed = seed_of(params.train.seed, "reward") if params.train else None
+    with node:
+        if params.source is None:
             from larpo.rewards.checkpoint import write_identity
 
-            folder = node.out(OUT)
+            folder = node.out("reward")
             folder.mkdir(parents=True)
-            node.note(reward=write_identity(folder, wanted, None))
+            node.note(reward=write_identity(folder, params, None))
             return
         # Before hours of training: whether the data are there.
-        checks = {name: read_check(wanted, name) for name in wanted.checks}
+        checks = {name: read_check(params, name) for name in params.checks}
         metrics: dict[str, Any] = {}
-        if wanted.train:
-            folder, identity, held_out, counts, dropped = train(node, wanted, seed)
-            metrics["held_out"] = measure(folder, wanted, held_out)
+        if params.train:
+            folder, identity, held_out, counts, dropped = train(node, params)
+            metrics["held_out"] = measure(folder, params, held_out)
             metrics["dropped"] = dropped
             node.rows(read=sum(counts.values()) + sum(dropped.values()), written=counts["train"], dropped=dropped)
         else:
-            folder, identity = fetch(node, wanted)
+            folder, identity = fetch(node, params)
         for name, (pairs, dropped) in checks.items():
-            metrics.setdefault("checks", {})[name] = measure(folder, wanted, pairs) | {"dropped": dropped}
+            metrics.setdefault("checks", {})[name] = measure(folder, params, pairs) | {"dropped": dropped}
         if metrics:
             write_json(folder / "metrics.json", metrics)
         if "held_out" in metrics:
             say(f"{node.stage}: held-out accuracy {words(metrics['held_out'])}")
         for name, found in metrics.get("checks", {}).items():
             say(f"{node.stage}: {name}: accuracy {words(found)}")
-        node.note(reward=identity, sources=sources(wanted), **metrics)
+        node.note(reward=identity, sources=sources(params), **metrics)
 
 
 def sources(params: RewardParams) -> list[provenance.Source]:
@@ -85,7 +80,7 @@ def fetch(node: Node, params: RewardParams) -> tuple[Path, dict[str, Any]]:
     """A checkpoint as it is, in our layout."""
     from larpo.rewards.checkpoint import fetch_classifier, write_identity
 
-    folder = node.out(OUT)
+    folder = node.out("reward")
     if params.kind == "pairrm":
         from larpo.rewards.pairrm_model import fetch_pairrm
 
@@ -98,7 +93,7 @@ def fetch(node: Node, params: RewardParams) -> tuple[Path, dict[str, Any]]:
     return folder, write_identity(folder, params, tokenizer, **facts)
 
 
-def train(node: Node, params: RewardParams, seed: int) -> tuple[Path, dict, list[Pair], dict[str, int], dict[str, int]]:
+def train(node: Node, params: RewardParams) -> tuple[Path, dict, list[Pair], dict[str, int], dict[str, int]]:
     """Fit the model to the training pairs; returns its folder, its identity, the held-out pairs and the counts."""
     import torch
     from transformers import set_seed
@@ -110,7 +105,7 @@ def train(node: Node, params: RewardParams, seed: int) -> tuple[Path, dict, list
     from larpo.training.trainer import StopOnLimits
     from tasks.frame.train import check_commit, run
 
-    settings = params.train
+    settings, seed = params.train, node.seed
     check_commit()
     args = training_arguments(settings, "reward.train", "pairs", node.scratch / "checkpoints", seed)
     pairs, dropped = read_pairs(settings.data, "reward.train.data")
@@ -139,7 +134,7 @@ def train(node: Node, params: RewardParams, seed: int) -> tuple[Path, dict, list
     trainer = BradleyTerryTrainer(
         model, args, kept, tokenizer.pad_token_id, processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)]
     )
-    folder = node.out(OUT)
+    folder = node.out("reward")
     run(node, trainer, folder, folder / "training")
     counts = {"train": len(kept), "held_out": len(held_out)}
     trained = {"data": settings.data.name, **counts, "steps": trainer.state.global_step, "prompts_cut": cut}

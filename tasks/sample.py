@@ -6,39 +6,27 @@ prompt's own solution follows them, in the same policy's tokens.
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
-from transformers import PreTrainedTokenizerBase
 
 from larpo import tables
 from larpo.engines import Sampling
 from larpo.errors import UserError
 from larpo.hashing import digest, seed_of
-from larpo.models.gold import gold_token_ids, turn_end
+from larpo.models.gold import gold_rows, turn_end
 from larpo.models.load import end_tokens
 from tasks.frame.generator import Generator
-from tasks.frame.node import Node, command, load_params
+from tasks.frame.node import Node, command
 
 
 def main(iteration: str) -> None:
     """Write data/sample/ITERATION.parquet."""
-    params = load_params()
-    this = params.entry("iterations", iteration)
-    policy, prompts_path = f"data/policy/{this.previous}", f"data/prompts/{iteration}.parquet"
-    out = f"data/sample/{iteration}.parquet"
-    seed = seed_of(params.seed, "sample", iteration)
-    with Node(
-        "sample",
-        iteration,
-        params,
-        uses=["seed", "sample", "engine", f"iterations.{iteration}"],
-        inputs=[policy, prompts_path],
-        outputs=[out],
-        manifest=f"data/sample/{iteration}.manifest.json",
-        seed=seed,
-    ) as node:
+    with Node("sample", iteration) as node:
+        params = node.params
+        this = params.iterations[iteration]
+        node.seed = seed_of(params.seed, "sample", iteration)
+        policy, prompts_path = node["policy"], node["prompts"]
         prompts = tables.read("prompts", prompts_path)
-        generator = Generator(node, policy, params.engine, seed)
+        generator = Generator(node, policy)
         n = params.sample.responses // len(this.temperatures)
         parts = []
         for order, temperature in enumerate(this.temperatures):
@@ -71,38 +59,12 @@ def main(iteration: str) -> None:
         ]
         order = {p: i for i, p in enumerate(prompts["prompt_id"])}
         frame = frame.assign(o=frame["prompt_id"].map(order)).sort_values(["o", "index"], kind="stable")
-        tables.write(frame[tables.SCHEMAS["responses"].names], "responses", node.out(out))
+        tables.write(frame[tables.SCHEMAS["responses"].names], "responses", node.out("sample"))
         tokens = int(sampled["token_ids"].map(len).sum())
         node.note(tokens=tokens, truncated=int((sampled["finish_reason"] == "length").sum()))
         if params.sample.gold:
             node.note(gold=len(frame) - len(sampled), prompts_without_gold=dropped)
         node.rows(read=len(prompts), written=len(frame))
-
-
-def gold_rows(
-    prompts: pd.DataFrame, sampled: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, end: int
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """One row per prompt that has a solution, behind the prompt's tokens as sampled, and why others have none."""
-    has = prompts["solution"].fillna("").str.strip() != ""
-    rows = prompts.loc[has, ["prompt_id", "solution"]].reset_index(drop=True)
-    ids = gold_token_ids(tokenizer, rows["solution"].tolist(), end) if len(rows) else []
-    known = np.array([i is not None for i in ids], dtype=bool)
-    rows, ids = rows[known], [i for i in ids if i is not None]
-    first = sampled.drop_duplicates("prompt_id").set_index("prompt_id")["prompt_token_ids"]
-    rows = pd.DataFrame(
-        {
-            "prompt_id": rows["prompt_id"].tolist(),
-            "temperature": np.nan,
-            "seed": np.nan,
-            "text": [tokenizer.decode(i, skip_special_tokens=True) for i in ids],
-            "prompt_token_ids": [first[p] for p in rows["prompt_id"]],
-            "token_ids": ids,
-            "finish_reason": "stop",
-            "origin": "gold",
-        }
-    )
-    dropped = {"without_solution": int((~has).sum()), "unknown_tokens": int((~known).sum())}
-    return rows, {reason: count for reason, count in dropped.items() if count}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from larpo import tables
 from larpo.errors import UserError
-from tasks.frame.node import Node, command, load_params
+from tasks.frame.node import Node, command
 from tasks.frame.scoring import score_in_parts
 
 PART = 4096  # responses per part: what a kill can cost
@@ -12,19 +12,8 @@ PART = 4096  # responses per part: what a kill can cost
 
 def main(iteration: str) -> None:
     """Write data/score/ITERATION.parquet."""
-    params = load_params()
-    params.entry("iterations", iteration)
-    prompts_path, sample_path = f"data/prompts/{iteration}.parquet", f"data/sample/{iteration}.parquet"
-    out = f"data/score/{iteration}.parquet"
-    with Node(
-        "score",
-        iteration,
-        params,
-        uses=["score"],
-        inputs=[prompts_path, sample_path, "data/reward"],
-        outputs=[out],
-        manifest=f"data/score/{iteration}.manifest.json",
-    ) as node:
+    with Node("score", iteration) as node:
+        prompts_path, sample_path = node["prompts"], node["sample"]
         prompts = tables.read("prompts", prompts_path)
         responses = tables.read("responses", sample_path)
         unknown = ~responses["prompt_id"].isin(prompts["prompt_id"])
@@ -34,9 +23,9 @@ def main(iteration: str) -> None:
                 f"run `dvc repro --force sample@{iteration}`"
             )
         responses["n_tokens"] = responses["token_ids"].map(len)
-        found, facts = score_in_parts(node, params.score, responses, prompts, PART, (sample_path, prompts_path))
-        frame = found.assign(response_id=responses["response_id"], reward_name=params.score.reward)
-        tables.write(frame[tables.SCHEMAS["rewards"].names], "rewards", node.out(out))
+        found, facts = score_in_parts(node, responses, prompts, PART, (sample_path, prompts_path))
+        frame = found.assign(response_id=responses["response_id"], reward_name=node.params.score.reward)
+        tables.write(frame[tables.SCHEMAS["rewards"].names], "rewards", node.out("score"))
         gold = (responses["origin"] == "gold").to_numpy()
         cut = int((responses["finish_reason"] == "length").sum())
         node.note(reward=facts, mean_reward=float(frame["reward"][~gold].mean()), truncated=cut)

@@ -20,32 +20,23 @@ from larpo.training.arguments import training_arguments
 from larpo.training.sft_trainer import Example, SFTTrainer
 from larpo.training.trainer import StopOnLimits
 from tasks.frame.launch import launched
-from tasks.frame.node import Node, command, load_params
+from tasks.frame.node import Node, command
 from tasks.frame.train import check_commit, run
 
 
 def main(name: str) -> None:
     """Write data/policy/NAME, its training curves in data/sft/NAME and the empty data/candidates/NAME.parquet."""
-    params = load_params()
-    this = params.entry("sft", name)
+    node = Node("sft", name)
+    params = node.params
+    this = params.sft[name]
     if launched(this.launch, "tasks.sft", name):
         return
     check_commit()
-    policy, out, curves = f"data/policy/{this.previous}", f"data/policy/{name}", f"data/sft/{name}"
-    memory = f"data/candidates/{name}.parquet"
-    seed = seed_of(this.seed, "sft", name)
-    with Node(
-        "sft",
-        name,
-        params,
-        uses=[f"sft.{name}"],
-        inputs=[policy],
-        outputs=[out, curves, memory],
-        manifest=f"data/sft/{name}.manifest.json",
-        seed=seed,
-    ) as node:
+    seed = node.seed = seed_of(this.seed, "sft", name)
+    with node:
+        policy = node["policy"]
         args = training_arguments(this, f"sft.{name}", "examples", node.scratch / "checkpoints", seed)
-        frame = draw(this.data, this.examples, seed, held_out=False)
+        frame = draw(this.data, this.examples, seed, held_out=False, section=f"sft.{name}.data")
         if (lost := frame["solution"].isna()).any():
             raise UserError(
                 f"params.yaml: sft.{name}.data.solution_field: {int(lost.sum())} of {len(frame)} prompts have no "
@@ -73,10 +64,10 @@ def main(name: str) -> None:
             processing_class=tokenizer,
             callbacks=[StopOnLimits(node.stage)],
         )
-        run(node, trainer, node.out(out), node.out(curves))
+        run(node, trainer, node.out("policy"), node.out("sft"))
         if not node.leads:
             return
-        tables.write(pd.DataFrame(columns=tables.SCHEMAS["candidates"].names), "candidates", node.out(memory))
+        tables.write(pd.DataFrame(columns=tables.SCHEMAS["candidates"].names), "candidates", node.out("candidates"))
         node.note(sources=provenance.prompts(this.data))
         node.note(steps=trainer.state.global_step, response_tokens=sum(len(e.response_ids) for e in kept))
         dropped = {"unknown_tokens": len(frame) - len(examples), "too_long": len(examples) - len(kept)}

@@ -10,96 +10,50 @@ import json
 import torch
 from transformers import set_seed
 
-from larpo import tables
-from larpo.errors import UserError
 from larpo.hashing import seed_of
-from larpo.lists.read import check_list_tokens, mismatched_responses, read_lists, response_lists
+from larpo.lists.read import check_list_tokens
+from larpo.lists.training import read_training_lists
 from larpo.models.load import load_model, load_tokenizer
 from larpo.objectives import build
 from larpo.training.arguments import training_arguments
-from larpo.training.list_trainer import ListTrainer, TrainingList, check_step0, first_batch_loss, without_dropout
+from larpo.training.list_trainer import ListTrainer, check_step0, first_batch_loss, without_dropout
 from larpo.training.trainer import StopOnLimits
 from tasks.frame.files import read_json_part, write_json
 from tasks.frame.launch import launched
-from tasks.frame.node import Node, command, load_params
+from tasks.frame.node import Node, command
 from tasks.frame.train import check_commit, run
-
-
-def read_training_lists(lists_path: str, candidates_path: str, reference_path: str) -> list[TrainingList]:
-    """Lists with rewards and reference log-probabilities; refuses missing and mismatched reference rows."""
-    frame = read_lists(lists_path, candidates_path)
-    reference = tables.read("reference", reference_path)
-    joined = frame.merge(reference, on=["prompt_id", "response_id"], how="left", validate="many_to_one")
-    missing = joined["reference_logp"].isna().to_numpy()
-    if missing.any():
-        raise UserError(
-            f"{reference_path}: no row for response {joined['response_id'][int(missing.argmax())]} and "
-            f"{int(missing.sum()) - 1} others of {lists_path}; run `dvc repro --force` on the reference node"
-        )
-    other = (joined["n_tokens"] != joined["token_ids"].map(len)).to_numpy()
-    if other.any():
-        raise UserError(
-            f"{reference_path}: response {joined['response_id'][int(other.argmax())]} has another length than in "
-            f"{candidates_path}; run `dvc repro --force` on the reference node"
-        )
-    lists = response_lists(frame)
-    firsts = joined.drop_duplicates("prompt_id")
-    mismatched: list[tuple[list[int], float] | None] = [None] * len(lists)
-    if (given := firsts["mismatched_logp"].notna().to_numpy()).any():
-        if not given.all():
-            raise UserError(
-                f"{reference_path}: response {firsts['response_id'].iloc[int(given.argmin())]} has no mismatched_logp, "
-                "other lists' first responses have; run `dvc repro --force` on the reference node"
-            )
-        mismatched = list(zip(mismatched_responses(lists, lists_path), firsts["mismatched_logp"], strict=True))
-    groups = joined.groupby("prompt_id", sort=False)
-    return [
-        TrainingList(tokens, group["reward"].tolist(), group["reference_logp"].tolist(), other)
-        for tokens, other, (_, group) in zip(lists, mismatched, groups, strict=True)
-    ]
 
 
 def main(iteration: str) -> None:
     """Write data/policy/ITERATION and the training curves in data/train/ITERATION."""
-    params = load_params()
-    previous = params.entry("iterations", iteration).previous
+    node = Node("train", iteration)
+    params = node.params
     if launched(params.train.launch, "tasks.train", iteration):
         return
     check_commit()
-    policy = f"data/policy/{previous}"
-    paths = [f"data/{kind}/{iteration}.parquet" for kind in ("lists", "candidates", "reference")]
-    out, curves = f"data/policy/{iteration}", f"data/train/{iteration}"
-    seed = seed_of(params.seed, "train", iteration)
-    with Node(
-        "train",
-        iteration,
-        params,
-        uses=["seed", "train", "reference", f"iterations.{iteration}"],
-        inputs=[policy, *paths],
-        outputs=[out, curves],
-        manifest=f"data/train/{iteration}.manifest.json",
-        seed=seed,
-    ) as node:
-        lists = read_training_lists(*paths)
+    node.seed = seed_of(params.seed, "train", iteration)
+    with node:
+        policy, candidates_path = node["policy"], node["candidates"]
+        lists = read_training_lists(node["lists"], candidates_path, node["reference"])
         objective = build(params.train.objective, **params.train.objective_options)
-        args = training_arguments(params.train, "train", "lists", node.scratch / "checkpoints", seed)
+        args = training_arguments(params.train, "train", "lists", node.scratch / "checkpoints", node.seed)
         tokenizer = load_tokenizer(policy)
-        set_seed(seed)
+        set_seed(node.seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
         # As the paper trains: without dropout's noise in the log-ratios.
         model = without_dropout(load_model(policy, params.policy.dtype))
-        check_list_tokens(model, [entry.tokens for entry in lists], paths[1])
+        check_list_tokens(model, [entry.tokens for entry in lists], candidates_path)
         step0 = node.scratch / "step0.json"
         if node.leads and read_json_part(step0) is None:
             first = lists[: params.train.lists_per_device_batch]
             loss, expected = first_batch_loss(model.to(args.device), first, objective)
-            if params.reference_policy(iteration) == previous:
+            if params.reference_policy(iteration) == params.iterations[iteration].previous:
                 check_step0(loss, expected, params.policy.dtype)
             write_json(step0, {"step0_loss": loss, "step0_expected": expected})
         trainer = ListTrainer(
             model, args, lists, objective, processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)]
         )
-        run(node, trainer, node.out(out), node.out(curves))
+        run(node, trainer, node.out("policy"), node.out("train"))
         if not node.leads:
             return
         node.note(**json.loads(step0.read_text()), steps=trainer.state.global_step, lists=len(lists))

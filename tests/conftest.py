@@ -9,10 +9,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
+import yaml
 from filelock import FileLock
+
+from larpo.config.params import Params, parse_params
 
 # Before anything imports them: no telemetry, no hub, one thread per process (tiny models gain nothing from two).
 os.environ |= {
@@ -120,6 +123,11 @@ judges: {{}}
 retrieval: {{}}
 report: {{examples: 2}}
 """
+
+
+def tiny_params(**sections: Any) -> Params:
+    """The parameters of the tiny project, with whole sections replaced; the names of rooms are not checked."""
+    return parse_params(yaml.safe_load(TINY_PARAMS.format(policy="here")) | sections)
 
 
 class Project:

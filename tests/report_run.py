@@ -11,8 +11,8 @@ import yaml
 
 from larpo import tables
 from larpo.benchmarks.held_out import HeldOut
+from larpo.config.params import parse_params
 from larpo.hashing import digest, tree_hash
-from larpo.load import parse_params
 
 SCRIPT = "<script>document.body.innerHTML='gone'</script>"
 GENERATE = {"samples": 4, "temperatures": [1.0], "max_new_tokens": 32}

@@ -25,10 +25,11 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from larpo.config.params import Params, parse_params
 from larpo.config.sections import Section
 from larpo.engines import ENGINES
 from larpo.lists.recipes import RECIPES
-from larpo.load import Params, check_names, parse_params
+from larpo.load import check_params
 from larpo.objectives import registry
 from larpo.rewards import REWARDS
 from larpo.sources.prompts import SOURCES
@@ -207,7 +208,7 @@ def test_every_command_exists_and_takes_what_it_is_given(tmp_path):
             for removed in (o[1:] for o in overrides if o.startswith("~")):  # it is there, the text says
                 apply_overrides(tmp_path / "params.yaml", [f"++{removed}=1"])
             apply_overrides(tmp_path / "params.yaml", overrides)
-            check_names(parse_params(yaml.safe_load((tmp_path / "params.yaml").read_text())), " ".join(words))
+            check_params(parse_params(yaml.safe_load((tmp_path / "params.yaml").read_text())), " ".join(words))
     assert {words[0] for words in commands()} == {"make", "dvc", "larpo", "prefect", "python"}
 
 

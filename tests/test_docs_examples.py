@@ -8,25 +8,23 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 import yaml
 
-import larpo.sources.prompts
 from larpo import tables
 from larpo.benchmarks import BENCHMARKS, build_benchmark
-from larpo.config.sections import SourceParams
+from larpo.config.sections import EngineParams, SourceParams
 from larpo.engines import ENGINES, Sampling, build_engine
 from larpo.lists.recipes import RECIPES, Recipe
-from larpo.load import EngineParams, Params, check_names, parse_params
+from larpo.load import check_params
 from larpo.objectives import ListBatch, build, registry
 from larpo.rewards import REWARDS, build_reward
-from larpo.sources.prompts import draw, is_held_out
+from larpo.sources.prompts import SOURCES, draw, is_held_out
 from larpo.studies.spec import expand, load_study
-from tests.conftest import ROOT, TINY_PARAMS
+from tests.conftest import ROOT, tiny_params
 from tests.larpo.lists.test_lists import build as build_lists
 from tests.larpo.lists.test_lists import shown
 from tests.test_docs import blocks
@@ -63,26 +61,22 @@ def test_objective_example(monkeypatch):
     assert (objective(batch).tolist(), objective.at_reference(batch).tolist()) == ([0.5], [1.0])
 
 
-def tiny(**changes: Any) -> Params:
-    return parse_params(yaml.safe_load(TINY_PARAMS.format(policy="here")) | changes)
-
-
 def test_reward_example(monkeypatch):
     page = ROOT / "docs/rewards.md"
     (code,) = blocks(page, "## Add a reward")
-    monkeypatch.setitem(REWARDS, "brief", registered(page, "brief"))
+    monkeypatch.setitem(REWARDS.entries, "brief", registered(page, "brief"))
     module("larpo.rewards.brief", code, monkeypatch)
     reward = build_reward("brief", {})
     assert reward.score([[]] * 2, [None] * 2, ["four", "no"])["reward"].tolist() == [-4.0, -2.0]
     assert reward.facts()["reward"] == "brief" and reward.taken() == {}
     benchmark = {"items": 8, "options": {"rule": "final_number"}, "generate": {"max_new_tokens": 4}}
-    check_names(tiny(score={"reward": "brief"}, benchmarks={"held_out": benchmark}))
+    check_params(tiny_params(score={"reward": "brief"}, benchmarks={"held_out": benchmark}))
 
 
 def test_recipe_example(monkeypatch):
     (line,) = blocks(ROOT / "docs/lists.md", "## Add a recipe")
     ((name, recipe),) = eval(f"{{{line}}}", {"Recipe": Recipe}).items()
-    monkeypatch.setitem(RECIPES, name, recipe)
+    monkeypatch.setitem(RECIPES.entries, name, recipe)
     made = build_lists([("a", 0.1), ("a", 0.9), ("a", 0.5), ("a", 0.7), ("a", 0.3)], recipe=name)
     assert [(reward, role) for _, reward, role in shown(made)] == [
         (0.9, "positive"),
@@ -98,9 +92,9 @@ def test_benchmark_example(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     asked = [{"question": "Capital of France?", "answer": "Paris"}, {"question": "2 + 2", "answer": "4"}]
     Path("questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
-    monkeypatch.setitem(BENCHMARKS, "contains", registered(page, "contains"))
+    monkeypatch.setitem(BENCHMARKS.entries, "contains", registered(page, "contains"))
     module("larpo.benchmarks.contains", code, monkeypatch)
-    benchmark = build_benchmark(tiny(**yaml.safe_load(params)), "mine")
+    benchmark = build_benchmark(tiny_params(**yaml.safe_load(params)), "mine")
     items = benchmark.items()
     tables.check(items, "items", "example")
     outputs = pd.DataFrame(
@@ -123,7 +117,7 @@ def test_engine_example(monkeypatch, tiny_policy):
     """Its greedy answers are those of the engine that caches and pads, and its seed decides its samples."""
     page = ROOT / "docs/extending.md"
     (code,) = blocks(page, "## An engine")
-    monkeypatch.setitem(ENGINES, "plain", registered(page, "plain"))
+    monkeypatch.setitem(ENGINES.entries, "plain", registered(page, "plain"))
     module("larpo.engines.plain", code, monkeypatch)
     prompts = [[2, 7, 8, 1, 4], [3, 9, 1, 4]]
     plain, usual = (build_engine(EngineParams(name=n), str(tiny_policy), 0) for n in ("plain", "transformers"))
@@ -134,10 +128,10 @@ def test_engine_example(monkeypatch, tiny_policy):
 
 
 def test_source_example(monkeypatch):
-    monkeypatch.setattr(larpo.sources.prompts, "SOURCES", dict(larpo.sources.prompts.SOURCES))
-    (code,) = blocks(ROOT / "docs/extending.md", "## A source of prompts")
-    namespace = dict(vars(larpo.sources.prompts))
-    exec(compile(code, "example", "exec"), namespace)
+    page = ROOT / "docs/extending.md"
+    (code,) = blocks(page, "## A source of prompts")
+    monkeypatch.setitem(SOURCES.entries, "squares", registered(page, "squares"))
+    module("larpo.sources.squares", code, monkeypatch)
     params = SourceParams(source="squares", held_out=0.3)
     frame = draw(params, 20, 0, held_out=False)
     asked = [messages[-1]["content"] for messages in frame["messages"]]
@@ -163,5 +157,5 @@ def test_benchmark_settings_are_those_that_each_benchmark_takes(tmp_path, monkey
         file = Path("path/to") / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("{}")
-    check_names(tiny(**section))
+    check_params(tiny_params(**section))
     assert set(section) == {"benchmarks", "judges"} and len(section["benchmarks"]) == 4

@@ -19,9 +19,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from larpo.audit.record import Record
+from larpo.config.params import Params
 from larpo.errors import UserError, nearest
 from larpo.hashing import dvc_hash, file_hash, tree_hash_of
-from larpo.load import Params, load_params
+from larpo.load import load_params
 from larpo.workspace.clone import dvc, git
 from larpo.workspace.dvc import GraphNode, node_name, read_graph
 

@@ -3,35 +3,33 @@
     items ─► generate (any checkpoint) ─► score ─► aggregate
 
 Items and outputs are tables of their own, so a new parser, filter or estimator never needs a new generation.
-A module whose outputs can also come from elsewhere has a function `score_file` (`larpo score NAME FILE`).
 """
 
 from __future__ import annotations
 
-import gzip
-import importlib
-import inspect
-import json
-import socket
-import zlib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
-from urllib.parse import urlparse
-from urllib.request import getproxies
 
 import pandas as pd
 from pydantic import ValidationError
 
-from larpo.errors import UserError, nearest
-from larpo.load import BenchmarkParams, Params, Section
+from larpo.benchmarks.items import join_items
+from larpo.config.params import Params
+from larpo.config.sections import BenchmarkParams, GenerateParams, JudgeParams, Section
+from larpo.errors import UserError, at, first_error, nearest
+from larpo.registry import Registry
 
 S = TypeVar("S", bound=Section)
 
 
 class Benchmark(Protocol):
     """One whose `score` asks a model also has `judge` (its `JudgeParams`, None where the options need none) and
-    `judge_name`: the key is checked before anything is generated."""
+    `judge_name`: the key is checked before anything is generated.
+
+    One that also reads outputs made elsewhere (`larpo score NAME FILE`) has `read(path)`, which returns items and
+    outputs, or outputs that are scored already; `summary(items, evaluations)`, the part of `aggregate` that needs no
+    lengths; and `read_options`: the command's options → the keys of `benchmarks.NAME` that they stand for.
+    """
 
     def items(self) -> pd.DataFrame:
         """The items: a `prompts` table with a column `meta`, JSON text or null for what `score` needs beside
@@ -46,27 +44,24 @@ class Benchmark(Protocol):
         value with its 95 % interval, the headline first; `greedy` and `pass` where answers are right or wrong."""
 
 
-BENCHMARKS: dict[str, str] = {
-    "held_out": "larpo.benchmarks.held_out:HeldOut",
-    "gsm8k": "larpo.benchmarks.gsm8k:GSM8K",
-    "math": "larpo.benchmarks.math:Math",
-    "mixeval": "larpo.benchmarks.mixeval.benchmark:MixEval",
-    "mixeval_hard": "larpo.benchmarks.mixeval.benchmark:MixEvalHard",
-    "alpaca_eval": "larpo.benchmarks.alpaca_eval.benchmark:AlpacaEval",
-}
-"""name → module:class"""
+BENCHMARKS = Registry(
+    "benchmark",
+    {
+        "held_out": "larpo.benchmarks.held_out:HeldOut",
+        "gsm8k": "larpo.benchmarks.gsm8k:GSM8K",
+        "math": "larpo.benchmarks.math:Math",
+        "mixeval": "larpo.benchmarks.mixeval.benchmark:MixEval",
+        "mixeval_hard": "larpo.benchmarks.mixeval.benchmark:MixEvalHard",
+        "alpaca_eval": "larpo.benchmarks.alpaca_eval.benchmark:AlpacaEval",
+    },
+)
 
 
-def build_benchmark(params: Params, name: str, file: str = "params.yaml") -> Benchmark:
+def build_benchmark(params: Params, name: str) -> Benchmark:
     """The benchmark that `benchmarks.NAME` describes; refuses settings and data sources that cannot work."""
-    if name not in params.benchmarks:
-        raise UserError(f"{file}: benchmarks.{name} does not exist{nearest(name, list(params.benchmarks))}")
-    entry: BenchmarkParams = params.benchmarks[name]
-    module, _, cls = BENCHMARKS[entry.benchmark].partition(":")
-    try:
-        return getattr(importlib.import_module(module), cls)(params, entry)
-    except UserError as error:
-        raise UserError(str(error).replace("benchmarks.NAME", f"{file}: benchmarks.{name}")) from None
+    entry: BenchmarkParams = params.entry("benchmarks", name)
+    with at(f"benchmarks.{name}"):
+        return BENCHMARKS.load(entry.benchmark, "benchmark")(params, entry)
 
 
 def parse_options(kind: type[S], options: dict[str, Any]) -> S:
@@ -74,136 +69,37 @@ def parse_options(kind: type[S], options: dict[str, Any]) -> S:
     try:
         return kind.model_validate(options)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            raise UserError(
-                f"benchmarks.NAME.options.{key} does not exist{nearest(key, list(kind.model_fields))}"
-            ) from None
-        raise UserError(
-            f"benchmarks.NAME.options.{key}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
-        ) from None
+        with at("options"):
+            raise first_error(error, list(kind.model_fields)) from None
 
 
-def score_file(benchmark: str, path: str | Path, **options: Any) -> dict[str, Any]:
-    """Score outputs that already exist; formats are described by the `score_file` of the benchmark's module."""
-    if benchmark not in BENCHMARKS:
-        raise UserError(f"benchmark {benchmark!r} does not exist{nearest(benchmark, list(BENCHMARKS))}")
-    module = importlib.import_module(BENCHMARKS[benchmark].partition(":")[0])
-    if not hasattr(module, "score_file"):
-        raise UserError(f"benchmark {benchmark!r} scores a run's own outputs only; expected one that reads a file")
+def score_file(name: str, path: str | Path, **options: str) -> dict[str, Any]:
+    """Metrics of outputs that were made elsewhere.
+
+    Parameters
+    ----------
+    name
+        A benchmark that can read them; the formats are those of its `read`.
+    options
+        Those of the benchmark's `read_options`.
+    """
+    kind = BENCHMARKS.load(name, "benchmark")
+    if not hasattr(kind, "read"):
+        raise UserError(f"benchmark {name!r} scores a run's own outputs only; expected one that reads a file")
     if not Path(path).exists():
         raise UserError(f"{path}: not found; expected the outputs to score")
-    known = list(inspect.signature(module.score_file).parameters)[1:]
-    if benchmark == "mixeval_hard":
-        options = {"hard": True} | options
     for key in options:
-        if key not in known:
-            raise UserError(f"larpo score {benchmark}: option {key!r} does not exist{nearest(key, known)}")
-    return module.score_file(path, **options)
-
-
-def read_rows(path: str | Path, what: str) -> list[dict[str, Any]]:
-    """Rows of a .json list or of a .jsonl file, gzipped or not, each an object; names the line that is not."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected {what}")
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = content.decode("utf-8-sig")  # a mark at the start, as some editors write it, is no part of the text
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not readable ({error})") from None
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not valid JSON ({error})") from None
-        numbered = list(enumerate(rows))
-    else:
-        # Not `splitlines`: a text may hold U+2028, which JSON leaves as it is.
-        lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-        numbered = []
-        for i, line in lines:
-            try:
-                numbered.append((i, json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {i}: not valid JSON ({error}); expected one object per line") from None
-    for i, row in numbered:
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, row {i}: expected an object, found {type(row).__name__}")
-    if not numbered:
-        raise UserError(f"{path}: no rows; expected {what}")
-    return [row for _, row in numbered]
-
-
-def load_rows(data: str, split: str, what: str, config: str | None = None) -> list[dict[str, Any]]:
-    """Rows of `benchmarks.NAME.data`: a local .json(l)(.gz) or .parquet file, else a hub dataset's split."""
-    path = Path(data)
-    if path.suffix in {".json", ".jsonl", ".gz"}:
-        return read_rows(path, what)
-    import datasets
-
-    where: dict[str, Any]
-    if path.suffix == ".parquet":
-        if not path.is_file():
-            raise UserError(f"benchmarks.NAME.data: file {data} not found; expected {what}")
-        where = {"path": "parquet", "data_files": data, "split": "train"}
-    else:
-        where = {"path": data, "split": split} | ({"name": config} if config else {})
-    try:
-        return list(datasets.load_dataset(**where))
-    except Exception as error:  # noqa: BLE001 - the errors of files and of the hub have no common base
-        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-        raise UserError(f"benchmarks.NAME.data: cannot load {data!r} ({reason[:200]}); expected {what}") from None
-
-
-def hub_file(repository: str, name: str, key: str) -> str:
-    """Path of one file of a hub dataset, from its cache where it is there; `key` is the parameter that could name a
-    local copy instead."""
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        with suppress(LocalEntryNotFoundError):
-            return hf_hub_download(repository, name, repo_type="dataset", local_files_only=True)
-        if not getproxies():
-            # Without a network this fails at once, where the hub's client would try for half a minute.
-            socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
-        return hf_hub_download(repository, name, repo_type="dataset")
-    except Exception as error:  # noqa: BLE001 - the hub's errors have no common base
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{key}: cannot fetch {name} of the hub dataset {repository} ({reason[:120]}); name a local copy"
-        ) from None
-
-
-def check_ns(ns: list[int] | None, entry: BenchmarkParams) -> list[int] | None:
-    """The N of Pass@N, refused where an item has fewer samples."""
-    if ns and max(ns) > entry.generate.samples:
-        raise UserError(
-            f"benchmarks.NAME.options.ns: {max(ns)} asked for, generate.samples is {entry.generate.samples}; "
-            "expected at most that"
-        )
-    return ns
-
-
-def response_text(row: dict[str, Any], where: str) -> str:
-    """A row's `response`; null, which is what a failed request leaves, is an empty one."""
-    found = row.get("response", 0)
-    if not (found is None or isinstance(found, str)):
-        what = "nothing" if "response" not in row else repr(found)
-        raise UserError(f"{where}: expected text under 'response', found {what}")
-    return found or ""
-
-
-def check_source(data: str | None, default: str, key: str = "data") -> str:
-    """The data source that `benchmarks.NAME.KEY` names, refused when it is a local path that does not exist; `default`
-    is the hub's name."""
-    if data is None:
-        return default
-    local = data.startswith((".", "/")) or Path(data).suffix in {".json", ".jsonl", ".gz", ".parquet"}
-    if (local or data.count("/") != 1) and not Path(data).exists():
-        raise UserError(f"benchmarks.NAME.{key}: {data!r} not found; expected a file, a folder or a hub dataset")
-    return data
+        if key not in kind.read_options:
+            raise UserError(f"larpo score {name}: option {key!r} does not exist{nearest(key, list(kind.read_options))}")
+    settings: dict[str, dict[str, Any]] = {"": {}, "options": {}, "judge": {"model": "none"}}
+    for key, value in options.items():
+        section, _, field = kind.read_options[key].rpartition(".")
+        settings[section][field] = value
+    with at(file=f"larpo score {name}"):
+        judge = JudgeParams(**settings["judge"])
+        entry = {"benchmark": name, "judge": judge.model, "options": settings["options"]} | settings[""]
+        generate = GenerateParams(max_new_tokens=1)
+        bench = kind(Params.model_construct(judges={judge.model: judge}), BenchmarkParams(generate=generate, **entry))
+        items, outputs = bench.read(Path(path))
+        scored = outputs if "score" in outputs else outputs.join(bench.score(items, outputs))
+        return {"benchmark": name, "items": len(outputs)} | bench.summary(items, join_items(scored, items))

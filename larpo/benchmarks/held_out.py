@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from larpo.benchmarks import check_ns, parse_options
-from larpo.benchmarks.verifiable import aggregate
-from larpo.errors import UserError, nearest
+from larpo.benchmarks import parse_options
+from larpo.benchmarks.verifiable import aggregate, check_ns
+from larpo.config.params import Params
+from larpo.config.sections import BenchmarkParams, Section
+from larpo.errors import ParameterError, UserError, at
 from larpo.hashing import seed_of
-from larpo.load import BenchmarkParams, Params, Section
 from larpo.rewards import REWARDS, build_reward, is_verifiable, penalised, verifiable
 from larpo.sources.prompts import draw
 
@@ -28,26 +29,26 @@ class HeldOut:
     def __init__(self, params: Params, entry: BenchmarkParams):
         self.params, self.entry, self.options = params, entry, parse_options(Options, entry.options)
         if entry.items is None:
-            raise UserError("benchmarks.NAME.items: held_out draws its items and needs their number, such as 200")
+            raise ParameterError("items", "held_out draws its items and needs their number, such as 200")
         if params.prompts.held_out == 0:
-            raise UserError(
-                "benchmarks.NAME: prompts.held_out: 0 leaves no prompts for it; expected a share, such as 0.3"
-            )
+            raise ParameterError("", "prompts.held_out: 0 leaves no prompts for it; expected a share, such as 0.3")
         check_ns(self.options.ns, entry)
         named = self.options.rule
-        if named is not None and named not in REWARDS:
-            raise UserError(f"benchmarks.NAME.options.rule: {named!r} does not exist{nearest(named, list(REWARDS))}")
+        if named is not None:
+            REWARDS.check(named, "options.rule")
         rule = verifiable(params.score) if named is None else (named, {})
         if rule is None or not is_verifiable(rule[0]):
-            raise UserError(
-                f"benchmarks.NAME.options.rule: {named or params.score.reward} is no rule, and accuracy needs right "
-                "and wrong; expected a rule's name, such as final_number"
+            raise ParameterError(
+                "options.rule",
+                f"{named or params.score.reward} is no rule, and accuracy needs right "
+                "and wrong; expected a rule's name, such as final_number",
             )
         self.rule = rule[0]
         self.reward = build_reward(*rule)
 
     def items(self) -> pd.DataFrame:
-        frame = draw(self.params.prompts, self.entry.items, seed_of(self.params.seed, "held_out"), held_out=True)
+        with at("prompts", file="params.yaml"):
+            frame = draw(self.params.prompts, self.entry.items, seed_of(self.params.seed, "held_out"), held_out=True)
         if self.reward.needs_answers and frame["answer"].isna().any():
             raise UserError(
                 f"params.yaml: score.reward: {self.rule} needs answers, but held-out prompts "

@@ -11,23 +11,22 @@ import errno
 import html
 import json
 import os
-import random
 import re
 import shutil
-import time
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from threading import Lock
+from typing import Any
 from urllib.parse import quote, urlparse
 
+from larpo.config.sections import JudgeParams
 from larpo.errors import UserError, one_line
 from larpo.hashing import digest
 
-LONGEST_PAUSE, LONGEST_ASKED = 60.0, 600.0  # seconds, by ourselves and where the server asks for more
 GONE = 10  # requests without an answer, one after another and each at every attempt: the server is not there
 ROOM = 64 << 10  # bytes kept free per reply under way; one with its request takes a few thousand
-RETRIED = {408, 409, 429}
+PASSING = {408, 409, 429}  # statuses below 500 that are asked again
 FINAL = {
     "content_filter": re.compile("content_filter|content_policy_violation"),
     "context_length": re.compile("context_length_exceeded|maximum context length"),
@@ -36,24 +35,12 @@ FINAL = {
 NO_REPLY = {"text": None, "finish_reason": None, "logprobs": None, "tool_calls": None, "usage": None, "model": None}
 
 
-class JudgeSettings(Protocol):
-    """What `larpo.load.JudgeParams` holds."""
-
-    model: str
-    base_url: str | None
-    api_key_env: str
-    concurrency: int
-    attempts: int
-    timeout: float
-    options: dict[str, Any]
-
-
 def store_folder() -> Path:
     """Where replies are kept: `LARPO_JUDGEMENTS`, else judgements/ in the working folder."""
     return Path(os.environ.get("LARPO_JUDGEMENTS", "judgements"))
 
 
-def check_key(params: JudgeSettings, name: str) -> None:
+def check_key(params: JudgeParams, name: str) -> None:
     """Refuse, before anything is generated or sent, a judge on another machine without a key."""
     host = urlparse(params.base_url).hostname if params.base_url else None
     if not os.environ.get(params.api_key_env) and host not in ("127.0.0.1", "localhost", "::1"):
@@ -112,39 +99,36 @@ class Store:
 
 
 class JudgeClient:
-    """Sends requests side by side, repeats those that failed for a passing reason, and keeps every reply.
+    """Sends requests side by side and keeps every reply; the openai client repeats what fails for a passing reason.
 
     Parameters
     ----------
     params
-        See `larpo.load.JudgeParams`.
+        See `larpo.config.sections.JudgeParams`.
     store
         Folder of the replies; one file per judge model.
     name
         The judge's name in `judges` of params.yaml, for messages.
-    pause
-        Seconds before the second try; doubled before each further one.
     """
 
-    def __init__(self, params: JudgeSettings, store: str | Path, name: str = "judge", pause: float = 1.0):
+    def __init__(self, params: JudgeParams, store: str | Path, name: str = "judge"):
         import openai
 
-        self.params, self.name, self.pause = params, name, pause
+        self.params, self.name = params, name
         self._secrets = forms(os.environ.get(params.api_key_env))
-        self._openai = openai
         self._client = openai.OpenAI(
             api_key=os.environ.get(params.api_key_env) or "none",
             base_url=params.base_url,
             timeout=params.timeout,
-            max_retries=0,
+            max_retries=params.attempts - 1,
+            http_client=openai.DefaultHttpxClient(event_hooks={"response": [_no_completion_is_bad_gateway]}),
         )
         file = re.sub(r"[^A-Za-z0-9._-]+", "_", params.model)[:80] + "-" + digest(params.model, length=6) + ".jsonl"
         self.store = Store(Path(store) / file)
 
-    def complete(
-        self, requests: list[dict[str, Any]], say: Callable[[str], None] | None = None
-    ) -> list[dict[str, Any]]:
-        """Replies to chat-completions bodies (without `model`), in their order; equal requests are sent once.
+    def complete(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Replies to chat-completions bodies (without `model`), in their order; equal requests are sent once. Progress
+        is told on standard error.
 
         Returns
         -------
@@ -159,60 +143,10 @@ class JudgeClient:
             The store cannot be written, or its disk is nearly full: nothing is sent whose reply could not be kept.
         """
         bodies = {self.key(r): self._body(r) for r in requests}
-        todo = [key for key in bodies if key not in self.store.replies]
-        if todo:
+        missing = {key: body for key, body in bodies.items() if key not in self.store.replies}
+        if missing:
             check_key(self.params, self.name)
-            self.store.check_room(self.params.concurrency)
-        failed: list[Exception] = []
-        refused: UserError | OSError | None = None
-        done = in_a_row = 0
-        with ThreadPoolExecutor(self.params.concurrency) as pool:
-            waiting: dict[Future, str] = {}
-            queue = iter(todo)
-            exhausted = False
-            while waiting or not exhausted:
-                exhausted = exhausted or refused is not None or in_a_row >= GONE
-                while not exhausted and len(waiting) < self.params.concurrency:
-                    key = next(queue, None)
-                    if key is None:
-                        exhausted = True
-                        break
-                    try:
-                        self.store.check_room(self.params.concurrency)
-                    except OSError as error:
-                        refused, exhausted = error, True
-                    else:
-                        waiting[pool.submit(self._ask, bodies[key])] = key
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done if waiting else ():
-                    key = waiting.pop(future)
-                    try:
-                        reply = future.result()
-                    except UserError as error:
-                        refused = error
-                        continue
-                    except Exception as error:  # noqa: BLE001 - counted, and told below
-                        failed.append(error)
-                        in_a_row += 1
-                        continue
-                    try:
-                        self.store.add(key, bodies[key], reply)
-                    except OSError as error:
-                        refused = error  # nothing more is sent; what is under way may still find room
-                        continue
-                    done, in_a_row = done + 1, 0
-                    if say and (done % 100 == 0 or done == len(todo)):
-                        say(f"judge {self.name}: {done}/{len(todo)} replies, {len(bodies) - len(todo)} were there")
-        if refused is not None:
-            raise refused
-        if failed:
-            reason = self._without_key(one_line(failed[0]))[:160] or type(failed[0]).__name__
-            unsent = len(todo) - done - len(failed)
-            raise UserError(
-                f"judge {self.name}: {len(failed)} of {len(bodies)} requests failed at each of {self.params.attempts} "
-                f"attempts ({reason})"
-                + (f", {in_a_row} one after another: the last {unsent} were not sent" if unsent else "")
-                + f"; {self.store.path} has the answers that came, run again to send only the missing ones"
-            )
+            self._send(missing, len(bodies))
         return [self.store.replies[self.key(r)] for r in requests]
 
     def key(self, request: dict[str, Any]) -> str:
@@ -222,33 +156,64 @@ class JudgeClient:
     def _body(self, request: dict[str, Any]) -> dict[str, Any]:
         return {"model": self.params.model, **request, **self.params.options}
 
-    def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
-        """One reply, after as many attempts as it takes."""
-        for attempt in range(1, self.params.attempts + 1):
+    def _send(self, bodies: dict[str, dict[str, Any]], count: int) -> None:
+        """Fill the store with the replies to `bodies`, which are those of `count` requests that it did not have."""
+        done = in_a_row = 0
+        failed: list[Exception] = []
+        refused: list[UserError | OSError] = []
+        lock = Lock()
+
+        def send(key: str) -> None:
+            nonlocal done, in_a_row
+            if refused or in_a_row >= GONE:
+                return
             try:
-                reply = _reply(self._client.chat.completions.create(**body).model_dump(mode="json"))
-                return json.loads(self._without_key(json.dumps(reply, ensure_ascii=False)))
-            except self._openai.APIStatusError as error:
-                told = f"{error.code} {error.message}"
-                for reason, words in FINAL.items() if error.status_code == 400 else ():
-                    if words.search(told):
-                        return {**NO_REPLY, "finish_reason": reason, "model": self.params.model}
-                if error.status_code < 500 and error.status_code not in RETRIED:
-                    raise UserError(
-                        f"params.yaml: judges.{self.name}: {self._client.base_url} refuses {self.params.model!r}: "
-                        f"{error.status_code} {self._without_key(one_line(error.message))[:200]}"
-                    ) from None
-                if attempt == self.params.attempts:
-                    raise
-                # Rates are counted over a minute: the pauses must outlast it.
-                scale = 4 if error.status_code == 429 else 1
-                self._rest(attempt, error.response.headers.get("retry-after"), scale)
-            except (self._openai.APIError, ValueError, LookupError, AttributeError, TypeError):
-                # No connection, no answer in time, or an answer that is no chat completion.
-                if attempt == self.params.attempts:
-                    raise
-                self._rest(attempt, None)
-        raise AssertionError("unreachable: attempts ≥ 1")
+                self.store.check_room(self.params.concurrency)
+                reply = self._ask(bodies[key])
+                with lock:
+                    self.store.add(key, bodies[key], reply)
+                    done, in_a_row = done + 1, 0
+                    if done % 100 == 0 or done == len(bodies):
+                        told = f"judge {self.name}: {done}/{len(bodies)} replies, {count - len(bodies)} were there"
+                        print(told, file=sys.stderr, flush=True)
+            except (UserError, OSError) as error:
+                refused.append(error)  # nothing more is sent; what is under way may still be kept
+            except Exception as error:  # noqa: BLE001 - counted, and told below
+                with lock:
+                    failed.append(error)
+                    in_a_row += 1
+
+        with ThreadPoolExecutor(self.params.concurrency) as pool:
+            list(pool.map(send, bodies))
+        if refused:
+            raise refused[0]
+        if failed:
+            reason = self._without_key(one_line(failed[0]))[:160] or type(failed[0]).__name__
+            unsent = len(bodies) - done - len(failed)
+            raise UserError(
+                f"judge {self.name}: {len(failed)} of {count} requests failed at each of {self.params.attempts} "
+                f"attempts ({reason})"
+                + (f", {in_a_row} one after another: the last {unsent} were not sent" if unsent else "")
+                + f"; {self.store.path} has the answers that came, run again to send only the missing ones"
+            )
+
+    def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
+        """One reply; an error that is no UserError means that it failed at every attempt."""
+        import openai
+
+        try:
+            reply = _reply(self._client.chat.completions.create(**body).model_dump(mode="json"))
+        except openai.APIStatusError as error:
+            for reason, words in FINAL.items() if error.status_code == 400 else ():
+                if words.search(f"{error.code} {error.message}"):
+                    return {**NO_REPLY, "finish_reason": reason, "model": self.params.model}
+            if error.status_code >= 500 or error.status_code in PASSING:
+                raise
+            raise UserError(
+                f"params.yaml: judges.{self.name}: {self._client.base_url} refuses {self.params.model!r}: "
+                f"{error.status_code} {self._without_key(one_line(error.message))[:200]}"
+            ) from None
+        return json.loads(self._without_key(json.dumps(reply, ensure_ascii=False)))
 
     def _without_key(self, text: str) -> str:
         """What a server said, for files and messages: some repeat the request's headers, and the key with them."""
@@ -256,22 +221,20 @@ class JudgeClient:
             text = text.replace(secret, "[key]")
         return text
 
-    def _rest(self, attempt: int, asked: str | None, scale: int = 1) -> None:
-        seconds = min(self.pause * scale * 2 ** (attempt - 1) * (1 + random.random() / 4), LONGEST_PAUSE)
-        if asked is not None and re.fullmatch(r"\d+(\.\d+)?", asked):
-            seconds = max(seconds, min(float(asked), LONGEST_ASKED))
-        time.sleep(seconds)
-
 
 def _reply(answer: dict[str, Any]) -> dict[str, Any]:
-    """The part of a chat completion that is kept; KeyError or TypeError where it is none."""
+    """The part of a chat completion that is kept; KeyError, TypeError and the like where it is none."""
     choice = answer["choices"][0]
-    message = choice["message"]
-    return {
-        "text": message.get("content"),
-        "finish_reason": choice.get("finish_reason"),
-        "logprobs": choice.get("logprobs"),
-        "tool_calls": message.get("tool_calls"),
-        "usage": answer.get("usage"),
-        "model": answer.get("model"),
-    }
+    message = {"text": choice["message"].get("content"), "tool_calls": choice["message"].get("tool_calls")}
+    about = {key: choice.get(key) for key in ("finish_reason", "logprobs")}
+    return message | about | {key: answer.get(key) for key in ("usage", "model")}
+
+
+def _no_completion_is_bad_gateway(response: Any) -> None:
+    """A login page, say, in place of a completion is what 502 means; the client then asks again."""
+    if response.is_success:
+        response.read()
+        try:
+            _reply(response.json())
+        except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
+            response.status_code = 502

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
-from pydantic import Field
+from pydantic import model_validator
 
-from larpo.benchmarks import check_ns, check_source, load_rows, parse_options, read_rows, response_text
-from larpo.benchmarks.gsm8k import choose, first_examples
-from larpo.benchmarks.verifiable import aggregate, interval
-from larpo.errors import UserError
-from larpo.hashing import digest
-from larpo.load import BenchmarkParams, Params, Section
-
-HUB = "HuggingFaceH4/MATH-500"
-INSTRUCTION = r"Reason step by step, and put the final answer within \boxed{}."
-
-
-class Options(Section):
-    shots: int = Field(0, ge=0, description="worked examples put before the problem, as turns of the conversation")
-    examples: str | None = Field(None, description="file with problem and solution that the examples are taken from")
-    system: str | None = None
-    ns: list[Annotated[int, Field(ge=1)]] | None = Field(None, description="N of Pass@N; null: 1, 2, 4, … and all")
+from larpo.benchmarks import problems
+from larpo.benchmarks.verifiable import interval
+from larpo.config.params import Params
+from larpo.config.sections import BenchmarkParams
+from larpo.errors import ParameterError
 
 
 def last_boxed(text: str) -> str | None:
@@ -58,44 +46,31 @@ def equivalent(found: str | None, gold: str) -> bool:
     return bool(a) and bool(b) and bool(verify(a, b))
 
 
-def question(text: str) -> dict[str, str]:
-    return {"role": "user", "content": f"{text}\n\n{INSTRUCTION}"}
+class Row(problems.Problem):
+    problem: str
+    answer: str | None = None
+    solution: str | None = None
+
+    @model_validator(mode="after")
+    def has_an_answer(self) -> Row:
+        if self.texts()[1] is None:
+            raise ValueError("no `answer`, and no `solution` with a \\boxed one")
+        return self
+
+    def texts(self) -> tuple[str, str, str | None]:
+        return self.problem, self.answer or last_boxed(self.solution or ""), self.solution
 
 
-def gold_answer(row: dict[str, Any], where: str, i: int) -> str:
-    answer = row.get("answer")
-    answer = answer if isinstance(answer, str) else last_boxed(str(row.get("solution", "")))
-    if not isinstance(row.get("problem"), str) or answer is None:
-        raise UserError(f"{where}, row {i}: expected `problem` and `answer` (or a `solution` with a \\boxed one)")
-    return answer
+class Math(problems.Problems):
+    name, hub = "math", "HuggingFaceH4/MATH-500"
+    instruction = r"Reason step by step, and put the final answer within \boxed{}."
+    expected = "MATH rows with problem and answer (or solution)"
+    row = Row
 
-
-class Math:
     def __init__(self, params: Params, entry: BenchmarkParams):
-        self.entry, self.options = entry, parse_options(Options, entry.options)
-        self.source = check_source(entry.data, HUB)
+        super().__init__(params, entry)
         if self.options.shots and not self.options.examples:
-            raise UserError("benchmarks.NAME.options.examples: shots need a file of worked examples; name one")
-        if self.options.examples:
-            check_source(self.options.examples, HUB, "options.examples")
-        check_ns(self.options.ns, entry)
-
-    def items(self) -> pd.DataFrame:
-        """One conversation per problem; `answer` is the gold expression in LaTeX."""
-        what = "MATH rows with problem and answer"
-        before = [{"role": "system", "content": self.options.system}] if self.options.system else []
-        if self.options.shots:
-            examples = first_examples(load_rows(self.options.examples, "train", what), self.options.shots)
-            for i, row in enumerate(examples):
-                if not isinstance(row.get("problem"), str) or not isinstance(row.get("solution"), str):
-                    raise UserError(f"{self.options.examples}, row {i}: expected text under `problem` and `solution`")
-                before += [question(row["problem"]), {"role": "assistant", "content": row["solution"]}]
-        rows = []
-        for i, row in enumerate(load_rows(self.source, self.entry.split, what)):
-            gold = gold_answer(row, self.source, i)
-            rows.append((digest("math", row["problem"]), "math", [*before, question(row["problem"])], gold, None))
-        frame = pd.DataFrame(rows, columns=["prompt_id", "source", "messages", "answer", "meta"])
-        return choose(frame.drop_duplicates("prompt_id", ignore_index=True), self.entry.items)
+            raise ParameterError("options.examples", "shots need a file of worked examples; name one")
 
     def score(self, items: pd.DataFrame, outputs: pd.DataFrame) -> pd.DataFrame:
         """See `larpo.benchmarks.Benchmark`; an answer outside a box is not parsed."""
@@ -106,27 +81,8 @@ class Math:
         scores = [float(pairs[pair]) for pair in zip(parsed, answers, strict=True)]
         return pd.DataFrame({"parsed": parsed, "score": scores}, index=outputs.index)
 
-    def aggregate(self, items: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, Any]:
-        found = aggregate(evaluations, self.options.ns)
-        greedy = found["greedy"]
-        template = {
-            "system": self.options.system,
-            "shots": self.options.shots,
-            "user": question("{problem}")["content"],
+    def summary(self, items: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, Any]:
+        return {
+            "scores": {"boxed": interval(evaluations["score"])},
+            "unparsed": float(evaluations["parsed"].isna().mean()),
         }
-        boxed = {"value": greedy["accuracy"], "low": greedy["low"], "high": greedy["high"]}
-        return {"scores": {"boxed": boxed}, "template": template} | found
-
-
-def score_file(path: str | Path) -> dict[str, Any]:
-    """Score MATH outputs: JSON Lines with `problem`, `answer` (or `solution`) and `response`."""
-    rows = read_rows(path, "MATH rows with problem, answer and response")
-    golds = [gold_answer(row, str(path), i) for i, row in enumerate(rows)]
-    parsed = [last_boxed(response_text(row, f"{path}, row {i}")) for i, row in enumerate(rows)]
-    values = [equivalent(p, g) for p, g in zip(parsed, golds, strict=True)]
-    return {
-        "benchmark": "math",
-        "items": len(rows),
-        "scores": {"boxed": interval(values)},
-        "unparsed": sum(p is None for p in parsed) / len(rows),
-    }

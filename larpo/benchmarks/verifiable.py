@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from larpo.config.sections import BenchmarkParams
+from larpo.errors import ParameterError
 from larpo.statistics import best_of_n, majority_vote, pass_at_n, share_interval, wilson
+
+
+def check_ns(ns: list[int] | None, entry: BenchmarkParams) -> None:
+    """Refuse an N of Pass@N where an item has fewer samples."""
+    if ns and max(ns) > entry.generate.samples:
+        raise ParameterError(
+            "options.ns", f"{max(ns)} asked for, generate.samples is {entry.generate.samples}; expected at most that"
+        )
 
 
 def interval(values: np.ndarray) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from larpo.config.sections import POLICY, OptimizerParams, Section, trust_field
+from larpo.errors import ParameterError
 
 RULES, POLICIES = "larpo/rewards/rules.py", "data/policy/"
 """What `reward.start` may name: DVC has no conditional dependency; the rules' code stands for no policy."""
@@ -43,8 +44,8 @@ class PairsParams(Section):
     @model_validator(mode="after")
     def has_data(self) -> PairsParams:
         if (self.source == "dataset") != (self.data is not None):
-            raise ValueError(
-                f"data: expected a hub id or a file with source dataset and null with sums, found {self.data}"
+            raise ParameterError(
+                "data", f"expected a hub id or a file with source dataset and null with sums, found {self.data}"
             )
         return self
 
@@ -96,22 +97,24 @@ class RewardParams(Section):
     @model_validator(mode="after")
     def one_start(self) -> RewardParams:
         if self.policy is None and self.start != RULES:
-            raise ValueError(
-                f"start: expected {RULES}, or {POLICIES}NAME for a policy of this run, found {self.start!r}"
+            raise ParameterError(
+                "start", f"expected {RULES}, or {POLICIES}NAME for a policy of this run, found {self.start!r}"
             )
         if self.policy is not None and (self.model is not None or self.train is None):
-            raise ValueError(
-                f"start: a head on {self.start} has to learn: expected reward.train and no reward.model, found "
-                f"model={self.model!r}, train={'null' if self.train is None else 'given'}"
+            raise ParameterError(
+                "start",
+                f"a head on {self.start} has to learn: expected reward.train and no reward.model, found "
+                f"model={self.model!r}, train={'null' if self.train is None else 'given'}",
             )
         return self
 
     @model_validator(mode="after")
     def code_of_a_model(self) -> RewardParams:
         if self.trust_remote_code and (self.model is None or self.kind == "pairrm"):
-            raise ValueError(
-                "trust_remote_code: is about code that reward.model brings, of kind sequence_classification; expected "
-                f"false, found model={self.model!r}, kind={self.kind} (of a policy policy.trust_remote_code decides)"
+            raise ParameterError(
+                "trust_remote_code",
+                "is about code that reward.model brings, of kind sequence_classification; expected "
+                f"false, found model={self.model!r}, kind={self.kind} (of a policy policy.trust_remote_code decides)",
             )
         return self
 

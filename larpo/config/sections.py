@@ -1,5 +1,5 @@
-"""The sections of params.yaml, one per node (that of `reward` is in larpo.config.reward); `larpo.load` puts them
-together and checks them across sections.
+"""The sections of params.yaml, one per node (that of `reward` is in larpo.config.reward); `larpo.config.params`
+puts them together.
 
 Every field's description is its documentation.
 """
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from larpo.config.options import ENGINE_TAKEN, JUDGE_TAKEN, TRAINER_TAKEN, check_address, without
+from larpo.errors import ParameterError
 
 IterationName = Annotated[str, BeforeValidator(str), Field(pattern=r"^(0|[1-9][0-9]*)$", max_length=9)]
 # The first letter tells a fine-tuned policy from an iteration's, and no name holds the "-" of POLICY-BENCHMARK.
@@ -61,8 +62,8 @@ class ScratchParams(Section):
     @model_validator(mode="after")
     def heads_are_even(self) -> ScratchParams:
         if self.hidden_size % (2 * self.heads):
-            raise ValueError(
-                f"hidden_size: expected a multiple of twice the heads, {2 * self.heads}, found {self.hidden_size}"
+            raise ParameterError(
+                "hidden_size", f"expected a multiple of twice the heads, {2 * self.heads}, found {self.hidden_size}"
             )
         return self
 
@@ -300,7 +301,7 @@ class JudgeParams(Section):
     base_url: str | None = Field(None, description="such as http://127.0.0.1:8000/v1; null: OpenAI's own")
     api_key_env: str = Field("OPENAI_API_KEY", description="environment variable with the key; on loopback none")
     concurrency: int = Field(8, ge=1, description="requests in flight")
-    attempts: int = Field(6, ge=1, description="tries per request, with growing pauses")
+    attempts: int = Field(12, ge=1, description="tries per request, with growing pauses: about a minute")
     timeout: float = Field(120, gt=0, description="seconds per try")
     options: dict[str, Any] = Field({}, description="further fields of each request, as they are")
 

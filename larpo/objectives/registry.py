@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from larpo.errors import UserError
+from larpo.errors import at, first_error, unknown
 from larpo.objectives.batch import ListBatch
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -67,23 +66,17 @@ def register(*names: str, at_reference: Loss | None = None, needs_mismatched: bo
 def build(name: str, **params: Any) -> Objective:
     """The objective called `name`. Raises UserError for an unknown name, parameter or value."""
     if name not in _REGISTRY:
-        raise UserError(f"objective: unknown name {_unknown(name, _REGISTRY)}")
+        raise unknown("objective", name, list(_REGISTRY))
     entry = _REGISTRY[name]
     accepted = inspect.signature(entry.loss).parameters.values()
     values = {p.name: p.default for p in accepted if p.kind is p.KEYWORD_ONLY}
     types = get_type_hints(entry.loss, include_extras=True)
     for key, value in params.items():
         if key not in values:
-            raise UserError(f"objective {name}: unknown parameter {_unknown(key, values)}")
+            raise unknown(f"objective_options.{key}", key, list(values))
         try:
             values[key] = TypeAdapter(types[key]).validate_python(value)
         except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise UserError(f"objective {name}: {key}: {reason}, found {value!r}") from None
+            with at(f"objective_options.{key}"):
+                raise first_error(error) from None
     return replace(entry, params=values)
-
-
-def _unknown(word: str, known: dict[str, Any]) -> str:
-    nearest = difflib.get_close_matches(word, known, n=1)
-    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-    return f"{word!r}{hint}; known: {', '.join(sorted(known))}"

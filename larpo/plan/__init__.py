@@ -4,15 +4,15 @@
     print(render_plan(plan))
     plan.failed        # lines; empty where everything fits together
 
-Nothing here loads weights or asks a network. Every number is an `Estimate`: value, unit, and the formula it came from.
+Nothing here loads weights or asks a network. Every number is an `Estimate`, what its printed formula gives.
 """
 
 from larpo.plan.assumptions import Assumptions
-from larpo.plan.estimates import Estimate, Sharding
-from larpo.plan.kinds.judge import JudgeCalls
+from larpo.plan.formula import Estimate
 from larpo.plan.launch import load_with
+from larpo.plan.memory import Sharding
 from larpo.plan.planner import build_plan
-from larpo.plan.plans import Check, NodePlan, Plan
+from larpo.plan.plans import Check, JudgeCalls, NodePlan, Plan
 from larpo.plan.render import render_plan, to_json
 
 __all__ = [

@@ -9,9 +9,10 @@ from pathlib import Path
 import yaml
 
 from larpo.config.overlays import lay_all, read_sections
+from larpo.config.params import Params, parse_params
 from larpo.errors import UserError
-from larpo.load import Params, check_names, load_params, parse_params
-from larpo.plan.estimates import Sharding
+from larpo.load import check_params, load_params
+from larpo.plan.memory import Sharding
 
 
 @dataclass(frozen=True)
@@ -62,5 +63,5 @@ def load_with(path: str | Path, overlays: Iterable[str | Path] = ()) -> Params:
     merged = lay_all(read_sections(path), overlays)
     name = " with ".join(map(str, [path, *overlays]))
     params = parse_params(merged, name)
-    check_names(params, name)
+    check_params(params, name)
     return params

@@ -9,10 +9,10 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from larpo.benchmarks import build_benchmark
+from larpo.config.params import Params
 from larpo.config.reward import PairsParams, RewardParams
 from larpo.config.sections import PolicyParams, SourceParams
 from larpo.errors import UserError
-from larpo.load import Params
 from larpo.plan.plans import Plan
 from larpo.plan.sizes import is_file
 
@@ -126,7 +126,7 @@ def _benchmark(params: Params, b: str, name: str) -> list[Need]:
     """Its items (the benchmark's own hub data set where none is named) and its judge."""
     entry, out = params.benchmarks[b], []
     try:
-        source = getattr(build_benchmark(params, b, name), "source", entry.data)
+        source = getattr(build_benchmark(params, b), "source", entry.data)
     except UserError:
         source = entry.data  # the plan's checks say what is wrong
     if source is not None:

@@ -6,8 +6,19 @@ from dataclasses import dataclass, field
 
 from larpo.plan.architectures import Architecture
 from larpo.plan.assumptions import Assumptions
-from larpo.plan.estimates import Estimate, total
-from larpo.plan.kinds.judge import JudgeCalls
+from larpo.plan.formula import Estimate, total
+
+
+@dataclass(frozen=True)
+class JudgeCalls:
+    """What an evaluation asks of a judge; `prompt` and `completion` are tokens of one call."""
+
+    judge: str
+    model: str
+    calls: Estimate
+    prompt: Estimate
+    completion: Estimate
+    cost: Estimate
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,7 @@ class NodePlan:
 
     @property
     def memory_total(self) -> float | None:
-        return total(self.memory) if self.memory else None
+        return total(self.memory.values()) if self.memory else None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from larpo.plan.estimates import Estimate, gib
+from larpo.plan.formula import Estimate, gib
 from larpo.plan.plans import NodePlan, Plan
 
 COLUMNS = ("node", "model", "GPUs", "memory per GPU", "sample", "train", "judge calls", "cost", "GPU hours")

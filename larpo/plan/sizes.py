@@ -9,8 +9,8 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from larpo.config.params import Params
 from larpo.config.sections import SourceParams
-from larpo.load import Params
 from larpo.plan.assumptions import Assumptions
 
 COUNTED_BYTES = 256 * 2**20  # a larger text file is not read through for its rows

@@ -135,7 +135,7 @@ def plan_runs(
         identity = digest("cell", run.params | {"seed": 0})
         if identity not in planned:
             where = f"studies/{study.name}.yaml: cells.{run.cell}"
-            plan = build_plan(run.checked, a, where, wanted)
+            plan = build_plan(run.checked, a, where, [stages[name] for name in stages if name in wanted])
             planned[identity] = run.cell, _nameless(plan, where), needs_of(run.checked, plan, where)
         first, plan, needs = planned[identity]
         if not cells or cells[-1].name != run.cell:

@@ -15,8 +15,8 @@ import pandas as pd
 import vl_convert
 from markupsafe import Markup
 
-from larpo.load import policy_key
-from larpo.report.data import BenchmarkScores, BestOfN, Iteration, NodeRecord, RecallPoint, Spread, histogram
+from larpo.config.params import policy_key
+from larpo.report.data import BenchmarkScores, BestOfN, Iteration, RecallPoint, Spread, histogram
 
 WIDTH, HEIGHT = 400, 230
 REWARD = "reward of the pick"
@@ -46,34 +46,20 @@ def policy_colours(policies: Iterable[str]) -> dict[str, str]:
 
 def svg(chart: alt.Chart | alt.LayerChart | alt.VConcatChart, name: str) -> Markup:
     """Draw a chart. `name` keeps its inner ids apart from those of other charts on the page."""
+    words = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
+    words |= {"labelColor": "#666", "titleColor": "#666"}
+    axis = alt.AxisConfig(
+        gridColor="#888", gridOpacity=0.22, domainColor="#888", tickColor="#888", titlePadding=8, **words
+    )
+    legend = alt.LegendConfig(
+        orient="top", direction="horizontal", symbolStrokeWidth=3, columns=6, columnPadding=16, **words
+    )
     chart = chart.properties(background="transparent").configure(
         font="sans-serif",
         view=alt.ViewConfig(stroke=None),
-        axis=alt.AxisConfig(
-            gridColor="#888",
-            gridOpacity=0.22,
-            domainColor="#888",
-            tickColor="#888",
-            labelFontSize=12,
-            titleFontSize=12,
-            titleFontWeight="normal",
-            titlePadding=8,
-            labelColor="#666",
-            titleColor="#666",
-        ),
+        axis=axis,
         axisX=alt.AxisConfig(grid=False, labelAngle=0),
-        legend=alt.LegendConfig(
-            orient="top",
-            direction="horizontal",
-            labelFontSize=12,
-            titleFontSize=12,
-            titleFontWeight="normal",
-            labelColor="#666",
-            titleColor="#666",
-            symbolStrokeWidth=3,
-            columns=6,
-            columnPadding=16,
-        ),
+        legend=legend,
     )
     text = vl_convert.vegalite_to_svg(chart.to_dict())
     text = re.sub(r'\bid="', f'id="{name}-', text)
@@ -84,14 +70,15 @@ def svg(chart: alt.Chart | alt.LayerChart | alt.VConcatChart, name: str) -> Mark
     return Markup(text)  # made by vl-convert, which escapes the names it draws
 
 
-def _policy_scale(domain: list[str], colours: dict[str, str], title: str) -> alt.Color:
-    return alt.Color(
-        "group:N",
-        title=title,
-        sort=domain,
-        legend=alt.Legend(symbolOpacity=1),
-        scale=alt.Scale(domain=domain, range=[colours[d] for d in domain]),
-    )
+def _colours(colours: dict[str, str], title: str | None, column: str = "group") -> alt.Color:
+    """Names in this order, each in its colour."""
+    legend, scale = alt.Legend(symbolOpacity=1), alt.Scale(domain=list(colours), range=list(colours.values()))
+    return alt.Color(f"{column}:N", title=title, sort=list(colours), legend=legend, scale=scale)
+
+
+def bounded(base: alt.Chart) -> alt.Chart:
+    """Of rows with `low` and `high` those that have both."""
+    return base.transform_filter("isValid(datum.low) && isValid(datum.high)")
 
 
 def scores(bench: BenchmarkScores, name: str) -> Markup | None:
@@ -109,23 +96,16 @@ def scores(bench: BenchmarkScores, name: str) -> Markup | None:
     if not rows:
         return None
     order = [p.policy for p in bench.policies]
-    shown = [m for m in MEASURES if any(r["measure"] == m for r in rows)]
+    shown = {m: colour for m, colour in MEASURES.items() if any(r["measure"] == m for r in rows)}
     base = alt.Chart(pd.DataFrame(rows)).encode(
         x=alt.X("policy:N", sort=order, title="policy (iterations trained)", scale=alt.Scale(paddingOuter=0.2)),
-        xOffset=alt.XOffset("measure:N", sort=shown, scale=alt.Scale(paddingOuter=1)),
-        color=alt.Color(
-            "measure:N",
-            title=None,
-            sort=shown,
-            legend=alt.Legend(symbolOpacity=1),
-            scale=alt.Scale(domain=shown, range=[MEASURES[m] for m in shown]),
-        ),
+        xOffset=alt.XOffset("measure:N", sort=list(shown), scale=alt.Scale(paddingOuter=1)),
+        color=_colours(shown, None, "measure"),
     )
     value = alt.Y("value:Q", title="share of items", axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=True))
     layers = [base.mark_line(strokeWidth=1.5, opacity=0.55).encode(y=value)] if len(order) > 1 else []
-    bars = base.transform_filter("isValid(datum.low) && isValid(datum.high)")
     layers += [
-        bars.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title="share of items"), y2="high:Q"),
+        bounded(base).mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title="share of items"), y2="high:Q"),
         base.mark_point(filled=True, size=55, opacity=1).encode(y=value),
     ]
     return svg(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), name)
@@ -134,7 +114,7 @@ def scores(bench: BenchmarkScores, name: str) -> Markup | None:
 def recall(bench: BenchmarkScores, colours: dict[str, str], name: str) -> Markup | None:
     """Recall@N against N, one curve per policy, with 95 % bands."""
     curves = {p.policy: p.recall for p in bench.policies if p.recall}
-    return _recall(curves, _policy_scale(list(curves), colours, "policy"), "N, samples per item", name)
+    return _recall(curves, _colours({p: colours[p] for p in curves}, "policy"), "N, samples per item", name)
 
 
 def retrieval(curves: dict[str, list[RecallPoint]], name: str) -> Markup | None:
@@ -144,13 +124,8 @@ def retrieval(curves: dict[str, list[RecallPoint]], name: str) -> Markup | None:
 
 def _recall(curves: dict[str, list[RecallPoint]], colour: alt.Color, title: str, name: str) -> Markup | None:
     rows = [
-        {
-            "group": group,
-            "n": r.n,
-            "value": r.estimate.value,
-            "low": r.estimate.bounds()[0],
-            "high": r.estimate.bounds()[1],
-        }
+        {"group": group, "n": r.n, "value": r.estimate.value}
+        | dict(zip(("low", "high"), r.estimate.bounds(), strict=True))
         for group, points in curves.items()
         for r in points
     ]
@@ -165,17 +140,16 @@ def _recall(curves: dict[str, list[RecallPoint]], colour: alt.Color, title: str,
         x=alt.X("n:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format="d")), color=colour
     )
     value = alt.Y("value:Q", title="Recall@N", axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=True))
-    band = base.transform_filter("isValid(datum.low) && isValid(datum.high)").mark_area(opacity=0.12)
     chart = alt.layer(
-        band.encode(y=alt.Y("low:Q", title="Recall@N"), y2="high:Q"),
+        bounded(base).mark_area(opacity=0.12).encode(y=alt.Y("low:Q", title="Recall@N"), y2="high:Q"),
         base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=26) if largest <= 16 else False).encode(y=value),
     )
     return svg(chart.properties(width=WIDTH, height=HEIGHT), name)
 
 
-def best_of_n(found: BestOfN, name: str) -> Markup | None:
+def best_of_n(best: BestOfN, name: str) -> Markup | None:
     """Above the true score of what the reward picks among N and the best there is, below the picks' reward."""
-    curves = {"picked by the reward": found.score, "best of N": found.upper, REWARD: found.rewards}
+    curves = {"picked by the reward": best.score, "best of N": best.upper, REWARD: best.rewards}
     rows = [
         {"n": p.n, "group": group, "value": p.estimate.value, "low": p.estimate.low, "high": p.estimate.high}
         for group, points in curves.items()
@@ -183,39 +157,21 @@ def best_of_n(found: BestOfN, name: str) -> Markup | None:
     ]
     if not rows:
         return None
-    ns = sorted({r["n"] for r in rows})
-    shown = {"picked by the reward": "#c8702a", "best of N": "#8a8d93", REWARD: "#3f7fbf"}
+    scale, ticks = alt.Scale(type="log", base=2, nice=False), sorted({r["n"] for r in rows})
     base = alt.Chart(pd.DataFrame(rows)).encode(
-        x=alt.X(
-            "n:Q",
-            title="N, samples per item",
-            scale=alt.Scale(type="log", base=2, nice=False),
-            axis=alt.Axis(values=ns, format="d"),
-        ),
-        color=alt.Color(
-            "group:N",
-            title=None,
-            sort=list(shown),
-            legend=alt.Legend(symbolOpacity=1),
-            scale=alt.Scale(domain=list(shown), range=list(shown.values())),
-        ),
+        x=alt.X("n:Q", title="N, samples per item", scale=scale, axis=alt.Axis(values=ticks, format="d")),
+        color=_colours(dict(zip(curves, ("#c8702a", "#8a8d93", "#3f7fbf"), strict=True)), None),
     )
 
     def panel(keep: str, title: str) -> alt.LayerChart:
-        part = base.transform_filter(keep)
-        scale = alt.Scale(zero=False)
-        band = part.transform_filter("isValid(datum.low) && isValid(datum.high)").mark_area(opacity=0.12)
+        part, scale = base.transform_filter(keep), alt.Scale(zero=False)
         return alt.layer(
-            band.encode(y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q"),
+            bounded(part).mark_area(opacity=0.12).encode(y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q"),
             part.mark_line(strokeWidth=2, point=True).encode(y=alt.Y("value:Q", title=title, scale=scale)),
         ).properties(width=WIDTH, height=HEIGHT / 2)
 
-    return svg(
-        alt.vconcat(
-            panel(f"datum.group != '{REWARD}'", "true score"), panel(f"datum.group == '{REWARD}'", "reward of the pick")
-        ),
-        name,
-    )
+    panels = panel(f"datum.group != '{REWARD}'", "true score"), panel(f"datum.group == '{REWARD}'", REWARD)
+    return svg(alt.vconcat(*panels), name)
 
 
 def _thin(curve: list[tuple[int, float]]) -> list[tuple[float, float]]:
@@ -231,17 +187,15 @@ def training(iterations: list[Iteration], metric: str, colours: dict[str, str], 
     rows = [{"group": key, "step": step, "value": value} for key, curve in curves.items() for step, value in curve]
     if not rows:
         return None
-    title, _ = METRICS.get(metric, (metric, ""))
     longest = max(map(len, curves.values()))
+    axis = alt.Axis(format="d", tickMinStep=1)
     chart = (
         alt.Chart(pd.DataFrame(rows))
         .mark_line(strokeWidth=1.6, point=alt.OverlayMarkDef(size=22) if longest <= 24 else False)
         .encode(
-            x=alt.X(
-                "step:Q", title="optimizer step", axis=alt.Axis(format="d", tickMinStep=1), scale=alt.Scale(zero=False)
-            ),
-            y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
-            color=_policy_scale([k for k, c in curves.items() if c], colours, "iteration"),
+            x=alt.X("step:Q", title="optimizer step", axis=axis, scale=alt.Scale(zero=False)),
+            y=alt.Y("value:Q", title=METRICS.get(metric, (metric,))[0], scale=alt.Scale(zero=False)),
+            color=_colours({k: colours[k] for k, curve in curves.items() if curve}, "iteration"),
         )
     )
     return svg(chart.properties(width=WIDTH, height=180), name)
@@ -274,116 +228,15 @@ def rewards(iterations: list[Iteration], colours: dict[str, str], name: str) -> 
     for it, share in zip(iterations, shares, strict=True):
         if not len(it.rewards):
             continue
-        frame = pd.DataFrame({"reward": labels, "share": share})
-        many = len(labels) > 6
+        axis, scale = alt.Axis(format=".0%", tickCount=4), alt.Scale(domain=[0, top])
+        turned = alt.Axis(labelAngle=-60 if len(labels) > 6 else 0)
         chart = (
-            alt.Chart(frame)
+            alt.Chart(pd.DataFrame({"reward": labels, "share": share}))
             .mark_bar(color=colours[it.name], opacity=0.8)
             .encode(
-                x=alt.X("reward:N", sort=labels, title="reward", axis=alt.Axis(labelAngle=-60 if many else 0)),
-                y=alt.Y(
-                    "share:Q",
-                    title="share of responses",
-                    axis=alt.Axis(format=".0%", tickCount=4),
-                    scale=alt.Scale(domain=[0, top]),
-                ),
+                x=alt.X("reward:N", sort=labels, title="reward", axis=turned),
+                y=alt.Y("share:Q", title="share of responses", axis=axis, scale=scale),
             )
         )
         charts[it.name] = svg(chart.properties(width=230, height=140), f"{name}-{it.name}")
     return charts
-
-
-BOX_W, BOX_H, GAP_X, GAP_Y = 100, 36, 26, 42
-COLUMNS = ["prompts", "sample", "score", "candidates", "lists", "reference", "train", "generate", "evaluate"]
-# Policy 0 stands where the later policies are made; what all policies share stands beside it.
-BORROWED = {
-    "policy": "train",
-    "items": "reference",
-    "embed": "generate",
-    "retrieve": "evaluate",
-    "reward": "score",
-    "best_of_n": "evaluate",
-    "sft": "train",
-}
-
-
-def graph(nodes: list[NodeRecord], colours: dict[str, str]) -> Markup:
-    """The graph as a picture: a row per iteration, arrows as the manifests' inputs tell them.
-
-    A node without a manifest is drawn dashed, and nothing is known of its inputs.
-    """
-    places: dict[str, tuple[float, float]] = {}
-    y = 4.0
-    for row in dict.fromkeys(n.row for n in nodes):
-        members = [n for n in nodes if n.row == row]
-        stacked: dict[int, int] = {}
-        for node in members:
-            column = COLUMNS.index(BORROWED.get(node.name, node.name))
-            height = stacked.get(column, 0)
-            places[node.stage] = (4.0 + column * (BOX_W + GAP_X), y + height * (BOX_H + 8))
-            stacked[column] = height + 1
-        y += max(stacked.values()) * (BOX_H + 8) - 8 + GAP_Y
-    width, height = 8 + len(COLUMNS) * (BOX_W + GAP_X) - GAP_X, y - GAP_Y + 26
-    makers = {path: n.stage for n in nodes for path in n.outputs}
-    lines, boxes = [], []
-    for node in nodes:
-        x, top = places[node.stage]
-        sources = {makers[path] for path in (node.manifest or {}).get("inputs", {}) if path in makers}
-        lines += [_arrow(places[s], (x, top)) for s in sorted(sources)]
-        seconds = "no manifest" if node.manifest is None else duration(node.manifest["seconds"])
-        label = node.stage
-        if node.name in ("generate", "evaluate", "items", "embed", "retrieve", "best_of_n"):
-            key = node.stage.partition("@")[2]
-            # The row says which policy.
-            label = key.partition("-")[2] if node.name in ("generate", "evaluate") else key
-            seconds = f"{node.name}, {seconds}"
-        label = label if len(label) <= 13 else label[:12] + "…"
-        boxes.append(
-            Markup(
-                '<g class="node{}"><title>{}</title><rect x="{}" y="{}" width="{}" height="{}" rx="5" '
-                'style="stroke:{}"/><text x="{}" y="{}">{}</text><text class="sub" x="{}" y="{}">{}</text></g>'
-            ).format(
-                "" if node.manifest else " absent",
-                node.stage,
-                x,
-                top,
-                BOX_W,
-                BOX_H,
-                colours.get(node.row, "#888"),
-                x + BOX_W / 2,
-                top + 15,
-                label,
-                x + BOX_W / 2,
-                top + 29,
-                seconds,
-            )
-        )
-    return Markup(
-        '<svg class="graph" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {1}" width="{0}" height="{1}" '
-        'role="img" aria-label="Nodes of the graph and what each one read"><defs><marker id="arrow" '
-        'viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" orient="auto"><path '
-        'd="M0,0.5 L8,4 L0,7.5z"/></marker></defs>{2}{3}</svg>'
-    ).format(width, height, Markup("").join(lines), Markup("").join(boxes))
-
-
-def _arrow(start: tuple[float, float], end: tuple[float, float]) -> Markup:
-    (x1, y1), (x2, y2) = start, end
-    bottom, centre1, centre2 = y1 + BOX_H, x1 + BOX_W / 2, x2 + BOX_W / 2
-    if abs(y1 - y2) < 2 * BOX_H and x2 - x1 == BOX_W + GAP_X:  # the neighbour, or stacked beside it
-        path = f"M{x1 + BOX_W},{y1 + BOX_H / 2} L{x2 - 2},{y2 + BOX_H / 2}"
-    elif y1 == y2:  # over the boxes between: a bow below the row
-        a, b = x1 + BOX_W * 0.6, x2 + BOX_W * 0.4
-        depth = bottom + min(34, 8 + 0.035 * abs(x2 - x1))
-        path = f"M{a},{bottom} C{a + 15},{depth} {b - 15},{depth} {b},{bottom + 2}"
-    else:  # down to a later row
-        middle = (bottom + y2) / 2
-        path = f"M{centre1},{bottom} C{centre1},{middle + 6} {centre2},{middle - 6} {centre2},{y2 - 2}"
-    return Markup('<path class="edge" d="{}" marker-end="url(#arrow)"/>').format(path)
-
-
-def duration(seconds: float) -> str:
-    """12.3 s, 4 min 05 s, 2 h 07 min."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

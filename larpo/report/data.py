@@ -182,13 +182,15 @@ class Iteration:
 
 @dataclass(frozen=True)
 class NodeRecord:
-    """A node of the graph and its manifest (None where there is none)."""
+    """A node of the graph, where its picture has it, and its manifest (None where there is none)."""
 
     stage: str
-    name: str
-    row: str  # the iteration or policy it belongs to
+    name: str  # its kind
+    row: str  # the policy it makes or measures
     outputs: tuple[str, ...]
     manifest: dict[str, Any] | None
+    column: str = ""
+    label: str | None = None  # in place of the stage's name
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ class ReportData:
     benchmarks: list[BenchmarkScores]
     iterations: list[Iteration]
     nodes: list[NodeRecord]
+    columns: list[str] = field(default_factory=list)  # of the graph's picture
     retrieval: dict[str, list[RecallPoint]] = field(default_factory=dict)  # retriever and kind of hit → Recall@N
     best_of_n: list[BestOfN] = field(default_factory=list)
 

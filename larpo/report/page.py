@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from larpo.report import charts
 from larpo.report.data import BenchmarkScores, Estimate, NodeRecord, PolicyScore, ReportData
+from larpo.report.picture import draw_graph, duration
 
 NONE = "–"
 
@@ -121,7 +122,7 @@ def render(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters.update(percent=percent, interval=interval, number=number, span=span, duration=charts.duration)
+    env.filters.update(percent=percent, interval=interval, number=number, span=span, duration=duration)
     return env.get_template("page.html.j2").render(
         data=data,
         colours=colours,
@@ -149,7 +150,7 @@ def render(data: ReportData) -> str:
             ),
         ],
         reward_charts=charts.rewards(data.iterations, colours, "rewards"),
-        graph=charts.graph(data.nodes, colours),
+        graph=draw_graph(data.nodes, data.columns, colours),
         seconds=sum(n.manifest["seconds"] for n in data.nodes if n.manifest),
         settings=[(section, flatten(value)) for section, value in data.settings.items()],
         environment=environment(data.nodes),

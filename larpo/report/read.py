@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from larpo import tables
+from larpo.config.params import Params
 from larpo.errors import UserError
+from larpo.graph import Stage, kinds, read_stages, unroll
 from larpo.hashing import digest
-from larpo.load import Params
 from larpo.report.data import (
     BenchmarkScores,
     Example,
@@ -27,8 +28,6 @@ from larpo.report.data import (
     spread,
 )
 from larpo.report.hardness import measure
-
-TABLE_NODES = ("prompts", "sample", "score", "candidates", "lists", "reference")
 
 
 def read_report(params: Params, list_hashes: dict[str, str]) -> ReportData:
@@ -51,6 +50,7 @@ def read_report(params: Params, list_hashes: dict[str, str]) -> ReportData:
         benchmarks=read_scores(params, prompts),
         iterations=[iteration(params, s, prompts, list_hashes[s]) for s in sorted(params.iterations, key=int)],
         nodes=nodes(params),
+        columns=columns(),
         best_of_n=[
             best_of_n_curves(name, read_json(f"data/evaluate/best_of_n-{name}.json")) for name in params.best_of_n
         ],
@@ -199,36 +199,19 @@ def iteration(params: Params, s: str, prompts: dict[str, pd.DataFrame], data_has
 
 def nodes(params: Params) -> list[NodeRecord]:
     """Every node of the run in the order it is drawn: per policy, what made it and what measured it."""
+    stages = unroll(read_stages(), params.model_dump(mode="json")).values()
+    return [_record(stage) for row in params.policies() for stage in stages if stage.meta.row == row]
 
-    def record(name: str, key: str, row: str, stem: str, outputs: tuple[str, ...]) -> NodeRecord:
-        return NodeRecord(f"{name}@{key}" if key else name, name, row, outputs, manifest(f"{stem}.manifest.json"))
 
-    out = []
-    for row in params.policies():
-        if row == "0":
-            out.append(record("policy", "", row, "data/policy/0", ("data/policy/0", "data/candidates/0.parquet")))
-            out.append(record("reward", "", row, "data/reward", ("data/reward",)))
-            out += [record("items", b, row, f"data/items/{b}", (f"data/items/{b}.parquet",)) for b in params.benchmarks]
-            for name in params.retrieval:
-                made, stem = f"data/embed/{name}", f"data/evaluate/retrieval-{name}"
-                out.append(record("embed", name, row, made, (made,)))
-                out.append(record("retrieve", name, row, stem, (f"{stem}.parquet", f"{stem}.json")))
-        elif row in params.sft:
-            made = (f"data/policy/{row}", f"data/sft/{row}", f"data/candidates/{row}.parquet")
-            out.append(record("sft", row, row, f"data/sft/{row}", made))
-        else:
-            out += [record(n, row, row, f"data/{n}/{row}", (f"data/{n}/{row}.parquet",)) for n in TABLE_NODES]
-            made = (f"data/policy/{row}", f"data/train/{row}")
-            out.append(record("train", row, row, f"data/train/{row}", made))
-        if row in params.evaluate.policies:
-            for b in params.benchmarks:
-                made, stem = f"data/generate/{row}-{b}", f"data/evaluate/{row}-{b}"
-                out.append(record("generate", f"{row}-{b}", row, made, (f"{made}.parquet",)))
-                out.append(record("evaluate", f"{row}-{b}", row, stem, (f"{stem}.parquet", f"{stem}.json")))
-            for name in (n for n, b in params.best_of_n.items() if b.policy == row):
-                stem = f"data/evaluate/best_of_n-{name}"
-                out.append(record("best_of_n", name, row, stem, (f"{stem}.parquet", f"{stem}.json")))
-    return out
+def columns() -> list[str]:
+    """Kinds of nodes that have a column of the graph's picture, in their order."""
+    return [kind for kind, meta in kinds().items() if meta.row is not None and meta.column is None]
+
+
+def _record(stage: Stage) -> NodeRecord:
+    *outputs, record = sorted(stage.outs, key=lambda out: out.endswith(".manifest.json"))
+    place = stage.meta.row, tuple(outputs), manifest(record), stage.meta.column or stage.kind, stage.meta.label
+    return NodeRecord(stage.name, stage.kind, *place)
 
 
 def read_scores(params: Params, prompts: dict[str, pd.DataFrame]) -> list[BenchmarkScores]:

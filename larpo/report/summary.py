@@ -10,8 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from larpo.config.params import policy_key
 from larpo.errors import UserError, one_line
-from larpo.load import policy_key
 from larpo.report.read import read_json
 from larpo.report.write import PAGE, SCORES
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from larpo.load import Params
+from larpo.config.params import Params
 from larpo.report.data import Iteration
 from larpo.report.page import render
 from larpo.report.read import read_report

@@ -7,16 +7,15 @@ the folder that the node `reward` made, and loads it when it scores for the firs
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from larpo.config.reward import RewardParams
 from larpo.config.sections import ScoreParams
-from larpo.errors import UserError, nearest
+from larpo.errors import ParameterError
+from larpo.registry import Registry
 
 
 class Reward(Protocol):
@@ -44,35 +43,31 @@ class Reward(Protocol):
         """Identity of the reward for the manifest: rule and version, or weights hash and template."""
 
 
-REWARDS: dict[str, str] = {
-    "final_number": "larpo.rewards.rules:FinalNumber",
-    "closeness": "larpo.rewards.rules:Closeness",
-    "exact_match": "larpo.rewards.rules:ExactMatch",
-    "math": "larpo.rewards.rules:MathEquivalence",
-    "sequence_classification": "larpo.rewards.classifier:SequenceClassification",
-    "pairrm": "larpo.rewards.pairrm:PairRMReward",
-    "sum": "larpo.rewards.combined:Sum",
-}
-"""name → module:class"""
+REWARDS = Registry(
+    "reward",
+    {
+        "final_number": "larpo.rewards.rules:FinalNumber",
+        "closeness": "larpo.rewards.rules:Closeness",
+        "exact_match": "larpo.rewards.rules:ExactMatch",
+        "math": "larpo.rewards.rules:MathEquivalence",
+        "sequence_classification": "larpo.rewards.classifier:SequenceClassification",
+        "pairrm": "larpo.rewards.pairrm:PairRMReward",
+        "sum": "larpo.rewards.combined:Sum",
+    },
+)
 
 MODELS = ("sequence_classification", "pairrm")
 """Rewards that read the model of the node `reward`; their names are the kinds of `reward.kind`."""
 
 
-def _class(name: str) -> type:
-    module, _, cls = REWARDS[name].partition(":")
-    return getattr(importlib.import_module(module), cls)
-
-
 def build_reward(name: str, options: dict[str, Any], model: Path | None = None) -> Reward:
     """The reward of that name, with `score.options` as its arguments; `model` is the folder of the node `reward`."""
-    if name not in REWARDS:
-        raise UserError(f"params.yaml: score.reward: {name!r} does not exist{nearest(name, list(REWARDS))}")
+    made = REWARDS.load(name, "score.reward")
     first = (model,) if name in (*MODELS, "sum") else ()
     try:
-        return _class(name)(*first, **options)
+        return made(*first, **options)
     except TypeError as error:
-        raise UserError(f"params.yaml: score.options: {name}: found {', '.join(options)}: {error}") from None
+        raise ParameterError("score.options", f"{name}: found {', '.join(options)}: {error}") from None
 
 
 def parts(score: ScoreParams) -> list[tuple[str, dict[str, Any]]]:
@@ -91,35 +86,7 @@ def verifiable(score: ScoreParams) -> tuple[str, dict[str, Any]] | None:
 
 def is_verifiable(name: str) -> bool:
     """Whether a reward says right or wrong of every response."""
-    return name not in (*MODELS, "sum") and getattr(_class(name), "verifiable", False)
-
-
-def check_reward(score: ScoreParams, reward: RewardParams, file: str = "params.yaml") -> None:
-    """Refuse options that the reward does not know, and a reward without its model, before anything is loaded."""
-    try:
-        wanted = parts(score)
-    except UserError as error:
-        raise UserError(str(error).replace("params.yaml", file)) from None
-    for name, options in wanted:
-        if name not in MODELS:
-            continue
-        if reward.source is None or reward.kind != name:
-            found = "null" if reward.source is None else f"{reward.source!r} of reward.kind={reward.kind}"
-            raise UserError(
-                f"{file}: reward.model: score.reward asks for {name}, found {found}; "
-                f"set reward.model to a checkpoint and reward.kind to {name}"
-            )
-        try:
-            _class(name)(None, **options)
-        except TypeError as error:
-            raise UserError(f"{file}: score.options: {name}: {error}") from None
-    if reward.train is not None and (reward.source is None or reward.kind != "sequence_classification"):
-        raise UserError(
-            f"{file}: reward.train: trains a sequence_classification model; expected reward.model or reward.start to "
-            f"name what it starts from, found model={reward.model!r}, kind={reward.kind}"
-        )
-    if reward.checks and reward.source is None:
-        raise UserError(f"{file}: reward.checks: there is no model to check; set reward.model or reward.start")
+    return name not in (*MODELS, "sum") and getattr(REWARDS.load(name), "verifiable", False)
 
 
 def penalised(scored: pd.DataFrame, score: ScoreParams, n_tokens: np.ndarray, cut: np.ndarray) -> pd.Series:

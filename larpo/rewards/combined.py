@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 from pydantic import Field, ValidationError
 
-from larpo.errors import UserError, nearest
-from larpo.load import Section
+from larpo.config.sections import Section
+from larpo.errors import ParameterError, at, first_error, nearest
 
 
 class Part(Section):
@@ -29,14 +29,13 @@ def parse(options: dict[str, Any]) -> list[Part]:
     try:
         parts = Options.model_validate(options).parts
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(["score.options", *map(str, first["loc"])])
-        raise UserError(f"params.yaml: {where}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        with at("score.options"):
+            raise first_error(error, list(Options.model_fields)) from None
     for part in parts:
         known = [name for name in REWARDS if name != "sum"]
         if part.reward not in known:
-            raise UserError(
-                f"params.yaml: score.options.parts: {part.reward!r} cannot be summed{nearest(part.reward, known)}"
+            raise ParameterError(
+                "score.options.parts", f"{part.reward!r} cannot be summed{nearest(part.reward, known)}"
             )
     return parts
 

@@ -12,16 +12,16 @@ from __future__ import annotations
 import re
 import reprlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from larpo.config.reward import PairsParams
-from larpo.errors import UserError
+from larpo.errors import ParameterError, UserError, at
 from larpo.hashing import digest
 from larpo.sources.careless_sums import sum_pairs
 from larpo.sources.prompts import in_share
-from larpo.tables import readable
+from larpo.sources.rows import read
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLE = {"Human": "user", "Assistant": "assistant"}
@@ -52,14 +52,15 @@ def read_pairs(params: PairsParams, key: str) -> tuple[list[Pair], dict[str, int
     """
     pairs: list[Pair] = []
     dropped: Counter[str] = Counter()
-    for number, row in enumerate(readable(_load(params, key), params.name)):
-        found = _pair(row, params, f"{params.name}, row {number}", key)
-        if isinstance(found, Pair):
-            pairs.append(found)
-        else:
-            dropped[found] += 1
-    if not pairs:
-        raise UserError(f"params.yaml: {key}.data: {params.name!r} has no pair that states a preference")
+    with at(key, "params.yaml"):
+        for where, row in _rows(params):
+            pair = _pair(row, params, where)
+            if isinstance(pair, Pair):
+                pairs.append(pair)
+            else:
+                dropped[pair] += 1
+        if not pairs:
+            raise ParameterError("data", f"{params.name!r} has no pair that states a preference")
     if params.examples is not None and params.examples < len(pairs):
         order = sorted(range(len(pairs)), key=lambda i: digest("pair", i, pairs[i].chosen))
         dropped["not_chosen"] = len(pairs) - params.examples
@@ -67,30 +68,16 @@ def read_pairs(params: PairsParams, key: str) -> tuple[list[Pair], dict[str, int
     return pairs, dict(dropped)
 
 
-def _load(params: PairsParams, key: str) -> Any:
-    if params.source == "sums":
-        found = sum_pairs(params.sums.digits, params.sums.errors)
-        return [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in found]
-    import datasets
-
-    path = Path(params.data)
-    kinds = {".jsonl": "json", ".json": "json", ".gz": "json", ".parquet": "parquet"}
-    if path.suffix in kinds:
-        if not path.is_file():
-            raise UserError(f"params.yaml: {key}.data: file {params.data} not found")
-        where = {"path": kinds[path.suffix], "data_files": str(path), "split": "train"}
-    elif params.data.startswith((".", "/")) or params.data.count("/") != 1:
-        raise UserError(f"params.yaml: {key}.data: {params.data!r} is no file and no hub id (owner/name)")
-    else:
-        where = {"path": params.data, "split": params.split}
-    try:
-        return datasets.load_dataset(**where)
-    except Exception as error:  # noqa: BLE001 - the errors of files and of the hub have no common base
-        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-        raise UserError(f"params.yaml: {key}.data: cannot load {params.data!r} ({reason[:200]})") from None
+def _rows(params: PairsParams) -> Iterator[tuple[str, dict[str, Any]]]:
+    if params.source == "dataset":
+        with at("data"):
+            yield from read(params.data, "preference pairs", split=params.split)
+        return
+    for pair in sum_pairs(params.sums.digits, params.sums.errors):
+        yield "sums", dict(zip(("prompt", "chosen", "rejected"), pair, strict=True))
 
 
-def _pair(row: dict[str, Any], params: PairsParams, where: str, key: str) -> Pair | str:
+def _pair(row: dict[str, Any], params: PairsParams, where: str) -> Pair | str:
     """The pair of one row, or the reason why it states none."""
     if {"input", "output_1", "output_2", "label"} <= row.keys():
         better = {"1": ("output_1", "output_2"), "2": ("output_2", "output_1")}.get(str(row["label"]))
@@ -100,8 +87,8 @@ def _pair(row: dict[str, Any], params: PairsParams, where: str, key: str) -> Pai
     else:
         lost = [f for f in (params.chosen_field, params.rejected_field) if f not in row]
         if lost:
-            raise UserError(
-                f"{where}: no column {lost[0]!r}, found {', '.join(row)}; set {key}.chosen_field and rejected_field"
+            raise ParameterError(
+                "data", f"{where}: no column {lost[0]!r}, found {', '.join(row)}; set chosen_field and rejected_field"
             )
         prompt, chosen, rejected = row.get(params.prompt_field), row[params.chosen_field], row[params.rejected_field]
         scores = row if not isinstance(row.get("metadata"), dict) else row["metadata"] | row
@@ -116,11 +103,11 @@ def _pair(row: dict[str, Any], params: PairsParams, where: str, key: str) -> Pai
         if chosen[:-1] != rejected[:-1]:
             return "other_prompt"
         # Some hold the whole conversation, some the answer alone.
-        asked = chosen[:-1] or prompt
+        prompt = chosen[:-1] or prompt
         answers = chosen[-1]["content"], rejected[-1]["content"]
     else:
-        asked, answers = prompt, (chosen, rejected)
-    messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else _messages(asked, where)
+        answers = chosen, rejected
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _messages(prompt, where)
     if not all(isinstance(a, str) for a in answers) or not messages[-1]["content"].strip():
         raise UserError(f"{where}: expected a prompt and two responses, found {reprlib.repr(row)}")
     if answers[0] == answers[1]:
@@ -148,9 +135,9 @@ def _dialogue(text: str, where: str) -> list[dict[str, str]]:
 
 def _messages(value: Any, where: str) -> list[dict[str, str]]:
     try:
-        found = [{"role": m["role"], "content": m["content"]} for m in value]
-        if found and all(isinstance(v, str) for m in found for v in m.values()):
-            return found
+        messages = [{"role": m["role"], "content": m["content"]} for m in value]
+        if messages and all(isinstance(v, str) for m in messages for v in m.values()):
+            return messages
     except (TypeError, KeyError):
         pass
     raise UserError(f"{where}: expected chat messages with a role and a content each, found {reprlib.repr(value)}")

@@ -9,34 +9,33 @@ from __future__ import annotations
 import re
 import reprlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from larpo.config.sections import SourceParams
-from larpo.errors import UserError, nearest
+from larpo.errors import ParameterError, UserError, at, nearest, unknown
 from larpo.hashing import digest, seed_of, unit_interval
+from larpo.registry import Registry
 from larpo.sources.careless_sums import sums
-from larpo.tables import readable
+from larpo.sources.rows import read_shuffled
 
 Prompt = tuple[str, list[dict[str, str]], str | None, str | None]
 """(source, messages, reference answer or None, a whole reference response or None)"""
 
-SOURCES: dict[str, Callable[[SourceParams, int], Iterator[Prompt]]] = {}
-"""name → function (params, seed) → endless or finite iterator of prompts in a reproducible order."""
+SOURCES = Registry(
+    "prompt source",
+    {
+        "reasoning_gym": "larpo.sources.prompts:reasoning_gym_prompts",
+        "sums": "larpo.sources.prompts:sum_prompts",
+        "dataset": "larpo.sources.prompts:dataset_prompts",
+    },
+)
+"""name → function (SourceParams, seed) → endless or finite iterator of prompts in a reproducible order."""
 
 
-def source(name: str):
-    def register(function):
-        SOURCES[name] = function
-        return function
-
-    return register
-
-
-@source("reasoning_gym")
 def reasoning_gym_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
     """Generated problems with exact answers, in equal parts from each generator of `params.tasks`."""
     with warnings.catch_warnings():
@@ -46,16 +45,13 @@ def reasoning_gym_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
         from reasoning_gym.factory import DATASETS
 
     if not params.tasks:
-        raise UserError("params.yaml: prompts.tasks: expected at least one reasoning-gym generator, found none")
+        raise ParameterError("tasks", "expected at least one reasoning-gym generator, found none")
     chunk = 4096  # a generator's dataset has a fixed size; a new seed continues the stream
     for round_ in range(1_000_000):
         datasets = []
         for task in params.tasks:
             if task.name not in DATASETS:
-                raise UserError(
-                    f"params.yaml: prompts.tasks: reasoning-gym has no {task.name!r}"
-                    + (nearest(task.name, list(DATASETS)) if "did you" in nearest(task.name, list(DATASETS)) else "")
-                )
+                raise unknown("tasks", task.name, list(DATASETS))
             try:
                 datasets.append(
                     reasoning_gym.create_dataset(
@@ -63,77 +59,54 @@ def reasoning_gym_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
                     )
                 )
             except (TypeError, AssertionError, ValueError) as error:
-                raise UserError(f"params.yaml: prompts.tasks: {task.name}: {error}") from None
+                raise ParameterError("tasks", f"{task.name}: {error}") from None
         for i in range(chunk):
             for task, dataset in zip(params.tasks, datasets, strict=True):
                 item, field = dataset[i], task.question_field
                 if field and not isinstance(item["metadata"].get(field), str):
                     texts = [key for key, value in item["metadata"].items() if isinstance(value, str)]
-                    raise UserError(
-                        f"params.yaml: prompts.tasks: {task.name} has no text {field!r} to ask{nearest(field, texts)}"
-                    )
-                asked = item["metadata"][field] if field else item["question"]
-                yield f"reasoning_gym/{task.name}", _messages(params, asked), item["answer"], item["answer"]
+                    raise ParameterError("tasks", f"{task.name} has no text {field!r} to ask{nearest(field, texts)}")
+                question = item["metadata"][field] if field else item["question"]
+                yield f"reasoning_gym/{task.name}", conversation(params, question), item["answer"], item["answer"]
 
 
-@source("sums")
 def sum_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
     """Sums with right answers and worked examples that are often careless (larpo.sources.careless_sums)."""
     for text, answer, worked in sums(params.sums.digits, params.sums.careless, seed):
-        yield "sums", _messages(params, text), answer, worked
+        yield "sums", conversation(params, text), answer, worked
 
 
-@source("dataset")
 def dataset_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
-    """A hub dataset by its id, or a local .jsonl or .parquet file, shuffled by `seed`."""
-    import datasets
-
+    """A hub dataset by its id, a folder, or a .json, .jsonl or .parquet file, shuffled by `seed`."""
     if not params.dataset:
-        raise UserError("params.yaml: prompts.dataset: expected a hub id or a file's path, found nothing")
-    path = Path(params.dataset)
-    kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".gz": "json"}
-    if path.suffix in kinds:
-        if not path.is_file():
-            raise UserError(f"params.yaml: prompts.dataset: file {params.dataset} not found")
-        where = {"path": kinds[path.suffix], "data_files": str(path), "split": "train"}
-    else:
-        where = {"path": params.dataset, "split": params.split}
-    try:
-        rows = datasets.load_dataset(**where)
-    except Exception as error:  # noqa: BLE001 - the errors of files and of the hub have no common base
-        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-        raise UserError(
-            f"params.yaml: prompts.dataset: cannot load {params.dataset!r} split {where['split']!r} ({reason[:200]})"
-        ) from None
-    for key in filter(None, (params.prompt_field, params.answer_field, params.solution_field)):
-        if key not in rows.column_names:
-            raise UserError(
-                f"{params.dataset}: no column {key!r}, found {', '.join(rows.column_names)}; "
-                "set prompts.prompt_field and prompts.answer_field"
+        raise ParameterError("dataset", "expected a hub id or a file's path, found nothing")
+    columns = [c for c in (params.prompt_field, params.answer_field, params.solution_field) if c]
+    what = "rows with the columns that prompt_field, answer_field and solution_field name"
+    with at("dataset"):
+        for where, row in read_shuffled(params.dataset, what, seed, columns, params.split):
+            answer, solution = (
+                None if key is None or row.get(key) is None else str(row[key])
+                for key in (params.answer_field, params.solution_field)
             )
-    for row in readable(rows.shuffle(seed=seed), params.dataset):
-        answer, solution = (
-            None if key is None or row[key] is None else str(row[key])
-            for key in (params.answer_field, params.solution_field)
-        )
-        messages = _messages(params, row[params.prompt_field])
-        yield params.dataset, messages, _inside(params, answer), solution
+            messages = conversation(params, row.get(params.prompt_field), where)
+            yield params.dataset, messages, _inside(params, answer, where), solution
 
 
-def _inside(params: SourceParams, answer: str | None) -> str | None:
+def _inside(params: SourceParams, answer: str | None, where: str) -> str | None:
     """The part of an answer that `answer_pattern` names; the whole without one."""
     if params.answer_pattern is None or answer is None:
         return answer
-    found = re.search(params.answer_pattern, answer)
-    if found is None or found[1] is None:
+    match = re.search(params.answer_pattern, answer)
+    if match is None or match[1] is None:
         raise UserError(
-            f"{params.dataset}: answer {reprlib.repr(answer)} does not match prompts.answer_pattern "
-            f"{params.answer_pattern!r}; expected a match in every row"
+            f"{where}: answer {reprlib.repr(answer)} does not match prompts.answer_pattern {params.answer_pattern!r}; "
+            "expected a match in every row"
         )
-    return found[1].strip()
+    return match[1].strip()
 
 
-def _messages(params: SourceParams, prompt: str | list[dict[str, str]]) -> list[dict[str, str]]:
+def conversation(params: SourceParams, prompt: Any, where: str = "") -> list[dict[str, str]]:
+    """A prompt, text or chat messages, as messages after the section's system message."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     try:
         messages = [{"role": m["role"], "content": m["content"]} for m in messages]
@@ -142,7 +115,7 @@ def _messages(params: SourceParams, prompt: str | list[dict[str, str]]) -> list[
         usable = False
     if not usable:
         raise UserError(
-            f"{params.dataset or params.source}: prompt {reprlib.repr(prompt)} is neither text nor chat messages with "
+            f"{where or params.source}: prompt {reprlib.repr(prompt)} is neither text nor chat messages with "
             "a role and a content each; drop such rows, or set prompts.prompt_field"
         )
     return ([{"role": "system", "content": params.system}] if params.system else []) + messages
@@ -165,30 +138,34 @@ def in_share(share: float, messages: list[dict[str, str]]) -> bool:
     return unit_interval("split", text) < share
 
 
-def draw(params: SourceParams, count: int | None, seed: int, held_out: bool) -> pd.DataFrame:
+def draw(params: SourceParams, count: int | None, seed: int, held_out: bool, section: str = "prompts") -> pd.DataFrame:
     """Draw `count` different prompts of one part, a `prompts` table in the source's order.
 
-    `count` None takes all of a dataset; a generator has no end, so it needs a number.
+    `count` None takes all of a dataset; a generator has no end, so it needs a number. `section` of params.yaml is what
+    errors name.
 
     Raises
     ------
     UserError
-        The source has fewer different prompts in that part.
+        The source cannot be read, or has fewer different prompts in that part.
     """
     seen: dict[str, tuple] = {}
     # A small generator repeats itself; give up when it stops yielding new prompts.
     limit = None if count is None else 64 * count + 65_536
-    for source_name, messages, answer, solution in islice(SOURCES[params.source](params, seed), limit):
-        if is_held_out(params, messages) != held_out:
-            continue
-        seen.setdefault(prompt_id(source_name, messages), (source_name, messages, answer, solution))
-        if len(seen) == count:
-            break
-    if not seen or (count is not None and len(seen) < count):
-        part = "held-out" if held_out else "training"
-        raise UserError(
-            f"params.yaml: prompts: {count or 'some'} {part} prompts asked for, the source has {len(seen)}; "
-            "ask for fewer, widen prompts.tasks, or change prompts.held_out"
-        )
+    with at(section, "params.yaml"):
+        source = SOURCES.load(params.source, "source")
+        for source_name, messages, answer, solution in islice(source(params, seed), limit):
+            if is_held_out(params, messages) != held_out:
+                continue
+            seen.setdefault(prompt_id(source_name, messages), (source_name, messages, answer, solution))
+            if len(seen) == count:
+                break
+        if not seen or (count is not None and len(seen) < count):
+            part = "held-out" if held_out else "training"
+            raise ParameterError(
+                "",
+                f"{count or 'some'} {part} prompts asked for, the source has {len(seen)}; ask for fewer, widen tasks, "
+                "or change held_out",
+            )
     rows = [(key, *value) for key, value in seen.items()]
     return pd.DataFrame(rows, columns=["prompt_id", "source", "messages", "answer", "solution"])

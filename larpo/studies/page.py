@@ -11,7 +11,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from larpo.report.charts import HEIGHT, WIDTH, svg
+from larpo.report.charts import HEIGHT, WIDTH, bounded, svg
 from larpo.studies.spec import Study, load_study
 
 RESULTS, PAGES, FINDINGS = Path("studies/results"), Path("report/studies"), Path("docs/findings.md")
@@ -63,9 +63,8 @@ def figure(study: Study, summary: dict[str, Any]) -> Markup | None:
         color=alt.Color("line:N", title=None, sort=order, legend=alt.Legend(symbolOpacity=1)),
     )
     y = alt.Y("value:Q", title=study.figure.y, axis=axis, scale=alt.Scale(zero=False))
-    bars = base.transform_filter("isValid(datum.low) && isValid(datum.high)")
     layers = [
-        bars.mark_area(opacity=0.12).encode(y=alt.Y("low:Q", title=study.figure.y), y2="high:Q"),
+        bounded(base).mark_area(opacity=0.12).encode(y=alt.Y("low:Q", title=study.figure.y), y2="high:Q"),
         base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=30)).encode(y=y),
     ]
     return svg(alt.layer(*layers).properties(width=int(1.4 * WIDTH), height=int(1.2 * HEIGHT)), study.name)

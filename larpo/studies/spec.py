@@ -14,9 +14,10 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from larpo.config.overlays import UNREADABLE, StrictLoader, lay_all
+from larpo.config.params import Params, parse_params
 from larpo.config.sections import PolicyName, Section
 from larpo.errors import UserError, nearest
-from larpo.load import Params, check_names, parse_params
+from larpo.load import check_params
 
 NAME = r"[a-z0-9][a-z0-9_]*"
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=64)]
@@ -218,7 +219,7 @@ def expand(
             params = raw | {"seed": seed}
             checked = parse_params(params, where)
             if seed == 0:
-                check_names(checked, where)
+                check_params(checked, where)
             runs.append(Run(study.name, scale, name, seed, policy, params, checked))
     return runs
 

@@ -18,9 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from larpo.config.params import parse_params
 from larpo.errors import UserError
 from larpo.hashing import digest, file_hash
-from larpo.load import check_names, parse_params
+from larpo.load import check_params
 
 PARAMS = "params.yaml"
 RUNS, REPORTS = Path(".larpo/runs"), Path(".larpo/reports")
@@ -63,7 +64,7 @@ def changed_params(
                 cause = error.__cause__ or error
                 raise UserError(f"override of {PARAMS}: {str(cause).strip().splitlines()[0]}") from None
         after = load_yaml(copy)
-        check_names(parse_params(after, PARAMS), PARAMS)
+        check_params(parse_params(after, PARAMS), PARAMS)
         return None if after == before else copy.read_text("utf-8")
 
 

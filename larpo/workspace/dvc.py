@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,7 @@ from typing import Any
 import networkx as nx
 
 from larpo.errors import UserError, nearest
-
-# Nodes that load a model. Two of them on one machine slow each other down, or do not fit.
-HEAVY = frozenset(
-    {"policy", "sft", "reward", "sample", "score", "reference", "train", "generate", "embed", "best_of_n"}
-)
+from larpo.graph import Meta, kinds, read_meta
 
 
 @dataclass(frozen=True)
@@ -24,10 +20,7 @@ class GraphNode:
     name: str
     kind: str
     needs: tuple[str, ...]
-
-    @property
-    def heavy(self) -> bool:
-        return self.kind in HEAVY
+    meta: Meta = field(default_factory=Meta)
 
 
 def node_name(root: Path, stage: Any) -> str:
@@ -41,7 +34,8 @@ def kind_of(name: str) -> str:
 
 
 def read_graph(folder: str | Path = ".") -> dict[str, GraphNode]:
-    """Every stage that has a command, each after all that it needs, otherwise in the order of dvc.yaml.
+    """Every stage that has a command, each after all that it needs, otherwise in the order of dvc.yaml. What is said of
+    its kind comes from this project's dvc.yaml (an audited run may be older), else from that of `folder`.
 
     Raises
     ------
@@ -51,6 +45,7 @@ def read_graph(folder: str | Path = ".") -> dict[str, GraphNode]:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    known = kinds()
     try:
         with Repo(str(folder)) as repo:
             graph = repo.index.graph  # edges go from a stage to what it needs
@@ -63,6 +58,7 @@ def read_graph(folder: str | Path = ".") -> dict[str, GraphNode]:
                     name(stage),
                     kind_of(name(stage)),
                     tuple(name(need) for need in sorted(graph.successors(stage), key=place.__getitem__) if need.cmd),
+                    known.get(kind_of(name(stage))) or read_meta(kind_of(name(stage)), stage.meta),
                 )
                 for stage in order
                 if stage.cmd

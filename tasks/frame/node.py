@@ -1,13 +1,14 @@
-"""What every node shares: a scratch folder, atomic publishing, a manifest, progress, one-line errors.
+"""What every node shares: its declaration, a scratch folder, atomic publishing, a manifest, progress, one-line errors.
 
-A node reads its declared inputs, works in scratch/NODE/KEY (outside its outputs, because DVC deletes
-outputs before a stage starts), and publishes by renaming into place. KEY is a hash of inputs and
-parameters: scratch of other inputs is never resumed.
+A node takes its inputs, outputs and parameters from its stage in dvc.yaml, works in scratch/NODE/KEY (outside its
+outputs, because DVC deletes outputs before a stage starts), and publishes by renaming into place. KEY is a hash of
+inputs and parameters: scratch of other inputs is never resumed.
 
-    with Node("sample", "1", params, uses=["sample", "engine"], inputs=[...], outputs=[...]) as node:
+    with Node("lists", "1") as node:             # stage lists@1
+        candidates = tables.read("candidates", node["candidates"])
         table = ...                              # long nodes keep finished parts under node.scratch
-        tables.write(table, "responses", node.out("data/sample/1.parquet"))
-        node.rows(read=len(prompts), written=len(table), dropped={"reason": 3})
+        tables.write(table, "lists", node.out("lists"))
+        node.rows(read=len(candidates), written=len(table), dropped={"reason": 3})
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -29,15 +30,17 @@ from typing import Any, TypeVar
 import psutil
 import typer
 
-from larpo.errors import MachineError, UserError, one_line
+from larpo.errors import MachineError, UserError, at, nearest, one_line
+from larpo.graph import Stage, read_stages, unroll, value_at
 from larpo.hashing import digest, file_hashes, tree_hash, tree_hash_of
-from larpo.load import Params, load_params
+from larpo.load import load_params
 from larpo.models import remote_code
 from larpo.workspace.dvc_lock import check_recorded
-from tasks.frame.files import check_writable, disk_fault, publish, write_json, write_part
+from tasks.frame.files import check_writable, disk_fault, publish, write_json
 from tasks.frame.lock import Lock
 
-SCRATCH = Path("scratch")
+SCRATCH, DATA = Path("scratch"), Path("data")
+CODE, MANIFEST = ("larpo/", "tasks/"), ".manifest.json"
 RECORDED_PACKAGES = [
     "torch",
     "transformers",
@@ -67,39 +70,47 @@ class Node:
 
     Parameters
     ----------
-    name, key
-        As in dvc.yaml: `Node("sample", "1", ...)` is stage `sample@1`; an empty key is a single stage.
-    uses
-        Sections (or dotted keys) of params.yaml that the node depends on, the same as in dvc.yaml.
-    inputs, outputs
-        Paths it reads and publishes, the same as `deps` (code left out) and `outs` in dvc.yaml.
-    manifest
-        Where the record of the run goes.
+    kind, key
+        As in dvc.yaml: `Node("sample", "1")` is stage `sample@1`; an empty key is a single stage.
+
+    Attributes
+    ----------
+    params
+        All parameters, checked; those that the stage declares are recorded and tell its scratch from others'.
+    seed
+        For the record; a node that draws sets it.
+
+    Raises
+    ------
+    UserError
+        params.yaml is wrong, or makes no such stage.
     """
 
-    def __init__(
-        self,
-        name: str,
-        key: str,
-        params: Params,
-        *,
-        uses: Iterable[str],
-        inputs: Iterable[str | Path],
-        outputs: Iterable[str | Path],
-        manifest: str | Path,
-        seed: int | None = None,
-    ):
-        self.name, self.key, self.params, self.seed = name, key, params, seed
-        self.stage = f"{name}@{key}" if key else name
-        self.inputs = [Path(p) for p in inputs]
-        self.outputs = [Path(p) for p in outputs]
-        self.manifest_path = Path(manifest)
-        self.settings = {dotted: _lookup(params.model_dump(mode="json"), dotted) for dotted in uses}
+    def __init__(self, kind: str, key: str = ""):
+        self.params = load_params()
+        settings = self.params.model_dump(mode="json")
+        stages = unroll(read_stages(), settings)
+        self.stage = f"{kind}@{key}" if key else kind
+        if self.stage not in stages:
+            known = [stage.name for stage in stages.values() if stage.kind == kind]
+            raise UserError(f"dvc.yaml: with params.yaml it makes no node {self.stage!r}{nearest(self.stage, known)}")
+        declared = stages[self.stage]
+        self.inputs = [Path(path) for path in data_of(declared, stages)]
+        (self.manifest_path,) = (Path(path) for path in declared.outs if path.endswith(MANIFEST))
+        self.outputs = [path for path in map(Path, declared.outs) if path != self.manifest_path]
+        # An empty key is the whole file.
+        dotted = [inner for key in declared.params for inner in ([key] if key else settings)]
+        self.settings = {key: value_at(settings, key, "params.yaml") for key in dotted}
+        self.seed: int | None = None
         # Of several processes (tasks/frame/launch.py) the first one clears, writes and publishes.
         self.leads = os.environ.get("RANK", "0") == "0"
         self._lock = Lock(SCRATCH / f"{self.stage}.lock", self.stage)
         self._rows: dict[str, Any] = {}
         self._notes: dict[str, Any] = {}
+
+    def __getitem__(self, name: str | tuple[str, ...]) -> str:
+        """The input of that name: `lists` is data/lists/1.parquet, `("policy", "0")` is data/policy/0."""
+        return self._one(self.inputs, name, "").as_posix()
 
     def __enter__(self) -> Node:
         self._started, self._wall = datetime.now(UTC), time.perf_counter()
@@ -141,16 +152,30 @@ class Node:
             for path in (*self.outputs, self.manifest_path):
                 check_writable(path.parent)
 
-    def out(self, path: str | Path) -> Path:
-        """Scratch place for one declared output; it is renamed to `path` at the end."""
-        path = Path(path)
-        if path not in self.outputs:
-            raise ValueError(f"{path} is not an output of {self.stage}")
-        place = self.scratch / "publish" / path
+    def out(self, name: str, ending: str = "") -> Path:
+        """Scratch place for the output of that name, cleared; it is renamed to its path at the end. `ending` tells
+        several outputs of one name apart."""
+        place = self.place(name, ending)
         place.parent.mkdir(parents=True, exist_ok=True)
         if place.is_dir() and self.leads:
             shutil.rmtree(place)
         return place
+
+    def place(self, name: str, ending: str = "") -> Path:
+        """The same place, with what a killed node left there."""
+        return self.scratch / "publish" / self._one(self.outputs, name, ending)
+
+    def _one(self, paths: list[Path], name: str | tuple[str, ...], ending: str) -> Path:
+        """The path that lies at or under data/NAME, or is NAME."""
+        home = Path(name) if isinstance(name, str) else Path(*name)
+        found = [
+            path
+            for path in paths
+            if {home, DATA / home} & {path, path.with_suffix(""), *path.parents} and path.name.endswith(ending)
+        ]
+        if len(found) != 1:
+            raise ValueError(f"{self.stage}: {home} {ending} names {len(found)} of {', '.join(map(str, paths))}")
+        return found[0]
 
     def rows(self, read: int, written: int, dropped: dict[str, int] | None = None) -> None:
         """Record rows in, rows out, and rows dropped by reason."""
@@ -203,10 +228,13 @@ class Node:
         }
 
 
-def _lookup(tree: dict[str, Any], dotted: str) -> Any:
-    for part in dotted.split("."):
-        tree = tree[part]
-    return tree
+def data_of(stage: Stage, stages: dict[str, Stage]) -> list[str]:
+    """What a stage reads apart from code: a folder that other stages write into is what they make in it, records
+    excluded."""
+    made = [out for other in stages.values() for out in other.outs if not out.endswith(MANIFEST)]
+    paths = (dep.rstrip("/") for dep in stage.deps if not dep.startswith(CODE))
+    found = (path for dep in paths for path in ([out for out in made if out.startswith(f"{dep}/")] or [dep]))
+    return list(dict.fromkeys(found))
 
 
 def say(line: str) -> None:
@@ -277,7 +305,8 @@ def command(function: Callable[..., None]) -> None:
 
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
-            function(*args, **kwargs)
+            with at(file="params.yaml"):
+                function(*args, **kwargs)
         except UserError as error:
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
             raise typer.Exit(2) from None
@@ -285,7 +314,7 @@ def command(function: Callable[..., None]) -> None:
             print(f"error: {error}", file=sys.stderr, flush=True)
             raise typer.Exit(1) from None
         except Exception as error:
-            line = disk_fault(error, SCRATCH, Path("data"))
+            line = disk_fault(error, SCRATCH, DATA)
             if line is None:
                 raise
             print(f"error: {line}", file=sys.stderr, flush=True)
@@ -298,4 +327,4 @@ def command(function: Callable[..., None]) -> None:
     app()
 
 
-__all__ = ["Node", "command", "load_params", "progress", "say", "write_json", "write_part"]
+__all__ = ["Node", "command", "progress", "say", "write_json"]

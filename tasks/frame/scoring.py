@@ -1,4 +1,4 @@
-"""What the nodes that score responses share: parts that a kill cannot undo and that never split a prompt."""
+"""What the nodes that score responses share: parts that never split a prompt, and penalties."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from larpo.config.sections import ScoreParams
 from larpo.errors import UserError
 from larpo.rewards import MODELS, build_reward, parts, penalised
-from tasks.frame.files import read_json_part, read_part, write_json, write_part
-from tasks.frame.node import Node, progress
+from tasks.frame.node import Node
+from tasks.frame.parts import in_parts
 
 MODEL_PART = 256  # responses per part where a model scores them
 
 
 def score_in_parts(
-    node: Node, params: ScoreParams, responses: pd.DataFrame, prompts: pd.DataFrame, part: int, paths: tuple[str, str]
+    node: Node, responses: pd.DataFrame, prompts: pd.DataFrame, part: int, paths: tuple[str, str]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Rewards (reward, correct) in the order of `responses`, penalties taken off, and the reward's facts.
 
@@ -35,7 +34,8 @@ def score_in_parts(
     paths
         Files of responses and prompts, for errors.
     """
-    reward = build_reward(params.reward, params.options, Path("data/reward"))
+    params = node.params.score
+    reward = build_reward(params.reward, params.options, Path(node["reward"]))
     if reward.needs_answers and prompts["answer"].isna().any():
         row = int(prompts["answer"].isna().to_numpy().argmax())
         raise UserError(f"{paths[1]}, row {row}: no answer; score.reward={params.reward} needs one for every prompt")
@@ -52,13 +52,8 @@ def score_in_parts(
     for position in np.flatnonzero(np.diff(place[order])) + 1:
         if position - starts[-1] >= part:
             starts.append(int(position))
-    bounds = list(zip(starts, [*starts[1:], len(order)], strict=True))
-    files = [node.scratch / f"part-{start:08d}.part" for start in starts]
-    for (start, end), file in progress(
-        list(zip(bounds, files, strict=True)), node.stage, size=lambda item: item[0][1] - item[0][0]
-    ):
-        if read_json_part(file.with_suffix(".json")) is not None and read_part(file) is not None:
-            continue
+
+    def make(start: int, end: int) -> pd.DataFrame:
         rows = order[start:end]
         some = joined.iloc[rows]
         scored = reward.score(
@@ -68,9 +63,14 @@ def score_in_parts(
             groups=some["prompt_id"].tolist(),
             cut=cut[rows].tolist(),
         )
-        write_json(file.with_suffix(".json"), reward.taken())
-        write_part(scored[["reward", "correct"]].reset_index(drop=True), file)
-    found = pd.concat([read_part(file) for file in files], ignore_index=True)
+        # What the reward counted in this part stands in its first row.
+        counted = [json.dumps(reward.taken()), *[None] * (end - start - 1)]
+        return scored[["reward", "correct"]].reset_index(drop=True).assign(counted=counted)
+
+    found = in_parts(node, list(zip(starts, [*starts[1:], len(order)], strict=True)), make)
+    counts: Counter[str] = Counter()
+    for counted in found.pop("counted").dropna():
+        counts.update(json.loads(counted))
     found.index = pd.Index(order)
     found = found.sort_index()
     found["correct"] = found["correct"].astype(object).where(found["correct"].notna(), None)
@@ -78,7 +78,4 @@ def score_in_parts(
     if not np.isfinite(found["reward"]).all():
         row = int((~np.isfinite(found["reward"])).to_numpy().argmax())
         raise UserError(f"{paths[0]}, row {row}: reward {params.reward} gave {found['reward'][row]}")
-    counts: Counter[str] = Counter()
-    for file in files:
-        counts.update(json.loads(file.with_suffix(".json").read_text("utf-8")))
     return found, {**reward.facts(), **counts}

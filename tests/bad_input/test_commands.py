@@ -38,20 +38,20 @@ def study(**changes: object):
     # larpo score
     ("no such benchmark", text("o.jsonl", GOOD), "larpo score gsm9k o.jsonl", ("'gsm9k'", "'gsm8k'")),
     ("no such file", nothing, "larpo score gsm8k o.jsonl", ("o.jsonl: not found",)),
-    ("a folder", nothing, "larpo score gsm8k data", ("data", "not found")),
+    ("a folder", nothing, "larpo score gsm8k data", ("cannot load 'data'",)),
     ("no such option", text("o.jsonl", GOOD), "larpo score gsm8k o.jsonl --sed 3", ("option 'sed' does not exist",)),
     (
         "an option that is no number",
         text("o.jsonl", GOOD),
         "larpo score mixeval o.jsonl --seed x",
-        ("--seed", "a whole number", "'x'"),
+        ("options.seed", "valid integer", "'x'"),
     ),
     ("an option without a value", text("o.jsonl", GOOD), "larpo score mixeval o.jsonl --seed", ("--seed expects",)),
     ("one argument too many", text("o.jsonl", GOOD), "larpo score gsm8k o.jsonl more", ("'more' is not expected",)),
     ("a benchmark of a run's own outputs", text("o.jsonl", GOOD), "larpo score held_out o.jsonl", ("own outputs",)),
     ("outputs that are no JSON", text("o.jsonl", GOOD + "{"), "larpo score gsm8k o.jsonl", ("o.jsonl, line 2", "JSON")),
     ("outputs nested without end", text("o.jsonl", DEEP), "larpo score gsm8k o.jsonl", ("o.jsonl", "not valid JSON")),
-    ("outputs that are numbers", text("o.jsonl", "1\n"), "larpo score gsm8k o.jsonl", ("o.jsonl, row 1", "an object")),
+    ("outputs that are numbers", text("o.jsonl", "1\n"), "larpo score gsm8k o.jsonl", ("o.jsonl, line 1", "an object")),
     ("empty outputs", text("o.jsonl", ""), "larpo score gsm8k o.jsonl", ("o.jsonl: no rows",)),
     ("outputs that are not UTF-8", text("o.jsonl", b"\xff\xfe"), "larpo score gsm8k o.jsonl", ("not UTF-8",)),
     ("outputs that are no gzip", text("o.jsonl.gz", GOOD), "larpo score gsm8k o.jsonl.gz", ("not readable",)),
@@ -59,9 +59,9 @@ def study(**changes: object):
         "a response that is a number",
         text("o.jsonl", json.dumps(ROW | {"response": 2})),
         "larpo score gsm8k o.jsonl",
-        ("o.jsonl, row 0", "'response'", "found 2"),
+        ("o.jsonl, line 1", "response", "found 2"),
     ),
-    ("no answers", text("o.jsonl", json.dumps({"response": "2"})), "larpo score math o.jsonl", ("o.jsonl, row 0",)),
+    ("no answers", text("o.jsonl", json.dumps({"response": "2"})), "larpo score math o.jsonl", ("o.jsonl, line 1",)),
     (
         "annotations of nothing",
         text("o.json", "[{}]"),
@@ -150,11 +150,11 @@ def study(**changes: object):
     ("an unknown objective", nothing, "flows.run --objective dpoo", ("train.objective", "'dpo'")),
     ("a target without DVC", nothing, "flows.run --target train@1", ("dvc.yaml", "DVC")),
     # Nodes by names that are paths
-    ("an iteration that is a path", nothing, "sample ../../x", ("iterations.../../x does not exist",)),
-    ("a benchmark that is a path", nothing, "items ../x", ("benchmarks.../x does not exist",)),
-    ("a policy that is a path", nothing, "generate ../0 held_out", ("'../0'", "nothing makes policy")),
-    ("a policy to evaluate that is a path", nothing, "evaluate /0 held_out", ("'/0'", "nothing makes policy")),
-    ("an absolute iteration", nothing, "lists /etc/passwd", ("iterations./etc/passwd does not exist",)),
+    ("an iteration that is a path", nothing, "sample ../../x", ("no node 'sample@../../x'",)),
+    ("a benchmark that is a path", nothing, "items ../x", ("no node 'items@../x'",)),
+    ("a policy that is a path", nothing, "generate ../0 held_out", ("no node 'generate@../0-held_out'",)),
+    ("a policy to evaluate that is a path", nothing, "evaluate /0 held_out", ("no node 'evaluate@/0-held_out'",)),
+    ("an absolute iteration", nothing, "lists /etc/passwd", ("no node 'lists@/etc/passwd'",)),
 )
 def test_wrong_commands(workspace, case: Case):
     refused(case)

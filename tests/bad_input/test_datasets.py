@@ -87,7 +87,7 @@ PASSAGE, QUERY = lines([{"id": 1, "text": "One."}]), lines([{"question": "What?"
         "wrong columns",
         dataset(lines([{"question": "x", "answer": "1"}])),
         "prompts 1",
-        ("mine.jsonl", "no column 'prompt'", "found question, answer", "prompts.prompt_field"),
+        ("mine.jsonl", "no column 'prompt'", "found question, answer", "prompt_field"),
     ),
     ("no answers", dataset(lines([{"prompt": "x"}])), "prompts 1", ("no column 'answer'",)),
     (
@@ -160,13 +160,13 @@ PASSAGE, QUERY = lines([{"id": 1, "text": "One."}]), lines([{"question": "What?"
         "GSM8K without answers",
         benchmark("gsm8k", lines([{"question": "x"}])),
         "items b",
-        ("items.jsonl, row 0", "'answer'"),
+        ("items.jsonl, line 1", "answer: field required"),
     ),
     (
         "GSM8K of blank questions",
         benchmark("gsm8k", lines([{"question": " ", "answer": "1"}])),
         "items b",
-        ("items.jsonl, row 0", "'question'"),
+        ("items.jsonl, line 1", "question: blank"),
     ),
     ("a list where a row belongs", benchmark("gsm8k", "[1]\n"), "items b", ("items.jsonl, row 0", "an object")),
     (
@@ -195,10 +195,15 @@ PASSAGE, QUERY = lines([{"id": 1, "text": "One."}]), lines([{"question": "What?"
     ),
     ("MixEval from a file", benchmark("mixeval", lines(GOOD)), "items b", ("items.jsonl/free-form.json", "a folder")),
     # Retrieval
-    ("a corpus without ids", retrieval(lines([{"text": "x"}]), QUERY), "embed r", ("corpus.jsonl, line 1", "an id")),
+    (
+        "a corpus without ids",
+        retrieval(lines([{"text": "x"}]), QUERY),
+        "embed r",
+        ("corpus.jsonl, line 1", "id: ", "an id"),
+    ),
     ("a passage twice", retrieval(PASSAGE * 2, QUERY), "embed r", ("corpus.jsonl, line 2", "'1'", "twice")),
-    ("an empty corpus", retrieval("", QUERY), "embed r", ("corpus.jsonl", "no passages")),
-    ("a corpus that is no JSON", retrieval("x\n", QUERY), "embed r", ("corpus.jsonl", "not readable as JSON lines")),
+    ("an empty corpus", retrieval("", QUERY), "embed r", ("corpus.jsonl", "no rows", "passages")),
+    ("a corpus that is no JSON", retrieval("x\n", QUERY), "embed r", ("corpus.jsonl, line 1", "not valid JSON")),
     (
         "queries without answers",
         retrieval(PASSAGE, lines([{"question": "What?"}])),
@@ -211,7 +216,7 @@ PASSAGE, QUERY = lines([{"id": 1, "text": "One."}]), lines([{"question": "What?"
         "embed r",
         ("queries.jsonl, line 1", "gold"),
     ),
-    ("no queries", retrieval(PASSAGE, "\n"), "embed r", ("queries.jsonl", "no queries")),
+    ("no queries", retrieval(PASSAGE, "\n"), "embed r", ("queries.jsonl", "no rows", "queries")),
     (
         "an encoder that is a folder without a model",
         retrieval(PASSAGE, QUERY, "./data/prompts"),
@@ -236,7 +241,7 @@ PASSAGE, QUERY = lines([{"id": 1, "text": "One."}]), lines([{"question": "What?"
         "pairs that are empty lists",
         pairs(lines([{"prompt": "x", "chosen": [], "rejected": []}])),
         "reward",
-        ("pairs.jsonl, row 0",),
+        ("pairs.jsonl, line 1",),
     ),
     (
         "labels that are lists",
@@ -248,7 +253,7 @@ PASSAGE, QUERY = lines([{"id": 1, "text": "One."}]), lines([{"question": "What?"
         "metadata that is text",
         pairs(lines([{**PAIR, "chosen": 3, "metadata": "m"}])),
         "reward",
-        ("pairs.jsonl, row 0",),
+        ("pairs.jsonl, line 1",),
     ),
     (
         "pairs that are not UTF-8",
@@ -256,7 +261,7 @@ PASSAGE, QUERY = lines([{"id": 1, "text": "One."}]), lines([{"question": "What?"
         "reward",
         ("pairs.jsonl",),
     ),
-    ("pairs that are no file", pairs("", "x"), "reward", ("reward.train.data.data", "no file and no hub id")),
+    ("pairs that are no file", pairs("", "x"), "reward", ("reward.train.data.data", "cannot load 'x'", "hub")),
     ("pairs on one side of the split", pairs(lines([PAIR])), "reward", ("reward.train.held_out", "some of both")),
 )
 def test_wrong_data(workspace, case: Case):

@@ -122,7 +122,7 @@ def test_a_judge_that_answers_garbage_loses_no_score(ready, monkeypatch):
     monkeypatch.chdir(ready)
     monkeypatch.delenv("LARPO_JUDGEMENTS", raising=False)
     with ChatServer(lambda body: "\x00 <script> I cannot say [[") as server:
-        judge(server.url)()
+        judge(server.url, timeout=30)()
         status, said = invoke(["evaluate", "0", "q"])
     assert status == 0, said
     metrics = json.loads(Path("data/evaluate/0-q.json").read_text())

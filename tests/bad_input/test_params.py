@@ -16,9 +16,9 @@ GSM8K = {"benchmark": "gsm8k", "generate": {"max_new_tokens": 8}}
         "unknown key",
         param("train.objectiv", "x"),
         "prompts 1",
-        ("params.yaml: train.objectiv does not exist", "did you mean 'objective'"),
+        ("params.yaml: train.objectiv: does not exist", "did you mean 'objective'"),
     ),
-    ("unknown section", param("trian", {}), "prompts 1", ("trian does not exist", "'train'")),
+    ("unknown section", param("trian", {}), "prompts 1", ("trian: does not exist", "'train'")),
     (
         "unknown key in a nested section",
         param("benchmarks.held_out.generate.sample", 4),

@@ -16,7 +16,7 @@ import tasks.evaluate
 import tasks.generate
 import tasks.items
 from larpo.benchmarks.judge import JudgeClient
-from larpo.load import JudgeParams
+from larpo.config.sections import JudgeParams
 from tests.chat_server import ChatServer
 from tests.conftest import ROOT, Project
 from tests.faults.kit import Running, assert_nothing_runs, fill, products, small_disk
@@ -46,7 +46,7 @@ def asked(server: ChatServer) -> Counter:
 
 def client(server: ChatServer, store: Path) -> JudgeClient:
     settings = JudgeParams(model="judge", base_url=server.url, concurrency=CONCURRENCY, attempts=2, timeout=5)
-    return JudgeClient(settings, store, "j", pause=0.01)
+    return JudgeClient(settings, store, "j")
 
 
 def test_on_a_full_disk_no_further_reply_is_paid_for(tmp_path):

@@ -141,7 +141,7 @@ def test_more_iterations_continue_the_last(project: Project) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"overrides": ["train.learning_rat=1"]}, "train.learning_rat does not exist; did you mean 'learning_rate'"),
+        ({"overrides": ["train.learning_rat=1"]}, "train.learning_rat: does not exist; did you mean 'learning_rate'"),
         ({"overrides": ["train.learning_rate"]}, "override 'train.learning_rate': expected key=value"),
         ({"overrides": ["train.epochs=1,2"]}, "expected one value; a list is written"),
         ({"overrides": ["train.learning_rate=-1"]}, "train.learning_rate: input should be greater than 0, found -1"),
@@ -162,7 +162,7 @@ def test_command_refuses_before_anything_runs(project: Project) -> None:
     command = [sys.executable, "-m", "flows.run", "--set", "sample.reponses=4"]
     done = subprocess.run(command, cwd=project.folder, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == ("error: params.yaml: sample.reponses does not exist; did you mean 'responses'?\n")
+    assert done.stderr == ("error: params.yaml: sample.reponses: does not exist; did you mean 'responses'?\n")
     assert project.started() == []
     assert not (project.folder / ".prefect").exists()
 

@@ -17,10 +17,10 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 
-from larpo.config.sections import PolicyParams
+from larpo.config.sections import EngineParams, PolicyParams
 from larpo.engines import build_engine
 from larpo.errors import UserError
-from larpo.load import EngineParams, load_params
+from larpo.load import load_params
 from larpo.models import remote_code
 from larpo.models.initial import fetch_initial_policy
 from larpo.models.load import load_model

@@ -25,9 +25,9 @@ import tasks.score
 from larpo import tables
 from larpo.config.sections import EncoderParams
 from larpo.errors import UserError
+from larpo.lists.training import read_training_lists
 from larpo.models.load import load_model
 from larpo.retrieval.encoder import Encoder
-from tasks.train import read_training_lists
 from tests.conftest import TINY_PARAMS, Project
 
 SAMPLE, LISTS = "sample: {responses: 6", "lists: {recipe: top_bottom, top: 2, bottom: 2, truncated: keep}"

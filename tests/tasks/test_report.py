@@ -184,6 +184,7 @@ def test_best_of_n_is_drawn(run):
     found = {"policy": "1", "benchmark": "held_out", "reward": "pairrm", "points": points}
     Path("data/evaluate").mkdir(parents=True, exist_ok=True)
     Path("data/evaluate/best_of_n-x.json").write_text(json.dumps(found), "utf-8")
+    Path("data/evaluate/best_of_n-x.parquet").touch()
     wanted = {"x": {"policy": "1", "benchmark": "held_out", "ns": [1, 2, 4]}}
     html = run(params(best_of_n=wanted))
     assert "Best of N under pairrm, policy 1, held_out" in html and "picked by the reward" in html

@@ -14,6 +14,7 @@ import yaml
 
 import tasks.best_of_n
 import tasks.evaluate
+import tasks.frame.parts
 import tasks.frame.scoring
 import tasks.items
 import tasks.reward
@@ -236,7 +237,7 @@ def test_a_killed_score_resumes_and_keeps_its_counts(workspace, monkeypatch):
     whole, facts = scored(), note("data/score/1.manifest.json")["reward"]
     assert facts["prompts_cut"] == 20 and facts["weights"]
     shutil.rmtree("data/score")
-    write, calls = tasks.frame.scoring.write_part, []
+    write, calls = tasks.frame.parts.write_part, []
 
     def dies(part, path):
         if len(calls) == 2:
@@ -244,10 +245,10 @@ def test_a_killed_score_resumes_and_keeps_its_counts(workspace, monkeypatch):
         calls.append(path)
         write(part, path)
 
-    monkeypatch.setattr(tasks.frame.scoring, "write_part", dies)
+    monkeypatch.setattr(tasks.frame.parts, "write_part", dies)
     with pytest.raises(KeyboardInterrupt):
         tasks.score.main("1")
-    monkeypatch.setattr(tasks.frame.scoring, "write_part", write)
+    monkeypatch.setattr(tasks.frame.parts, "write_part", write)
     pd.testing.assert_frame_equal(scored(), whole)
     assert note("data/score/1.manifest.json")["reward"] == facts
 

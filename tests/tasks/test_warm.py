@@ -83,7 +83,7 @@ def test_without_a_server_a_node_starts_as_usual(project, tmp_path):
 
 def test_the_server_ends_with_its_owner(tmp_path):
     """kill -9 of the owner closes the pipe that the server waits on."""
-    code = "import time; from tasks import warm\nwith warm.server():\n  print('up', flush=True); time.sleep(60)"
+    code = "import time; from tasks.frame import warm\nwith warm.server():\n  print('up', flush=True); time.sleep(60)"
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     assert owner.stdout.readline().strip()
     (server,) = [p for p in psutil.Process(owner.pid).children() if "tasks.frame.warm" in p.cmdline()]

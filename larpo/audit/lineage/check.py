@@ -13,15 +13,13 @@ from larpo.audit.lineage.commits import Commit
 from larpo.audit.open import LOCK, AuditedRun, LockedNode
 from larpo.audit.results import Check, judged, unchecked
 from larpo.audit.science.recompute import different_values
+from larpo.config.overlays import StrictLoader
 from larpo.errors import UserError, one_line
 from larpo.hashing import dvc_hash, file_hash, tree_hash
-from larpo.load import StrictLoader
 
 PART = "lineage"
 GRAPH = "dvc.yaml"
 CODE = ("larpo/", "tasks/", "flows/", GRAPH)
-SOURCES_OF = {"policy", "prompts", "items", "sft", "reward", "embed"}
-"""Kinds of nodes at which something enters the run from outside."""
 
 
 def check_lineage(run: AuditedRun) -> Iterator[Check]:
@@ -133,10 +131,13 @@ def code_committed(run: AuditedRun, manifests: dict[str, dict[str, Any]]) -> Che
 
 
 def _stage(graph: bytes | None, kind: str) -> Any:
-    """A stage as it is written in dvc.yaml; None where there is none."""
+    """A stage as it is written in dvc.yaml, without what is only said of it; None where there is none."""
     try:
-        return yaml.load(graph or b"", Loader=StrictLoader)["stages"][kind]
-    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError):
+        stage = yaml.load(graph or b"", Loader=StrictLoader)["stages"][kind]
+        for part in (stage, stage.get("do", {})):
+            part.pop("desc", None), part.pop("meta", None)
+        return stage
+    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
         return None
 
 
@@ -153,11 +154,10 @@ def _code_of(run: AuditedRun, node: LockedNode, commit: Commit) -> list[str]:
 
 def origins(run: AuditedRun, manifests: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Sources of the run by the node at which they enter, as its manifest names them."""
-    kinds = {node.name: run.graph[node.name].kind for node in run.nodes}
     return {
-        name: manifests.get(name, {}).get("notes", {}).get("sources", [])
-        for name, kind in kinds.items()
-        if kind in SOURCES_OF
+        node.name: manifests.get(node.name, {}).get("notes", {}).get("sources", [])
+        for node in run.nodes
+        if run.graph[node.name].meta.sources
     }
 
 

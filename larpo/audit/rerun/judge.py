@@ -9,8 +9,8 @@ import yaml
 
 from larpo.audit.open import PARAMS
 from larpo.benchmarks import build_benchmark
+from larpo.config.params import Params
 from larpo.config.sections import JudgeParams
-from larpo.load import Params
 
 NOBODY = "http://recorded.invalid/v1"  # a name that no server ever has (RFC 2606)
 

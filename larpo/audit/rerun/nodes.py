@@ -30,8 +30,8 @@ from larpo.audit.open import AuditedRun, LockedNode
 from larpo.audit.rerun.clone import Changed, Clone, Unfit, temporary
 from larpo.audit.rerun.judge import judge_of, recorded_answers, without_asking
 from larpo.benchmarks import build_benchmark
+from larpo.config.params import Params
 from larpo.errors import UserError, nearest
-from larpo.load import Params
 from larpo.rewards import MODELS, build_reward, parts, penalised
 from larpo.workspace import processes as supervise
 from larpo.workspace.dvc import kind_of

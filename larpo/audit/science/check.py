@@ -31,11 +31,13 @@ from larpo.audit.science.overlap import (
 from larpo.audit.science.rebuilt import picked, report
 from larpo.audit.science.recompute import EXACT, close, different_rows, rewards_again
 from larpo.audit.science.scores import metrics, outputs_scored
+from larpo.config.params import Params
 from larpo.errors import UserError, one_line
 from larpo.hashing import digest, seed_of
+from larpo.lists.negatives import related
 from larpo.lists.read import read_lists, response_lists
 from larpo.lists.recipes import build_lists
-from larpo.load import Params
+from larpo.lists.training import read_training_lists
 from larpo.models import remote_code
 from larpo.models.load import load_model
 from larpo.models.remote_code import EVERY, TOKENIZER
@@ -47,8 +49,6 @@ from larpo.sources.prompts import draw
 from larpo.training.list_trainer import STEP0_TOLERANCE, TrainingList, first_batch_loss, without_dropout
 from larpo.training.logps import response_logps
 from larpo.training.packing import pack
-from tasks.lists import related
-from tasks.train import read_training_lists
 
 PART = "science"
 PROMPTS_SCORED = 16  # prompts per iteration whose responses a reward model scores again

@@ -14,7 +14,6 @@ from larpo.audit.science.recompute import EXACT, different_rows, rewards_again
 from larpo.hashing import dvc_hash, file_hashes, tree_hash
 from larpo.report.write import OUTPUTS, PAGE, write_report
 from larpo.rewards import MODELS, parts
-from tasks.best_of_n import KEY
 
 PART = "science"
 ITEMS_SCORED = 16
@@ -29,10 +28,10 @@ def picked(run: AuditedRun, name: str) -> Check:
         which, path = f"{wanted.policy}-{wanted.benchmark}", f"data/evaluate/best_of_n-{key}.parquet"
         recorded = tables.read("scored", path)
         outputs = tables.read("outputs", f"data/generate/{which}.parquet")
-        scores = tables.read("evaluations", f"data/evaluate/{which}.parquet")[[*KEY, "score"]]
+        scores = tables.read("evaluations", f"data/evaluate/{which}.parquet")[[*tables.OUTPUT_KEY, "score"]]
         samples = outputs[(outputs["sample"] >= 0) & (outputs["turn"] == 0)].reset_index(drop=True)
         samples = samples[samples["temperature"] == samples["temperature"].iloc[0]].reset_index(drop=True)
-        again = samples.merge(scores, on=KEY, how="left")
+        again = samples.merge(scores, on=tables.OUTPUT_KEY, how="left")
         found = different_rows(path, recorded, again, ["prompt_id", "sample", "n_tokens", "score"])
         failures += found
         count += len(recorded)
@@ -54,6 +53,7 @@ def report(run: AuditedRun, name: str) -> Check:
     failures, told, code = [], "", Path(__file__).resolve().parents[3]
     theirs = run.lock["report"].deps
     same_code = all(p in theirs and _hash(code / p) == theirs[p].md5 for p in PAGE_CODE)
+    same_code &= (code / "dvc.yaml").read_bytes() == Path("dvc.yaml").read_bytes()  # which says how nodes are drawn
     with tempfile.TemporaryDirectory() as home:
         hashes = {s: tree_hash(f"data/lists/{s}.parquet") for s in run.params.iterations}
         (Path(home) / "report").mkdir()

@@ -18,13 +18,12 @@ from larpo.audit.results import Check, judged, unchecked
 from larpo.audit.science import expected as asked
 from larpo.audit.science.recompute import different_rows
 from larpo.benchmarks import build_benchmark
+from larpo.benchmarks.refinement import revised
 from larpo.config.sections import SourceParams
 from larpo.hashing import seed_of
-from larpo.models.gold import turn_end
+from larpo.models.gold import gold_rows, turn_end
 from larpo.models.load import end_tokens, load_tokenizer, render_prompts
 from larpo.sources.prompts import draw
-from tasks.generate import revised
-from tasks.sample import gold_rows
 
 PART = "science"
 

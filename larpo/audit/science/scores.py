@@ -7,9 +7,9 @@ from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, judged
 from larpo.audit.science.recompute import different_rows, different_values
 from larpo.benchmarks import build_benchmark
-from larpo.best_of_n import curve
 from larpo.report.read import read_json
 from larpo.retrieval.scores import recall_at
+from larpo.statistics import best_of_n_curve
 
 PART = "science"
 ASKED = [name for name in tables.SCHEMAS["outputs"].names if not name.endswith("token_ids")]
@@ -54,7 +54,7 @@ def metrics(run: AuditedRun, name: str) -> Check:
         count += 1
     for key, wanted in run.params.best_of_n.items():
         stem = f"data/evaluate/best_of_n-{key}"
-        points = curve(tables.read("scored", f"{stem}.parquet"), wanted.ns)
+        points = best_of_n_curve(tables.read("scored", f"{stem}.parquet"), wanted.ns)
         failures += different_values(f"{stem}.json", read_json(f"{stem}.json")["points"], points, "points")
         count += 1
     for key, wanted in run.params.retrieval.items():

@@ -18,8 +18,8 @@ from typing import Any
 
 import pandas as pd
 
-from larpo.benchmarks import hub_file, read_rows
-from larpo.errors import UserError
+from larpo.errors import ParameterError, UserError
+from larpo.sources.rows import hub_file
 
 HUB = "tatsu-lab/alpaca_eval"
 GAMED = ["index", "std_delta_len", "instruction_difficulty", "preference", "not_gamed_baseline"]
@@ -66,14 +66,17 @@ def win_rates(
 
     frame = annotations.reset_index(drop=True)
     with _quiet():
-        found = {k: _plain(v) for k, v in get_winrate(frame).items()}
-    found["n_missing"] = int(frame["preference"].isna().sum())
+        rates = {k: _plain(v) for k, v in get_winrate(frame).items()}
+    rates["n_missing"] = int(frame["preference"].isna().sum())
     try:
-        df_gamed = df_gamed or hub_file(HUB, "df_gamed.csv", "df_gamed")
-    except UserError as error:
-        return found | {"length_control": f"not computed: {error}"}
+        df_gamed = df_gamed or hub_file(HUB, "df_gamed.csv")
+    except ParameterError as error:
+        return rates | {"length_control": f"not computed: df_gamed: {error}"}
     gamed = _gamed(df_gamed, instruction_difficulty)
-    frame.index = pd.Index(find_positions(frame, set(gamed["index"])) if positions is None else positions)
+    if positions is None:
+        texts = frame["instruction"].tolist() if "instruction" in frame else [None] * len(frame)
+        positions = published_positions(texts, set(gamed["index"]))
+    frame.index = pd.Index(positions)
     if unknown := set(frame.index) - set(gamed["index"]):
         raise UserError(f"{df_gamed}: no row for index {min(unknown)}, which an annotated instruction has")
     # The package reads an index off the rows' labels; a constant name stands in where rows name no generator.
@@ -82,14 +85,14 @@ def win_rates(
     frame = pd.DataFrame(frame)
     itself = (frame["generator_1"] == frame["generator_2"]).all()
     if not itself and not (frame["output_1"].str.len() - frame["output_2"].str.len()).std() > 0:
-        return found | {"length_control": "not computed: all outputs differ from the baseline's by the same length"}
+        return rates | {"length_control": "not computed: all outputs differ from the baseline's by the same length"}
     with _quiet(), _offline(gamed) as module:
         # Nothing is saved here: the package would keep its weights beside its code.
         controlled = module.get_length_controlled_winrate(
             frame, save_weights_dir=None, is_add_glm_preference_inplace=False, is_warn_extreme_changes=False
         )
     names = ("length_controlled_winrate", "lc_standard_error")
-    return {name: _plain(controlled[name]) for name in names} | found
+    return {name: _plain(controlled[name]) for name in names} | rates
 
 
 def _plain(value: Any) -> int | float | None:
@@ -123,50 +126,43 @@ def _gamed(path: str | Path, difficulty: str | Path | None) -> pd.DataFrame:
     return frame
 
 
-def instruction_order() -> dict[str, int]:
-    """Digest → index of AlpacaEval's 805 instructions, which annotations do not carry."""
-    digests = (Path(__file__).parent / "order.txt").read_text("ascii").split()
-    return {d: i for i, d in enumerate(digests)}
-
-
-def instruction_digest(text: str) -> str:
-    return hashlib.sha256(text.strip().encode("utf-8")).hexdigest()[:12]
-
-
-def find_positions(frame: pd.DataFrame, known: set[int], instructions: list[str] | None = None) -> list[int]:
-    """Each row's index: that of its instruction among `instructions`, by default among AlpacaEval's 805.
-
-    Where those that are known stand at their own places and there is a row for each of the `known` indices, the others
-    (no instruction, or a changed one) are taken to stand at theirs.
-    """
-    texts = frame["instruction"].tolist() if "instruction" in frame else [None] * len(frame)
-    if instructions is None:
-        order = instruction_order()
-        found = [order.get(instruction_digest(t)) if isinstance(t, str) else None for t in texts]
-        if len(frame) == len(known) and all(f in (None, i) for i, f in zip(sorted(known), found, strict=True)):
-            return sorted(known)
-        if all(f is None for f in found):
-            raise UserError(
-                f"annotations: {len(frame)} rows without AlpacaEval's instructions, but {len(known)} have a "
-                "difficulty; length control needs to know which these are: name the instructions' file by data"
-            )
-    else:
-        order = {}
-        for i, text in enumerate(instructions):
-            order.setdefault(text, i)
-        found = [order.get(t) for t in texts]
+def find_positions(instructions: list[str | None], order: dict[str, int], source: str) -> list[int]:
+    """Each row's index in `order` (instruction → index), which is that of `source`; no two rows have the same."""
     rows: dict[int, int] = {}
-    for row, (index, text) in enumerate(zip(found, texts, strict=True)):
+    for row, text in enumerate(instructions):
+        index = order.get(text)
         if index is None:
-            where = "AlpacaEval's; name its file by data" if instructions is None else "those of the data file"
-            raise UserError(f"annotations, row {row}: instruction {str(text)[:60]!r} is not among {where}")
+            raise UserError(f"annotations, row {row}: instruction {str(text)[:60]!r} is not among {source}")
         if index in rows:
             raise UserError(
                 f"annotations, row {row}: the instruction of row {rows[index]} again ({str(text)[:60]!r}); expected "
                 "one annotation of each"
             )
         rows[index] = row
-    return found
+    return list(rows)
+
+
+def published_positions(instructions: list[str | None], known: set[int]) -> list[int]:
+    """Each row's index among AlpacaEval's 805 instructions, whose digests order.txt holds.
+
+    Where those that are known stand at their own places and there is a row for each of the `known` indices, the others
+    (no instruction, or a changed one) are taken to stand at theirs.
+    """
+    digests = {d: i for i, d in enumerate((Path(__file__).parent / "order.txt").read_text("ascii").split())}
+    order = {text: digests.get(instruction_digest(text)) for text in instructions if text is not None}
+    positions = [order.get(text) for text in instructions]
+    if len(positions) == len(known) and all(p in (None, i) for i, p in zip(sorted(known), positions, strict=True)):
+        return sorted(known)
+    if all(p is None for p in positions):
+        raise UserError(
+            f"annotations: {len(positions)} rows without AlpacaEval's instructions, but {len(known)} have a "
+            "difficulty; length control needs to know which these are: name the instructions' file by data"
+        )
+    return find_positions(instructions, order, "AlpacaEval's; name its file by data")
+
+
+def instruction_digest(text: str) -> str:
+    return hashlib.sha256(text.strip().encode("utf-8")).hexdigest()[:12]
 
 
 @contextmanager
@@ -199,40 +195,3 @@ def _offline(gamed: pd.DataFrame) -> Iterator[Any]:
             yield glm_winrate
         finally:
             glm_winrate.hf_hub_download = fetch
-
-
-def read_annotations(path: str | Path) -> pd.DataFrame:
-    """Annotations as AlpacaEval publishes them: rows with instruction, output_1, output_2 and preference."""
-    return check_annotations(read_rows(path, "annotations with instruction, output_1, output_2 and preference"), path)
-
-
-def check_annotations(rows: list[dict[str, Any]], path: str | Path) -> pd.DataFrame:
-    """Rows as a table; names the first that is no annotation. Preferences that lie between 0 and 1 (the share that the
-    model's output wins) are put on the package's scale from 1 to 2."""
-    for i, row in enumerate(rows):
-        value = row.get("preference")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        missing = "preference" in row and (value is None or value != value)
-        if not missing and not (number and 0 <= value <= 2):
-            raise UserError(f"{path}, row {i}: preference: expected a number from 1 to 2 or null, found {value!r}")
-        for key in ("output_1", "output_2"):
-            # Where a generation failed there is neither an output nor a preference.
-            if not isinstance(row.get(key), str) and not (missing and row.get(key) is None):
-                raise UserError(f"{path}, row {i}: expected text under {key!r}, found {row.get(key)!r}")
-    frame = pd.DataFrame(rows)
-    for key in ("output_1", "output_2"):
-        frame[key] = frame[key].astype(object).where(frame[key].notna(), "") if key in frame else ""
-    models = frame["generator_2"].dropna().unique() if "generator_2" in frame else []
-    if len(models) > 1:
-        raise UserError(f"{path}: outputs of {len(models)} models ({models[0]}, {models[1]}, …); expected those of one")
-    preference = pd.to_numeric(frame["preference"])
-    shares = preference.between(0.001, 0.999)
-    if shares.any():
-        if (preference > 1).any():
-            row = int(shares.to_numpy().argmax())
-            raise UserError(
-                f"{path}, row {row}: preference: {preference[row]:g} is on a scale from 0 to 1, others are above 1; "
-                "expected one scale, from 1 (baseline) to 2 (model)"
-            )
-        preference += 1
-    return frame.assign(preference=preference)

@@ -9,15 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from larpo.benchmarks import build_benchmark, score_file
+from larpo.benchmarks import score_file
 from larpo.benchmarks.alpaca_eval.benchmark import as_scores
 from larpo.benchmarks.alpaca_eval.scores import win_rates
-from larpo.errors import UserError
-from tests.conftest import ROOT
-from tests.larpo.benchmarks.test_held_out import params
-
-DATA = ROOT.parent / "shared/data/alpaca_eval"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="AlpacaEval's data is not beside the checkout")
+from tests.larpo.benchmarks.kit import DATA, bench, needs_data, refused, write
 
 
 def annotations(preferences: list[float | None]) -> pd.DataFrame:
@@ -50,17 +45,18 @@ def test_win_rate_by_hand():
     assert as_scores(alone)["win_rate"] == {"value": 1.0, "low": 0.0, "high": 1.0}
 
 
-def published(tmp_path, rows: pd.DataFrame, name: str = "annotations.json"):
-    path = tmp_path / name
+def published(folder, rows: pd.DataFrame, **options) -> dict:
+    """Scores of rows in a file as AlpacaEval publishes them."""
+    path = folder / "annotations.json"
     path.write_text(rows.to_json(orient="records"))
-    return path
+    return score_file("alpaca_eval", path, **options)
 
 
 @pytest.fixture(scope="module")
 def real() -> pd.DataFrame:
     """The reference's outputs against shortened ones of the same model, with preferences that favour length: a
     known law in the place of a judge."""
-    rows = json.loads((DATA / "gpt4_1106_preview_model_outputs.json").read_text())
+    rows = json.loads((DATA / "alpaca_eval/gpt4_1106_preview_model_outputs.json").read_text())
     frame = pd.DataFrame(
         {
             "instruction": [r["instruction"] for r in rows],
@@ -74,8 +70,8 @@ def real() -> pd.DataFrame:
 
 
 LENGTH = {
-    "df_gamed": str(DATA / "df_gamed_surrogate.csv"),
-    "instruction_difficulty": str(DATA / "instruction_difficulty.csv"),
+    "df_gamed": str(DATA / "alpaca_eval/df_gamed_surrogate.csv"),
+    "instruction_difficulty": str(DATA / "alpaca_eval/instruction_difficulty.csv"),
 }
 
 
@@ -85,7 +81,7 @@ def test_length_control_is_the_packages_own(tmp_path, real):
     1 / (1 + e^0.4) = 40.1 %; the win rate, pulled down by shorter outputs, is lower."""
     from alpaca_eval.metrics import glm_winrate as g
 
-    found = score_file("alpaca_eval", published(tmp_path, real), **LENGTH)
+    found = published(tmp_path, real, **LENGTH)
     gamed = pd.read_csv(LENGTH["df_gamed"]).drop(columns="model")
     frame = real.copy()
     delta = frame["output_1"].str.len() - frame["output_2"].str.len()
@@ -115,39 +111,36 @@ def test_length_control_is_the_packages_own(tmp_path, real):
 def test_moved_missing_and_changed_rows_keep_their_difficulty(tmp_path, real):
     """Instructions are known by their text: in any order the same figures to the last bit; of 700 rows the 700
     difficulties; and where every other stands at its place, one whose text was changed stands at its own."""
-    whole = score_file("alpaca_eval", published(tmp_path, real), **LENGTH)
-    moved = published(tmp_path, real.sample(frac=1, random_state=3), "moved.json")
-    assert score_file("alpaca_eval", moved, **LENGTH) == whole
-    assert score_file("alpaca_eval", moved, data=str(DATA / "instructions.jsonl"), **LENGTH) == whole
-    only = {"df_gamed": LENGTH["df_gamed"]}
-    assert score_file("alpaca_eval", moved, **only) == whole, "its own column of difficulties is the same"
+    whole = published(tmp_path, real, **LENGTH)
+    moved = real.sample(frac=1, random_state=3)
     changed = real.assign(instruction=real["instruction"].where(real.index != 5, "changed"))
-    assert score_file("alpaca_eval", published(tmp_path, changed, "changed.json"), **LENGTH) == whole
-    unnamed = published(tmp_path, real.drop(columns="instruction"), "unnamed.json")
-    assert score_file("alpaca_eval", unnamed, **LENGTH) == whole
+    for rows, options in (
+        (moved, LENGTH),
+        (moved, {"data": str(DATA / "alpaca_eval/instructions.jsonl"), **LENGTH}),
+        (moved, {"df_gamed": LENGTH["df_gamed"]}),  # its own column of difficulties is the same
+        (changed, LENGTH),
+        (real.drop(columns="instruction"), LENGTH),
+    ):
+        assert published(tmp_path, rows, **options) == whole
     part = real.sample(n=700, random_state=1)
-    some = score_file("alpaca_eval", published(tmp_path, part, "part.json"), **LENGTH)
-    in_order = score_file("alpaca_eval", published(tmp_path, part.sort_index(), "in_order.json"), **LENGTH)
-    assert some["n_total"] == 700
-    assert some == in_order
+    some = published(tmp_path, part, **LENGTH)
+    assert some == published(tmp_path, part.sort_index(), **LENGTH) and some["n_total"] == 700
     assert some["length_controlled_winrate"] == pytest.approx(whole["length_controlled_winrate"], abs=3)
-    null = real.assign(preference=real["preference"].where(real.index % 50 != 0))
-    found = score_file("alpaca_eval", published(tmp_path, null, "null.json"), **LENGTH)
-    assert (found["n_missing"], found["n_total"]) == (17, 788)
-    assert found["length_controlled_winrate"] == pytest.approx(whole["length_controlled_winrate"], abs=1)
+    null = published(tmp_path, real.assign(preference=real["preference"].where(real.index % 50 != 0)), **LENGTH)
+    assert (null["n_missing"], null["n_total"]) == (17, 788)
+    assert null["length_controlled_winrate"] == pytest.approx(whole["length_controlled_winrate"], abs=1)
     # The gamed baselines' rows in any order.
-    gamed = pd.read_csv(LENGTH["df_gamed"])
-    order = gamed.sort_values(["index", "model"]).index
-    gamed.loc[order].to_csv(tmp_path / "gamed.csv", index=False)
-    found = score_file("alpaca_eval", moved, df_gamed=str(tmp_path / "gamed.csv"))
+    gamed = pd.read_csv(LENGTH["df_gamed"]).sort_values(["index", "model"])
+    gamed.to_csv(tmp_path / "gamed.csv", index=False)
+    found = published(tmp_path, moved, df_gamed=str(tmp_path / "gamed.csv"))
     assert found["length_controlled_winrate"] == pytest.approx(whole["length_controlled_winrate"], abs=1e-9)
     for rows, words in (
-        (real.drop(columns="instruction").iloc[:700], r"700 rows without AlpacaEval's instructions.*by data"),
-        (pd.concat([real, real.iloc[:1]]), r"row 805: the instruction of row 0 again"),
-        (changed.iloc[::-1], r"row 799: instruction 'changed' is not among AlpacaEval's"),
+        (real.drop(columns="instruction").iloc[:700], ["700 rows without AlpacaEval's instructions", "by data"]),
+        (pd.concat([real, real.iloc[:1]]), ["row 805: the instruction of row 0 again"]),
+        (changed.iloc[::-1], ["row 799: instruction 'changed' is not among AlpacaEval's"]),
     ):
-        with pytest.raises(UserError, match=words):
-            score_file("alpaca_eval", published(tmp_path, rows, "bad.json"), **LENGTH)
+        refused(words, published, tmp_path, rows, **LENGTH)
+    refused(["absent.csv: not found"], published, tmp_path, real, df_gamed=str(tmp_path / "absent.csv"))
 
 
 @needs_data
@@ -178,7 +171,7 @@ def test_rows_as_published(tmp_path, real):
     assert again["length_controlled_winrate"] == pytest.approx(found["length_controlled_winrate"], abs=1e-6)
     # The baseline against itself: a draw, as the package has it.
     itself = real.assign(generator_1="b", generator_2="b", output_2=real["output_1"], preference=1.5)
-    found = score_file("alpaca_eval", published(tmp_path, itself), **LENGTH)
+    found = published(tmp_path, itself, **LENGTH)
     assert (found["win_rate"], found["length_controlled_winrate"], found["n_draws"]) == (50.0, 50.0, 805)
 
 
@@ -198,25 +191,22 @@ def test_rows_as_published(tmp_path, real):
     ],
 )
 def test_bad_annotations(tmp_path, rows, words):
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps(rows))
-    with pytest.raises(UserError) as caught:
-        score_file("alpaca_eval", path)
-    assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
-    path.write_text(json.dumps([{"output_1": "a", "output_2": "b", "preference": 1}]))
-    with pytest.raises(UserError, match=r"absent\.csv: not found"):
-        score_file("alpaca_eval", path, df_gamed=str(tmp_path / "absent.csv"))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    refused(words, score_file, "alpaca_eval", tmp_path / "a.json")
+
+
+def test_a_baseline_stands_in_for_output_1(tmp_path):
+    rows = [{"instruction": i, "output_2": "b", "preference": 2} for i in "xy"]
+    baseline = write(tmp_path / "baseline.jsonl", [{"instruction": i, "output": "ab"} for i in "xy"])
+    found = score_file("alpaca_eval", write(tmp_path / "rows.jsonl", rows), baseline=str(baseline))
+    assert (found["baseline_mean_characters"], found["win_rate"]) == (2.0, 100.0)
 
 
 @needs_data
 def test_recomputing_needs_no_instructions_and_no_network(tmp_path, real):
     """The benchmark with its data on the hub, which is out of reach here: items and evaluations suffice."""
-    entry = {"benchmark": "alpaca_eval", "generate": {"max_new_tokens": 9}, "judge": "j", "options": LENGTH}
-    bench = build_benchmark(params(benchmarks={"ae": entry}, judges={"j": {"model": "x"}}), "ae")
-    with pytest.raises(UserError, match=r"benchmarks\.NAME\.\S+: cannot fetch \S+\.json of .*name a local copy"):
-        bench.items()
+    benchmark = bench("alpaca_eval", judge="j", options=LENGTH)
+    refused(["options.reference: cannot fetch", ".json of the hub", "name a local copy"], benchmark.items)
     chosen = real.sample(n=300, random_state=2)
     frame = pd.DataFrame(
         {
@@ -230,6 +220,6 @@ def test_recomputing_needs_no_instructions_and_no_network(tmp_path, real):
         }
     )
     items = pd.DataFrame({"prompt_id": frame["prompt_id"], "meta": [json.dumps({"index": i}) for i in chosen.index]})
-    found = bench.aggregate(items, frame)
-    direct = score_file("alpaca_eval", published(tmp_path, chosen), **LENGTH)
+    found = benchmark.aggregate(items, frame)
+    direct = published(tmp_path, chosen, **LENGTH)
     assert found["scores"]["lc_win_rate"]["value"] == pytest.approx(direct["scores"]["lc_win_rate"]["value"], abs=1e-5)

@@ -9,13 +9,11 @@ import re
 import pandas as pd
 import pytest
 
-from larpo.benchmarks import build_benchmark
-from larpo.benchmarks.alpaca_eval.benchmark import judge_pairs
-from larpo.benchmarks.judge import JudgeClient
-from larpo.errors import UserError
-from larpo.load import JudgeParams
+from larpo.benchmarks.alpaca_eval.judge import judge_pairs
 from tests.chat_server import ChatServer
-from tests.larpo.benchmarks.test_held_out import params
+from tests.larpo.benchmarks.kit import bench, greedy_outputs, judge, refused, write
+
+LLM = "weighted_alpaca_eval_gpt4_turbo"
 
 
 def outputs_in(body: dict) -> tuple[str, str]:
@@ -44,14 +42,10 @@ PAIRS = pd.DataFrame(
 )
 
 
-def judge(server: ChatServer, folder) -> JudgeClient:
-    return JudgeClient(JudgeParams(model="judge", base_url=server.url, attempts=2), folder, "test", pause=0.01)
-
-
 def test_preference_follows_the_outputs_whichever_stands_first(tmp_path):
     """P(the model's is better) = σ((len_2 − 4)/5) in both orders; some pairs are shown the other way round."""
     with ChatServer(prefers_longer) as server:
-        found = judge_pairs(PAIRS, judge(server, tmp_path), "weighted_alpaca_eval_gpt4_turbo")
+        found = judge_pairs(PAIRS, judge(server, tmp_path), LLM)
         first = [outputs_in(b)[0] == "base" for b in server.bodies]
         body = server.bodies[0]
     expected = [1 + 1 / (1 + math.exp(-((i + 1) - 4) / 5)) for i in range(12)]
@@ -59,9 +53,9 @@ def test_preference_follows_the_outputs_whichever_stands_first(tmp_path):
     assert 0 < sum(first) < 12
     assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 5)
     assert [m["role"] for m in body["messages"]] == ["system", "user"]
-    assert all(json.loads(j)["model"] == "judge" for j in found["judgement"])
+    assert all(json.loads(j)["model"] == "m/judge" for j in found["judgement"])
     with ChatServer(lambda body: 1 / 0) as dead:
-        again = judge_pairs(PAIRS, judge(dead, tmp_path), "weighted_alpaca_eval_gpt4_turbo")
+        again = judge_pairs(PAIRS, judge(dead, tmp_path), LLM)
         assert dead.bodies == []
     pd.testing.assert_frame_equal(again, found)
 
@@ -73,7 +67,7 @@ def test_an_unreadable_judgement_loses_no_other(tmp_path):
         return prefers_longer(body)
 
     with ChatServer(sometimes) as server:
-        found = judge_pairs(PAIRS, judge(server, tmp_path), "weighted_alpaca_eval_gpt4_turbo")
+        found = judge_pairs(PAIRS, judge(server, tmp_path), LLM)
     assert found["preference"].isna().tolist() == [i == 3 for i in range(12)]
     assert "Neither" in found["judgement"][3]
 
@@ -109,44 +103,26 @@ def test_a_judge_that_calls_a_function(tmp_path):
 
 def test_the_benchmark_from_items_to_scores(tmp_path, monkeypatch):
     """Four instructions; the model's answers are longer by 5 characters: each wins with σ(1) = 73.1 %."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LARPO_JUDGEMENTS", str(tmp_path / "judgements"))
     rows = [{"instruction": f"Do {i}", "output": "base"} for i in range(4)]
-    (tmp_path / "reference.json").write_text(json.dumps(rows))
-    (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps({"instruction": r["instruction"]}) for r in rows))
+    path = str(write(tmp_path / "rows.jsonl", rows))
+    settings = {"data": path, "judge": "j", "options": {"reference": path}}
     with ChatServer(prefers_longer) as server:
-        entry = {
-            "benchmark": "alpaca_eval",
-            "generate": {"max_new_tokens": 9},
-            "data": str(tmp_path / "asked.jsonl"),
-            "judge": "j",
-            "options": {"reference": str(tmp_path / "reference.json")},
-        }
-        some = params(benchmarks={"ae": entry}, judges={"j": {"model": "judge", "base_url": server.url}})
-        bench = build_benchmark(some, "ae")
-        items = bench.items()
+        benchmark = bench("alpaca_eval", server, **settings)
+        items = benchmark.items()
         assert items["messages"][2] == [{"role": "user", "content": "Do 2"}]
-        outputs = pd.DataFrame(
-            {
-                "prompt_id": items["prompt_id"][::-1].tolist(),
-                "temperature": 0.0,
-                "sample": -1,
-                "turn": 0,
-                "text": "b" * 9,
-                "n_tokens": 9,
-                "finish_reason": "stop",
-            }
-        )
-        frame = outputs.join(bench.score(items, outputs)).merge(items[["prompt_id", "messages", "answer"]])
-        found = bench.aggregate(items, frame)
+        outputs = greedy_outputs(items, ["b" * 9] * 4)
+        frame = outputs.join(benchmark.score(items, outputs)).merge(items[["prompt_id", "messages", "answer"]])
+        metrics = benchmark.aggregate(items, frame)
     assert frame["score"].tolist() == pytest.approx([1 / (1 + math.exp(-1))] * 4, abs=1e-6)
-    assert found["scores"]["win_rate"]["value"] == pytest.approx(1 / (1 + math.exp(-1)), abs=1e-6)
-    assert (found["items"], found["mean_characters"], found["baseline_mean_characters"]) == (4, 9.0, 4.0)
+    assert metrics["scores"]["win_rate"]["value"] == pytest.approx(1 / (1 + math.exp(-1)), abs=1e-6)
+    assert metrics["alpaca_eval"]["win_rate"] == pytest.approx(100 / (1 + math.exp(-1)), abs=1e-4)
+    assert (metrics["items"], metrics["mean_characters"], metrics["baseline_mean_characters"]) == (4, 9.0, 4.0)
     assert (tmp_path / "judgements").is_dir()
+    monkeypatch.setenv("LARPO_JUDGEMENTS", str(tmp_path / "others"))
     with ChatServer(lambda body: "m") as server:  # a server without logprobs
-        some = params(benchmarks={"ae": entry}, judges={"j": {"model": "silent", "base_url": server.url}})
-        with pytest.raises(UserError, match=r"can read none of 4 replies of judge j .*such as logprobs"):
-            build_benchmark(some, "ae").score(items, outputs)
+        silent = bench("alpaca_eval", server, **settings)
+        refused(["can read none of 4 replies of judge j", "such as logprobs"], silent.score, items, outputs)
 
 
 class SmallModel:
@@ -194,8 +170,7 @@ def test_a_real_model_judges_through_faults(tmp_path):
     faults = [{"status": 429, "retry_after": 0.01}, {"status": 500}, {"drop": True}, {"sleep": 3}, {"body": "{}"}]
     settings = {"model": "small", "attempts": 7, "timeout": 2, "concurrency": 3}
     with ChatServer(model, faults=faults) as server:
-        client = JudgeClient(JudgeParams(base_url=server.url, **settings), tmp_path, "test", pause=0.01)
-        found = judge_pairs(PAIRS, client, "weighted_alpaca_eval_gpt4_turbo")
+        found = judge_pairs(PAIRS, judge(server, tmp_path, **settings), LLM)
         assert len(server.bodies) == len(PAIRS) + len(faults)
     expected = {}
     for body in server.bodies:
@@ -205,26 +180,18 @@ def test_a_real_model_judges_through_faults(tmp_path):
         expected[second if first == "base" else first] = 1 + (other if first == "base" else m) / (m + other)
     assert found["preference"].tolist() == pytest.approx([expected[o] for o in PAIRS["output_2"]], abs=1e-9)
     assert found["preference"].nunique() == len(PAIRS)
-    gone = JudgeClient(JudgeParams(base_url=server.url, **settings), tmp_path, "test")
-    pd.testing.assert_frame_equal(judge_pairs(PAIRS, gone, "weighted_alpaca_eval_gpt4_turbo"), found)
+    pd.testing.assert_frame_equal(judge_pairs(PAIRS, judge(server, tmp_path, **settings), LLM), found)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"generate": {"max_new_tokens": 9, "samples": 4}}, ["benchmarks.ae.generate", "one greedy output"]),
-        ({"generate": {"max_new_tokens": 9, "refinements": 1}}, ["benchmarks.ae.generate", "one greedy output"]),
-        ({"options": {"reference": "absent.json"}}, ["benchmarks.ae.options.reference", "absent.json", "not found"]),
-        ({"judge": None}, ["benchmarks.ae.judge", "missing"]),
-        ({"annotator": "weighted_alpaca_eval_gpt4_turb"}, ["annotator", "'weighted_alpaca_eval_gpt4_turbo'"]),
+        ({"generate": {"max_new_tokens": 9, "samples": 4}}, ["benchmarks.b.generate", "one greedy output"]),
+        ({"generate": {"max_new_tokens": 9, "refinements": 1}}, ["benchmarks.b.generate", "one greedy output"]),
+        ({"options": {"reference": "absent.json"}}, ["benchmarks.b.options.reference", "absent.json", "not found"]),
+        ({"judge": None}, ["benchmarks.b.judge", "missing"]),
+        ({"options": {"annotator": "weighted_alpaca_eval_gpt4_turb"}}, ["b.options.annotator", f"'{LLM}'"]),
     ],
 )
-def test_refusals_before_anything_is_generated(tmp_path, change, words):
-    (tmp_path / "r.json").write_text('[{"instruction": "a", "output": "b"}]')
-    options = {"reference": str(tmp_path / "r.json")} | {k: v for k, v in change.items() if k == "annotator"}
-    entry = {"benchmark": "alpaca_eval", "generate": {"max_new_tokens": 9}, "judge": "j", "options": options}
-    entry |= {k: v for k, v in change.items() if k != "annotator"}
-    with pytest.raises(UserError) as caught:
-        build_benchmark(params(benchmarks={"ae": entry}, judges={"j": {"model": "x"}}), "ae")
-    for word in words:
-        assert word in str(caught.value)
+def test_refusals_before_anything_is_generated(change, words):
+    refused(words, lambda: bench("alpaca_eval", **({"judge": "j"} | change)))

@@ -8,20 +8,11 @@ import json
 import pandas as pd
 import pytest
 
-from larpo.benchmarks import build_benchmark, score_file
+from larpo.benchmarks import score_file
 from larpo.benchmarks.gsm8k import correct, extract
 from larpo.benchmarks.math import equivalent, last_boxed
-from larpo.errors import UserError
-from tests.conftest import ROOT
-from tests.larpo.benchmarks.test_held_out import params
-
-DATA = ROOT.parent / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="benchmark data is not beside the checkout")
-GENERATE = {"max_new_tokens": 64}
-
-
-def bench(kind: str, **settings):
-    return build_benchmark(params(benchmarks={"b": {"benchmark": kind, "generate": GENERATE} | settings}), "b")
+from larpo.load import check_params
+from tests.larpo.benchmarks.kit import DATA, bench, needs_data, params, refused, write
 
 
 @pytest.mark.parametrize(
@@ -40,8 +31,7 @@ def bench(kind: str, **settings):
     ],
 )
 def test_filters(text, strict, flexible):
-    assert extract(text, "strict") == strict
-    assert extract(text, "flexible") == flexible
+    assert (extract(text, "strict"), extract(text, "flexible")) == (strict, flexible)
 
 
 @pytest.mark.parametrize(
@@ -60,16 +50,15 @@ def test_comparison_is_of_text(text, answer, right):
 
 def test_prompt_word_for_word_and_examples(tmp_path):
     rows = [{"question": f"Q{i}?", "answer": f"It is <<1+{i}={i + 1}>>{i + 1}.\n#### {i + 1}"} for i in range(3)]
-    path = tmp_path / "test.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    items = bench("gsm8k", data=str(path)).items()
+    path = str(write(tmp_path / "test.jsonl", rows))
+    items = bench("gsm8k", data=path).items()
     asked = (
         "Q0?\n\nSolve the problem step by step. Then write the final answer on a line of its own as #### followed by "
         "the number."
     )
     assert items["messages"][0] == [{"role": "user", "content": asked}]
     assert items["answer"].tolist() == ["1", "2", "3"]
-    shots = bench("gsm8k", data=str(path), options={"shots": 1, "examples": str(path), "system": "S"}).items()
+    shots = bench("gsm8k", data=path, options={"shots": 1, "examples": path, "system": "S"}).items()
     assert [m["role"] for m in shots["messages"][2]] == ["system", "user", "assistant", "user"]
     assert shots["messages"][2][2]["content"] == "It is 1.\n#### 1"
     assert shots["prompt_id"].tolist() == items["prompt_id"].tolist(), "an item stays the same item"
@@ -79,9 +68,9 @@ def test_gsm8k_scores_both_filters_from_the_same_outputs():
     """Strict reads 1 of 2, flexible 2 of 2; the table holds what `filter` says."""
     items = pd.DataFrame({"prompt_id": ["a", "b"], "answer": ["4", "5"]})
     outputs = pd.DataFrame({"prompt_id": ["a", "b"], "text": ["#### 4", "so 5"], "finish_reason": ["stop", "length"]})
-    scored = bench("gsm8k", data="x/y").score(items, outputs)
+    flexible, strict = (bench("gsm8k", data="x/y", options={"filter": name}) for name in ("flexible", "strict"))
+    scored = flexible.score(items, outputs)
     assert scored["score"].tolist() == [1.0, 1.0]
-    strict = bench("gsm8k", data="x/y", options={"filter": "strict"})
     assert strict.score(items, outputs)["score"].tolist() == [1.0, 0.0]
     frame = outputs.join(scored).merge(items, on="prompt_id").assign(sample=-1, turn=0, temperature=0.0, n_tokens=3)
     metrics = strict.aggregate(items, frame)
@@ -89,24 +78,19 @@ def test_gsm8k_scores_both_filters_from_the_same_outputs():
     assert (metrics["template"]["shots"], metrics["template"]["system"]) == (0, None)
     assert metrics["template"]["user"].startswith("{question}\n\nSolve the problem step by step.")
     # One answer has one vote, however it is written; what is no number has none.
-    outputs["text"] = ["it is $1,000.", "so 1000"]
-    assert bench("gsm8k", data="x/y").score(items, outputs)["parsed"].tolist() == ["1000", "1000"]
-    outputs["text"] = ["well...", "none"]
-    assert bench("gsm8k", data="x/y").score(items, outputs)["parsed"].isna().tolist() == [False, True]
+    parsed = flexible.score(items, outputs.assign(text=["it is $1,000.", "so 1000"]))["parsed"]
+    assert parsed.tolist() == ["1000", "1000"]
+    assert flexible.score(items, outputs.assign(text=["well...", "none"]))["parsed"].isna().tolist() == [False, True]
 
 
 def test_choosing_items_depends_on_the_items_alone(tmp_path):
     rows = [{"question": f"Q{i}?", "answer": f"#### {i}"} for i in range(40)]
-    for name, some in (("a.jsonl", rows), ("b.jsonl", rows[::-1])):
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in some))
-    a, b = (bench("gsm8k", data=str(tmp_path / n), items=7).items() for n in ("a.jsonl", "b.jsonl"))
-    assert len(a) == 7 and set(a["prompt_id"]) == set(b["prompt_id"])
-    assert a["prompt_id"].tolist() == b["prompt_id"].tolist()[::-1]
-    shots = bench("gsm8k", data=str(tmp_path / "a.jsonl"), options={"shots": 41, "examples": str(tmp_path / "b.jsonl")})
-    with pytest.raises(UserError, match="shots: 41 asked for, the examples are 40"):
-        shots.items()
-    with pytest.raises(UserError, match="41 asked for, the source has 40"):
-        bench("gsm8k", data=str(tmp_path / "a.jsonl"), items=41).items()
+    a, b = str(write(tmp_path / "a.jsonl", rows)), str(write(tmp_path / "b.jsonl", rows[::-1]))
+    first, second = (bench("gsm8k", data=data, items=7).items()["prompt_id"].tolist() for data in (a, b))
+    assert len(set(first)) == 7 and first == second[::-1]
+    shots = bench("gsm8k", data=a, options={"shots": 41, "examples": b})
+    refused(["shots: 41 asked for, the examples are 40"], shots.items)
+    refused(["items: 41 asked for, the source has 40"], bench("gsm8k", data=a, items=41).items)
 
 
 @pytest.mark.parametrize(
@@ -119,21 +103,16 @@ def test_choosing_items_depends_on_the_items_alone(tmp_path):
         ({"options": {"ns": [1, 8]}}, ["benchmarks.b.options.ns", "8 asked for", "generate.samples is 0"]),
         ({"options": {"ns": [0]}}, ["benchmarks.b.options.ns.0", "greater than or equal to 1"]),
         ({"judge": "gpt"}, ["benchmarks.b.judge", "judges"]),
+        ({"benchmark": "math", "options": {"shots": 1}}, ["benchmarks.b.options.examples", "name one"]),
     ],
 )
 def test_refusals(settings, words):
-    from larpo.load import check_names
-
-    entry = {"benchmark": "gsm8k", "generate": GENERATE} | settings
-    with pytest.raises(UserError) as caught:
-        check_names(params(benchmarks={"b": entry}))
-    assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
+    entry = {"benchmark": "gsm8k", "generate": {"max_new_tokens": 64}} | settings
+    refused(words, lambda: check_params(params(benchmarks={"b": entry})))
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "answer"),
     [
         (r"so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
         (r"\boxed{1} no, \boxed{2}", "2"),
@@ -145,12 +124,12 @@ def test_refusals(settings, words):
         ("42", None),
     ],
 )
-def test_last_boxed(text, found):
-    assert last_boxed(text) == found
+def test_last_boxed(text, answer):
+    assert last_boxed(text) == answer
 
 
 @pytest.mark.parametrize(
-    ("found", "gold", "same"),
+    ("answer", "gold", "same"),
     [
         (r"\frac12", r"\frac{1}{2}", True),
         ("0.5", r"\frac{1}{2}", True),
@@ -160,8 +139,8 @@ def test_last_boxed(text, found):
         (None, "1", False),
     ],
 )
-def test_equivalence(found, gold, same):
-    assert equivalent(found, gold) is same
+def test_equivalence(answer, gold, same):
+    assert equivalent(answer, gold) is same
 
 
 def test_score_file(tmp_path):
@@ -171,51 +150,35 @@ def test_score_file(tmp_path):
         {"question": "b", "answer": "#### 1,000", "response": "it is $1000."},
         {"question": "c", "answer": "#### 5", "response": "none"},
     ]
-    path = tmp_path / "outputs.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    found = score_file("gsm8k", path)
-    assert found["items"] == 3
-    assert found["scores"]["flexible"] == pytest.approx({"value": 2 / 3, "low": 0.2077, "high": 0.9385}, abs=1e-4)
-    assert found["scores"]["strict"]["value"] == pytest.approx(1 / 3)
-    assert found["unparsed"] == {"strict": pytest.approx(2 / 3), "flexible": pytest.approx(1 / 3)}
+    scores = score_file("gsm8k", write(tmp_path / "outputs.jsonl", rows))
+    assert scores["items"] == 3
+    assert scores["scores"]["flexible"] == pytest.approx({"value": 2 / 3, "low": 0.2077, "high": 0.9385}, abs=1e-4)
+    assert scores["scores"]["strict"]["value"] == pytest.approx(1 / 3)
+    assert scores["unparsed"] == {"strict": pytest.approx(2 / 3), "flexible": pytest.approx(1 / 3)}
     # Gzipped, with a byte-order mark, the unanswered response as null: the same.
     rows[2]["response"] = None
     packed = tmp_path / "outputs.jsonl.gz"
     packed.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode("utf-8-sig")))
-    assert score_file("gsm8k", packed) == found
-    path.write_text('{"question": "a", "answer": "4"}')
-    with pytest.raises(UserError, match="row 0: expected text under 'response'"):
-        score_file("gsm8k", path)
-    path.write_text('{"a": 1}\n{broken')
-    with pytest.raises(UserError, match="line 2: not valid JSON"):
-        score_file("gsm8k", path)
-    with pytest.raises(UserError, match="did you mean 'gsm8k'"):
-        score_file("gsm8", path)
+    assert score_file("gsm8k", packed) == scores
+    bad = write(tmp_path / "bad.jsonl", [{"question": "a", "answer": "4"}])
+    refused(["bad.jsonl, line 1: response", "expected GSM8K rows"], score_file, "gsm8k", bad)
+    refused(["did you mean 'gsm8k'"], score_file, "gsm8", bad)
+    half = [{"problem": "p", "solution": r"\boxed{5}", "response": r"\boxed{5.0}"}, {"problem": "q", "answer": "1"}]
+    scores = score_file("math", write(tmp_path / "math.jsonl", [r | {"response": r.get("response")} for r in half]))
+    assert (scores["scores"]["boxed"]["value"], scores["unparsed"]) == (0.5, 0.5)
 
 
 @needs_data
-def test_gsm8k_gold_answers_are_right_under_both_filters(tmp_path):
+def test_gold_answers_are_right_and_others_are_not(tmp_path):
     rows = [json.loads(line) for line in (DATA / "gsm8k/test.jsonl").read_text().splitlines()]
-    path = tmp_path / "gold.jsonl"
-    path.write_text("\n".join(json.dumps(row | {"response": row["answer"]}) for row in rows))
-    found = score_file("gsm8k", path)
-    assert found["items"] == 1319
-    assert [found["scores"][f]["value"] for f in ("strict", "flexible")] == [1.0, 1.0]
-
-
-@needs_data
-def test_math_gold_solutions_are_right_and_others_are_not(tmp_path):
+    scores = score_file("gsm8k", write(tmp_path / "gold.jsonl", [row | {"response": row["answer"]} for row in rows]))
+    assert scores["items"] == 1319
+    assert [scores["scores"][name]["value"] for name in ("strict", "flexible")] == [1.0, 1.0]
     rows = [json.loads(line) for line in (DATA / "math/math500.jsonl").read_text().splitlines()][:120]
-    path = tmp_path / "gold.jsonl"
-    path.write_text("\n".join(json.dumps(row | {"response": row["solution"]}) for row in rows))
-    assert score_file("math", path)["scores"]["boxed"]["value"] == 1.0
+    scores = score_file("math", write(tmp_path / "gold.jsonl", [row | {"response": row["solution"]} for row in rows]))
+    assert scores["scores"]["boxed"]["value"] == 1.0
     shifted = [row | {"response": rows[i - 1]["solution"]} for i, row in enumerate(rows)]
-    path.write_text("\n".join(map(json.dumps, shifted)))
-    assert score_file("math", path)["scores"]["boxed"]["value"] < 0.1
-
-
-@needs_data
-def test_boxed_answers_equal_those_that_the_data_states():
-    with gzip.open(DATA / "math/test.jsonl.gz", "rt") as f:
-        rows = [json.loads(line) for line in f]
+    assert score_file("math", write(tmp_path / "shifted.jsonl", shifted))["scores"]["boxed"]["value"] < 0.1
+    with gzip.open(DATA / "math/test.jsonl.gz", "rt") as file:
+        rows = [json.loads(line) for line in file]
     assert [r["answer"] for r in rows if last_boxed(r["solution"]) != r["answer"].strip()] == []

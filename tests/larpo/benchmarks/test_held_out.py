@@ -7,29 +7,9 @@ import pandas as pd
 import pytest
 
 from larpo.benchmarks import build_benchmark
-from larpo.errors import UserError
-from larpo.load import Params, parse_params
+from larpo.benchmarks.held_out import HeldOut
 from larpo.sources.prompts import draw
-
-GENERATE = {"samples": 4, "temperatures": [0.7], "max_new_tokens": 4}
-
-
-def params(**changes) -> Params:
-    raw = {
-        "policy": {"model": "x/y"},
-        "iterations": {"1": {"previous": "0", "temperatures": [1.0]}},
-        "prompts": {
-            "per_iteration": 4,
-            "tasks": [{"name": "chain_sum", "config": {"min_terms": 2, "max_terms": 2, "max_digits": 2}}],
-        },
-        "sample": {"max_new_tokens": 4},
-        "score": {"reward": "final_number", "truncation_penalty": 0.5},
-        "lists": {"recipe": "best_worst"},
-        "train": {"learning_rate": 1e-5},
-        "evaluate": {"policies": ["0"]},
-        "benchmarks": {"held_out": {"items": 10, "generate": GENERATE}},
-    }
-    return parse_params(raw | changes)
+from tests.larpo.benchmarks.kit import params, refused
 
 
 def evaluations(greedy: list[float], sampled: list[list[float]], **columns) -> pd.DataFrame:
@@ -51,7 +31,7 @@ def test_aggregate_by_hand():
     frame.loc[[3, 4], "parsed"] = None
     frame.loc[0, ["finish_reason", "parsed"]] = ["length", None]  # a greedy row counts in no sampled share
     frame["n_tokens"] = [100, 100, 1, 2, 3, 4, 5, 6, 7, 8]
-    found = build_benchmark(params(), "held_out").aggregate(None, frame)
+    found = build_benchmark(params(), "b").aggregate(None, frame)
     assert found["greedy"] == pytest.approx({"accuracy": 0.5, "low": 0.094532, "high": 0.905468}, abs=1e-5)
     assert list(found["pass"]) == ["1", "2", "4"]
     assert {n: v["value"] for n, v in found["pass"].items()} == pytest.approx({"1": 0.625, "2": 0.75, "4": 1.0})
@@ -64,71 +44,56 @@ def test_aggregate_by_hand():
     assert (found["items"], found["samples"], found["temperature"]) == (2, 4, 0.7)
 
 
-def test_correlation_needs_variation():
-    bench = build_benchmark(params(), "held_out")
+def test_correlation_needs_variation_and_budgets_end_at_the_number_of_samples():
+    """6 samples: N = 1, 2, 4, 6."""
+    bench = build_benchmark(params(), "b")
     assert bench.aggregate(None, evaluations([0], [[1, 0, 1, 0]]))["length_reward_correlation"] is None
     same = evaluations([0], [[1, 1, 1, 1]], n_tokens=[1, 2, 3, 4, 5])
     assert bench.aggregate(None, same)["length_reward_correlation"] is None
-
-
-def test_budgets_end_at_the_number_of_samples():
-    """6 samples: N = 1, 2, 4, 6."""
-    some = params(benchmarks={"held_out": {"items": 2, "generate": {"samples": 6, "max_new_tokens": 4}}})
-    found = build_benchmark(some, "held_out").aggregate(None, evaluations([0, 0], [[1] * 6, [0] * 6]))
-    assert {n: v["value"] for n, v in found["pass"].items()} == {"1": 0.5, "2": 0.5, "4": 0.5, "6": 0.5}
+    curve = bench.aggregate(None, evaluations([0, 0], [[1] * 6, [0] * 6]))["pass"]
+    assert {n: v["value"] for n, v in curve.items()} == {"1": 0.5, "2": 0.5, "4": 0.5, "6": 0.5}
 
 
 def test_score_keeps_the_order_and_counts_a_cut_off_answer_as_wrong():
-    bench = build_benchmark(params(), "held_out")
     items = pd.DataFrame({"prompt_id": ["a", "b"], "source": "s", "messages": [[], []], "answer": ["1", "2"]})
-    outputs = pd.DataFrame(
-        {
-            "prompt_id": ["b", "a", "b", "a"],
-            "text": ["2", "1", "2", "x"],
-            "finish_reason": ["stop", "stop", "length", "stop"],
-        },
-        index=[7, 3, 3, 0],
-    )
-    found = bench.score(items, outputs)
-    assert found["score"].tolist() == [1, 1, 0, 0]
-    assert found["parsed"].tolist()[:3] == ["2", "1", "2"]
-    assert found["parsed"].isna().tolist() == [False, False, False, True]
+    reasons = ["stop", "stop", "length", "stop"]
+    outputs = pd.DataFrame({"prompt_id": list("baba"), "text": list("212x"), "finish_reason": reasons}, [7, 3, 3, 0])
+    scored = build_benchmark(params(), "b").score(items, outputs)
+    assert scored["score"].tolist() == [1, 1, 0, 0]
+    assert scored["parsed"].tolist()[:3] == ["2", "1", "2"]
+    assert scored["parsed"].isna().tolist() == [False, False, False, True]
 
 
-def test_items_are_the_same_every_time_and_never_training_prompts():
+def test_items_are_the_same_every_time_and_never_training_prompts(tmp_path):
     some = params()
-    items = build_benchmark(some, "held_out").items()
+    items = build_benchmark(some, "b").items()
     assert len(items) == 10
-    pd.testing.assert_frame_equal(items, build_benchmark(some, "held_out").items())
+    pd.testing.assert_frame_equal(items, build_benchmark(some, "b").items())
     for seed in range(3):
         assert not set(items["prompt_id"]) & set(draw(some.prompts, 50, seed, held_out=False)["prompt_id"])
-
-
-def test_prompts_without_answers_are_refused(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(f'{{"prompt": "question {i}"}}\n' for i in range(60)))
     some = params(prompts={"source": "dataset", "dataset": str(path), "per_iteration": 4, "held_out": 0.5})
-    with pytest.raises(UserError, match=r"held-out prompts have none; set prompts\.answer_field"):
-        build_benchmark(some, "held_out").items()
+    refused(["held-out prompts have none; set prompts.answer_field"], build_benchmark(some, "b").items)
 
 
-def named(rule: str | None, **score) -> Params:
-    entry = {"items": 4, "generate": GENERATE, "options": {"rule": rule}}
-    return params(score=score, benchmarks={"held_out": entry})
+def named(rule: str | None, **score) -> HeldOut:
+    entry = {"items": 4, "generate": {"samples": 4, "max_new_tokens": 4}, "options": {"rule": rule}}
+    return build_benchmark(params(score=score, benchmarks={"b": entry}), "b")
 
 
 def test_the_rule_of_a_model_reward():
     """A model has no verdict: the benchmark's own rule has. Of a sum the first rule counts."""
     model = {"reward": "sequence_classification"}
-    assert build_benchmark(named("closeness", **model), "held_out").rule == "closeness"
-    with pytest.raises(UserError, match=r"held_out\.options\.rule: sequence_classification is no rule, and accuracy"):
-        build_benchmark(named(None, **model), "held_out")
-    with pytest.raises(UserError, match=r"options\.rule: pairrm is no rule"):
-        build_benchmark(named("pairrm", **model), "held_out")
-    with pytest.raises(UserError, match=r"options\.rule: 'final_numbr' does not exist; did you mean 'final_number'"):
-        build_benchmark(named("final_numbr", **model), "held_out")
+    assert named("closeness", **model).rule == "closeness"
+    for rule, words in (
+        (None, "b.options.rule: sequence_classification is no rule, and accuracy"),
+        ("pairrm", "options.rule: pairrm is no rule"),
+        ("final_numbr", "options.rule: 'final_numbr' does not exist; did you mean 'final_number'"),
+    ):
+        refused([words], named, rule, **model)
     parts = [{"reward": "sequence_classification"}, {"reward": "exact_match"}]
-    assert build_benchmark(named(None, reward="sum", options={"parts": parts}), "held_out").rule == "exact_match"
+    assert named(None, reward="sum", options={"parts": parts}).rule == "exact_match"
 
 
 def test_mean_reward_of_a_graded_rule_and_of_a_model():
@@ -138,11 +103,9 @@ def test_mean_reward_of_a_graded_rule_and_of_a_model():
     frame = evaluations([1], [[1, 0, 0, 0]], parsed=["42", "42", "33", None, "42"], answer="42")
     frame.loc[4, "finish_reason"] = "length"
     graded = named(None, reward="closeness", truncation_penalty=0.5, length_penalty=0.1)
-    assert build_benchmark(graded, "held_out").aggregate(None, frame)["mean_reward"] == pytest.approx(-2.675)
-    model = named("closeness", reward="sequence_classification")
-    assert build_benchmark(model, "held_out").aggregate(None, frame)["mean_reward"] is None
+    assert graded.aggregate(None, frame)["mean_reward"] == pytest.approx(-2.675)
+    assert named("closeness", reward="sequence_classification").aggregate(None, frame)["mean_reward"] is None
 
 
 def test_unknown_benchmark_name():
-    with pytest.raises(UserError, match=r"benchmarks\.heldout does not exist; did you mean 'held_out'"):
-        build_benchmark(params(), "heldout")
+    refused(["benchmarks.bb: does not exist; did you mean 'b'"], build_benchmark, params(), "bb")

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from larpo.benchmarks.judge import JudgeClient, Store
+from larpo.config.sections import JudgeParams
 from larpo.errors import UserError
-from larpo.load import JudgeParams
 from tests.chat_server import ChatServer
 from tests.conftest import ROOT
 
@@ -27,7 +27,7 @@ def echo(body: dict) -> str:
 
 def client(server: ChatServer, store, **settings) -> JudgeClient:
     settings = {"model": "m/judge", "base_url": server.url, "attempts": 3, "timeout": 5} | settings
-    return JudgeClient(JudgeParams(**settings), store, "test", pause=0.01)
+    return JudgeClient(JudgeParams(**settings), store, "test")
 
 
 def test_order_and_nothing_is_asked_twice(tmp_path):
@@ -90,24 +90,19 @@ def test_passing_faults_are_repeated(tmp_path, fault):
             assert time.monotonic() - start >= 0.1, "it waits as long as it is told to"
 
 
-def test_pauses_grow_outlast_a_minute_of_rate_limits_and_obey_the_server(tmp_path, monkeypatch):
-    """Six tries with pauses from 1 s: 1 + 2 + 4 + 8 + 16 = 31 s, up to a quarter more; four times that where the rate
-    is limited (the last one 60 s: 4 + 8 + 16 + 32 + 60 = 120); as long as the server asks, but ten minutes at most."""
+def test_pauses_outlast_a_minute_of_rate_limits_and_obey_the_server(tmp_path, monkeypatch):
+    """Half a second doubled up to 8 s, each up to a quarter less: at the default number of attempts about a minute,
+    where the server does not say how long; for a server that says so, up to two minutes."""
     slept: list[float] = []
-    monkeypatch.setattr("larpo.benchmarks.judge.time.sleep", slept.append)
-    with ChatServer(echo) as server:
-        judge = JudgeClient(JudgeParams(model="m", base_url=server.url), tmp_path, "test")
-    for scale, least, most in ((1, 31, 39), (4, 120, 140)):
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.5)
+    monkeypatch.setattr("openai._base_client.time.sleep", slept.append)
+    for fault, least, most in (({}, 45, 75), ({"retry_after": 100}, 1100, 1100)):
         slept.clear()
-        for attempt in range(1, 6):
-            judge._rest(attempt, None, scale)
-        assert slept == sorted(slept)
-        assert least <= sum(slept) <= most
-    slept.clear()
-    for asked in ("90", "9000", "soon"):
-        judge._rest(1, asked)
-    assert slept[:2] == [90, 600]
-    assert 1 <= slept[2] <= 1.25
+        with ChatServer(echo, faults=[{"status": 429} | fault] * 11) as server:
+            client(server, tmp_path / str(least), attempts=JudgeParams(model="m").attempts).complete(asks("a"))
+        pauses = [seconds for seconds in slept if seconds]  # the server sleeps for none
+        assert len(pauses) == 11 and pauses[:4] == sorted(pauses[:4])
+        assert least <= sum(pauses) <= most
 
 
 def test_what_came_is_kept_when_others_fail_for_good(tmp_path):
@@ -136,7 +131,7 @@ def test_a_server_that_is_gone_is_left_early(tmp_path):
         with pytest.raises(UserError, match=r"of 60 requests failed .* one after another: the last \d+ were not sent"):
             judge.complete(asks(*map(str, range(60))))
         assert 20 <= len(server.bodies) <= 2 * 14
-    gone = JudgeClient(JudgeParams(model="m", base_url=server.url, attempts=1), tmp_path, "gone", pause=0.01)
+    gone = JudgeClient(JudgeParams(model="m", base_url=server.url, attempts=1), tmp_path, "gone")
     with pytest.raises(UserError, match=r"judge gone: .*Connection error"):
         gone.complete(asks("a"))
 
@@ -184,7 +179,7 @@ def test_a_torn_last_line_is_asked_again(tmp_path):
 KILLED = """
 import sys
 from larpo.benchmarks.judge import JudgeClient
-from larpo.load import JudgeParams
+from larpo.config.sections import JudgeParams
 params = JudgeParams(model="m", base_url=sys.argv[1], concurrency=2)
 requests = [{"messages": [{"role": "user", "content": str(i)}]} for i in range(30)]
 print([r["text"] for r in JudgeClient(params, sys.argv[2], "test").complete(requests)])

@@ -6,28 +6,15 @@ import json
 import random
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from larpo.benchmarks import build_benchmark, score_file
-from larpo.benchmarks.judge import JudgeClient
-from larpo.benchmarks.mixeval.benchmark import prompt, read_items, summary
-from larpo.benchmarks.mixeval.parsers import (
-    ask_judge,
-    chosen_option,
-    free_form_candidates,
-    free_form_correct,
-    judged_option,
-    judged_score,
-)
-from larpo.errors import UserError
-from larpo.load import JudgeParams
+from larpo.benchmarks import score_file
+from larpo.benchmarks.mixeval.benchmark import prompt, totals
+from larpo.benchmarks.mixeval.items import Item, read_release
+from larpo.benchmarks.mixeval.judge import ask_judge, judged_option, judged_score
+from larpo.benchmarks.mixeval.rules import chosen_option, free_form_candidates, free_form_correct
 from tests.chat_server import ChatServer
-from tests.conftest import ROOT
-from tests.larpo.benchmarks.test_held_out import params
-
-DATA = ROOT.parent / "shared/data/mixeval/2024-06-01"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="MixEval's data is not beside the checkout")
+from tests.larpo.benchmarks.kit import DATA, bench, greedy_outputs, judge, needs_data, refused, write
 
 FREE = {
     "problem_type": "free-form",
@@ -46,16 +33,22 @@ CHOICE = {
 }
 
 
-def test_prompts_word_for_word():
-    assert prompt(FREE) == "Question: Who wrote it?\nAnswer the question shortly."
-    assert prompt(FREE | {"context": "C"}) == "Question: C\nWho wrote it?\nAnswer the question shortly."
-    for source in ("BBH", "GSM8k", "MATH"):
-        reasoned = "Question: Who wrote it?\nAnswer the question. \nLet's think step by step."
-        assert prompt(FREE | {"benchmark_name": source}) == reasoned
-    ending = "A. red\nB. blue\nC. sky\nAnswer with the option letter from the given choices directly."
-    assert prompt(CHOICE) == "A text.\nWhich one?\n" + ending
-    for nothing in (None, "None", "null", "  "):
-        assert prompt(CHOICE | {"context": nothing}) == "Which one?\n" + ending
+REASONED = "Answer the question. \nLet's think step by step."
+ENDING = "A. red\nB. blue\nC. sky\nAnswer with the option letter from the given choices directly."
+
+
+@pytest.mark.parametrize(
+    ("item", "asked"),
+    [
+        (FREE, "Question: Who wrote it?\nAnswer the question shortly."),
+        (FREE | {"context": "C"}, "Question: C\nWho wrote it?\nAnswer the question shortly."),
+        *[(FREE | {"benchmark_name": s}, f"Question: Who wrote it?\n{REASONED}") for s in ("BBH", "GSM8k", "MATH")],
+        (CHOICE, f"A text.\nWhich one?\n{ENDING}"),
+        *[(CHOICE | {"context": nothing}, f"Which one?\n{ENDING}") for nothing in (None, "None", "null", "  ")],
+    ],
+)
+def test_prompts_word_for_word(item, asked):
+    assert prompt(Item(**item)) == asked
 
 
 @pytest.mark.parametrize(
@@ -100,42 +93,35 @@ def test_free_form_by_rule(response, targets, right):
 
 
 def test_brackets():
-    assert judged_score("well [[0.7]] [[0.1]]") == 0.7
-    assert judged_score("single [1]") == 1.0
-    assert judged_score("[[1.5]]") is None
-    assert judged_score(None) is None
-    assert judged_option("so [[C]]") == "C"
-    assert judged_option("[B] or nothing") == "B"
-    assert judged_option("[[c]]") is None
-
-
-def judge(server: ChatServer, folder) -> JudgeClient:
-    return JudgeClient(JudgeParams(model="j", base_url=server.url, concurrency=1), folder, "test", pause=0.01)
+    scores = {"well [[0.7]] [[0.1]]": 0.7, "single [1]": 1.0, "[[1.5]]": None, None: None}
+    assert {reply: judged_score(reply) for reply in scores} == scores
+    options = {"so [[C]]": "C", "[B] or nothing": "B", "[[c]]": None}
+    assert {reply: judged_option(reply) for reply in options} == options
 
 
 def test_model_parser_asks_again_and_keeps_what_it_read(tmp_path):
     """The second item's first reply holds no bracket: it alone is asked again, as another request."""
     replies = iter(["Score: [[0.4]]", "no idea", "Chosen: [[B]]"])
+    asked = [Item(**FREE), Item(**CHOICE)], ["Jane A.", "the second"]
     with ChatServer(lambda body: next(replies)) as server:
-        found = ask_judge([FREE, CHOICE], ["Jane A.", "the second"], judge(server, tmp_path))
-        assert [f["value"] for f in found] == [0.4, "B"]
+        verdicts = ask_judge(*asked, judge(server, tmp_path, concurrency=1))
+        assert [verdict["value"] for verdict in verdicts] == [0.4, "B"]
         assert [b.get("seed") for b in server.bodies] == [None, None, 1]
         first, second = (b["messages"][-1]["content"] for b in server.bodies[:2])
         assert "<answer 1> Jane Austen; <answer 2> Austen" in first
         assert first.endswith("Model's answer: Jane A.\nJudgement:")
         assert "Options:\nA. red\nB. blue\nC. sky\nModel's answer: the second\nJudgement:" in second
     with ChatServer(lambda body: 1 / 0) as dead:
-        again = ask_judge([FREE, CHOICE], ["Jane A.", "the second"], judge(dead, tmp_path))
-        assert (again, dead.bodies) == (found, [])
+        assert (ask_judge(*asked, judge(dead, tmp_path)), dead.bodies) == (verdicts, [])
 
 
 def test_model_parser_gives_up_without_inventing_a_score(tmp_path):
-    with ChatServer(lambda body: "I would rather not say") as server:
-        found = ask_judge([CHOICE], ["?"], judge(server, tmp_path), attempts=3)
-        assert (found[0]["value"], len(server.bodies)) == (None, 3)
-    with ChatServer(lambda body: "", faults=[{"status": 400, "code": "content_filter"}]) as server:
-        found = ask_judge([CHOICE], ["!"], judge(server, tmp_path))
-        assert (found[0]["value"], len(server.bodies)) == (None, 1), "what the filter refuses is not asked again"
+    """What the filter refuses is not asked again."""
+    refusal = {"status": 400, "code": "content_filter"}
+    for response, faults, requests in (("?", [], 3), ("!", [refusal], 1)):
+        with ChatServer(lambda body: "I would rather not say", faults=faults) as server:
+            verdicts = ask_judge([Item(**CHOICE)], [response], judge(server, tmp_path), attempts=3)
+            assert (verdicts[0]["value"], len(server.bodies)) == (None, requests)
 
 
 def release(folder, free: dict, choice: dict):
@@ -143,11 +129,6 @@ def release(folder, free: dict, choice: dict):
     (folder / "free-form.json").write_text(json.dumps(free))
     (folder / "multiple-choice.json").write_text(json.dumps(choice))
     return folder
-
-
-def write(path, rows):
-    path.write_text("\n".join(map(json.dumps, rows)))
-    return path
 
 
 def test_totals_by_hand(tmp_path):
@@ -180,26 +161,23 @@ def test_totals_by_hand(tmp_path):
 
 
 def test_a_source_in_both_halves_is_told_apart():
-    kinds = ["free-form", "free-form", "multiple-choice", "multiple-choice"]
-    found = summary(kinds, ["AGIEval", "DROP", "AGIEval", "SIQA"], np.array([1.0, 1.0, 0.0, 1.0]))
-    assert {name: (s["value"], s["items"]) for name, s in found["sources"].items()} == {
-        "AGIEval free-form": (1.0, 1),
-        "AGIEval multiple-choice": (0.0, 1),
-        "DROP": (1.0, 1),
-        "SIQA": (1.0, 1),
-    }
+    sources = [(FREE, "AGIEval"), (FREE, "DROP"), (CHOICE, "AGIEval"), (CHOICE, "SIQA")]
+    items = [Item(**item | {"benchmark_name": source}) for item, source in sources]
+    found = totals(items, np.array([1.0, 1.0, 0.0, 1.0]))["sources"]
+    expected = {"AGIEval free-form": 1.0, "AGIEval multiple-choice": 0.0, "DROP": 1.0, "SIQA": 1.0}
+    assert {name: s["value"] for name, s in found.items()} == expected
+    assert all(s["items"] == 1 for s in found.values())
 
 
 def test_upstream_overall_is_rounded_as_upstream_rounds():
     """Halves of 2,000 end in a 5 for odd counts, which Python rounds by the binary fraction and NumPy to even: wherever
     the two differ, and at some others, it is Python's."""
-    kinds = ["free-form"] * 2000 + ["multiple-choice"] * 2000
+    items = [Item(**FREE)] * 2000 + [Item(**CHOICE)] * 2000
     differ = [n for n in range(1, 2000, 2) if round(n / 2000, 3) != np.round(n / 2000, 3)]
     assert differ
     for right in [*differ[:12], 1, 101, 999]:
         scores = np.repeat([1.0, 0.0, 1.0, 0.0], [right, 2000 - right, 1000, 1000])
-        found = summary(kinds, ["x"] * 4000, scores)["upstream_overall"]
-        assert found == (round(right / 2000, 3) + 0.5) / 2, right
+        assert totals(items, scores)["upstream_overall"] == (round(right / 2000, 3) + 0.5) / 2, right
 
 
 def test_random_is_there_for_comparison_and_seeded(tmp_path):
@@ -239,72 +217,47 @@ def test_responses_as_upstream_keeps_them(tmp_path):
     assert found["scores"]["overall"]["value"] == pytest.approx(2 / 3)
     # Rows of another release than the folder that `data` names are told, not scored against its items.
     other = release(tmp_path / "other", {"0": FREE | {"prompt": "Who else?"}, "1": FREE}, {"0": CHOICE})
-    with pytest.raises(UserError, match=r"row 0: prompt 'Who wrote it\?' is not that of free-form item 0 .* release"):
-        score_file("mixeval_hard", tmp_path, data=str(other))
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with pytest.raises(UserError, match=r"empty: no responses; expected free-form\.jsonl"):
-        score_file("mixeval_hard", empty)
+    words = ["line 1: prompt 'Who wrote it?' is not that of free-form item 0", "release"]
+    refused(words, score_file, "mixeval_hard", tmp_path, data=str(other))
+    (tmp_path / "empty").mkdir()
+    refused(["empty: no responses; expected free-form.jsonl"], score_file, "mixeval_hard", tmp_path / "empty")
 
 
 @pytest.mark.parametrize(
     ("name", "row", "words"),
     [
-        ("a.jsonl", {"id": 0, "response": "x"}, ["row 0", "problem_type", "multiple-choice.jsonl"]),
-        ("free-form.jsonl", {"id": 0, "response": "x"}, ["row 0", "no target", "--data"]),
-        ("free-form.jsonl", {"id": 0}, ["row 0", "'response'"]),
-        ("a.jsonl", {"id": 0, "response": "x", "target": [3], "options": ["a", "b"]}, ["row 0", "index", "[3]"]),
+        ("a.jsonl", {"id": 0, "response": "x"}, ["line 1", "problem_type", "multiple-choice.jsonl"]),
+        ("free-form.jsonl", {"id": 0, "response": "x"}, ["line 1", "no target", "--data"]),
+        ("free-form.jsonl", {"id": 0}, ["line 1", "response"]),
+        ("a.jsonl", {"id": 0, "response": "x", "target": [3], "options": ["a", "b"]}, ["line 1", "index", "[3]"]),
         ("a.jsonl", {"id": 0, "response": "x", "problem_type": "essay", "target": ["a"]}, ["problem_type", "'essay'"]),
     ],
 )
 def test_refusals(tmp_path, name, row, words):
-    with pytest.raises(UserError) as caught:
-        score_file("mixeval", write(tmp_path / name, [row]))
-    assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
-
-
-def test_the_same_item_twice_is_refused(tmp_path):
-    with pytest.raises(UserError, match="item 4 appears twice"):
-        score_file("mixeval", write(tmp_path / "f.jsonl", [FREE | {"id": 4, "response": "x"}] * 2))
+    refused(words, score_file, "mixeval", write(tmp_path / name, [row]))
+    twice = write(tmp_path / "f.jsonl", [FREE | {"id": 4, "response": "x"}] * 2)
+    refused(["item 4 appears twice"], score_file, "mixeval", twice)
 
 
 def test_the_benchmark_from_items_to_scores(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    data = release(tmp_path / "r", {"0": FREE}, {"0": CHOICE})
+    data = str(release(tmp_path / "r", {"0": FREE}, {"0": CHOICE}))
     with ChatServer(lambda body: "[[0.5]]" if "Reference" in body["messages"][-1]["content"] else "[[B]]") as server:
-        entry = {"benchmark": "mixeval", "data": str(data), "generate": {"max_new_tokens": 4}}
-        raw = {"judges": {"j": {"model": "j", "base_url": server.url}}}
-        rule = build_benchmark(params(benchmarks={"m": entry}), "m")
-        model = build_benchmark(
-            params(benchmarks={"m": entry | {"judge": "j", "options": {"parser": "model"}}}, **raw), "m"
-        )
+        rule = bench("mixeval", data=data)
+        model = bench("mixeval", server, data=data, judge="j", options={"parser": "model"})
         items = rule.items()
-        outputs = pd.DataFrame(
-            {
-                "prompt_id": items["prompt_id"][::-1].tolist(),
-                "temperature": 0.0,
-                "sample": -1,
-                "turn": 0,
-                "text": ["B", "Jane Austen"],
-                "n_tokens": 2,
-                "finish_reason": "stop",
-            },
-            index=[5, 3],
-        )
+        outputs = greedy_outputs(items, ["B", "Jane Austen"])
         assert rule.score(items, outputs)["score"].tolist() == [1.0, 1.0]
         judged = model.score(items, outputs)
     assert judged["score"].tolist() == [1.0, 0.5]
-    assert judged.index.tolist() == [5, 3]
-    assert json.loads(judged["judgement"][3])["text"] == "[[0.5]]"
-    found = model.aggregate(items, outputs.join(judged))
-    assert found["scores"]["overall"]["value"] == 0.75
-    assert found["items"] == 2
+    assert judged.index.tolist() == outputs.index.tolist()
+    assert json.loads(judged["judgement"].iloc[1])["text"] == "[[0.5]]"
+    metrics = model.aggregate(items, outputs.join(judged))
+    assert (metrics["scores"]["overall"]["value"], metrics["items"]) == (0.75, 2)
     # Without a judge the model parser is upstream's; the rules ask none, even where one is named.
-    default = build_benchmark(params(benchmarks={"m": entry | {"options": {"parser": "model"}}}), "m")
+    default = bench("mixeval", data=data, options={"parser": "model"})
     assert (default.judge.model, default.judge.base_url) == ("gpt-3.5-turbo-0125", None)
-    assert build_benchmark(params(benchmarks={"m": entry | {"judge": "j"}}, **raw), "m").judge is None
+    assert bench("mixeval", data=data, judge="j").judge is None
 
 
 @needs_data
@@ -312,16 +265,13 @@ def test_the_benchmark_from_items_to_scores(tmp_path, monkeypatch):
 def test_the_release_is_read_whole_and_its_own_answers_are_right(tmp_path, hard, count):
     """Each item answered by one of its own targets: all right, by letter and by text. Some free-form targets are not
     found by upstream's rules even then (their key parts cut them short): fewer than 2 %."""
-    items = read_items(str(DATA), hard)
+    data = str(DATA / "mixeval/2024-06-01")
+    items = read_release(data, hard)
     assert len(items) == count
     for kind, least in (("multiple-choice", 1.0), ("free-form", 0.98)):
-        rows = [
-            {"id": key, "response": "ABCDE"[i["target"][0]] if kind == "multiple-choice" else i["target"][0]}
-            for (k, key), i in items.items()
-            if k == kind
-        ]
+        rows = [{"id": key, "response": item.answer()} for (k, key), item in items.items() if k == kind]
         path = write(tmp_path / f"{kind}.jsonl", rows)
-        found = score_file("mixeval_hard" if hard else "mixeval", path, data=str(DATA))
+        found = score_file("mixeval_hard" if hard else "mixeval", path, data=data)
         assert found["scores"]["overall"]["value"] >= least
         assert found["items_without_response"] == count - len(rows)
         assert np.isclose(sum(s["items"] for s in found["sources"].values()), len(rows))

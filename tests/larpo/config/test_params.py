@@ -7,8 +7,9 @@ import copy
 import pytest
 import yaml
 
+from larpo.config.params import parse_params
 from larpo.errors import UserError
-from larpo.load import check_names, load_params, parse_params
+from larpo.load import check_params, load_params
 from tests.conftest import ROOT, TINY_PARAMS
 
 GOOD = yaml.safe_load(TINY_PARAMS.format(policy="here"))
@@ -54,8 +55,8 @@ START = {"start": "data/policy/0", "train": HEAD}
 @pytest.mark.parametrize(
     ("reward", "words"),
     [
-        ({"start": "policy/0"}, "reward: value error, start: expected larpo/rewards/rules.py, or data/policy/NAME"),
-        ({"start": "data/policy/0/config.json"}, "reward: value error, start: expected larpo/rewards/rules.py"),
+        ({"start": "policy/0"}, "reward.start: expected larpo/rewards/rules.py, or data/policy/NAME"),
+        ({"start": "data/policy/0/config.json"}, "reward.start: expected larpo/rewards/rules.py"),
         (START | {"train": None}, "expected reward.train and no reward.model, found model=None, train=null"),
         (START | {"model": "a/b"}, "expected reward.train and no reward.model, found model='a/b', train=given"),
         (START | {"start": "data/policy/1"}, "reward.start: policy 1 is trained with this reward"),
@@ -75,5 +76,5 @@ def test_what_a_reward_may_start_from(reward, words):
         assert parse_params(raw).reward.source == start
     raw["reward"] = reward
     with pytest.raises(UserError) as caught:
-        check_names(parse_params(raw))
+        check_params(parse_params(raw))
     assert words in str(caught.value) and "\n" not in str(caught.value)

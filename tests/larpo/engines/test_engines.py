@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
+from larpo.config.sections import EngineParams
 from larpo.engines import ENGINES, Sampling, build_engine
 from larpo.errors import UserError
-from larpo.load import EngineParams
 from larpo.models.load import load_model
 from tests.conftest import make_tiny_policy
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from larpo import tables
+from larpo.config.sections import ListsParams
 from larpo.lists.recipes import RECIPES, Built, build_lists, responses_needed
-from larpo.load import ListsParams
 
 
 def candidates(rows: list[tuple]) -> pd.DataFrame:

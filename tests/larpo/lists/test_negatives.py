@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from larpo import tables
+from larpo.config.params import parse_params
+from larpo.config.sections import ListsParams
 from larpo.errors import UserError
 from larpo.lists.negatives import Related
-from larpo.lists.recipes import MARGIN, RECIPES, build_lists, check_sources, positives_of, responses_needed
-from larpo.load import ListsParams, parse_params
+from larpo.lists.recipes import MARGIN, RECIPES, build_lists, positives_of, responses_needed
+from larpo.load import check_params
+from tests.conftest import tiny_params
 from tests.larpo.lists.test_lists import build, candidates, shown
 from tests.report_run import params as run_params
 
@@ -232,12 +235,12 @@ def test_responses_needed(made, needed):
     [
         ({"recipe": "top_bottom", "top": 2, "positive": "gold"}, "lists.top: 2, but a prompt has one gold solution"),
         ({"recipe": "top_rest", "negatives": "random"}, "lists.recipe: top_rest takes all the rest"),
-        ({"recipe": "all", "negatives": "related"}, "lists.recipe: all takes all the rest"),
+        ({"recipe": "all", "negatives": "related"}, "lists.negatives: related compares"),
     ],
 )
 def test_recipes_that_their_sources_cannot_serve(made, words):
     with pytest.raises(UserError, match=words) as caught:
-        check_sources(ListsParams(**made), "params.yaml")
+        check_params(tiny_params(lists=made, sample={"max_new_tokens": 4, "gold": True}))
     assert "\n" not in str(caught.value)
 
 
@@ -254,7 +257,7 @@ def test_recipes_that_their_sources_cannot_serve(made, words):
 )
 def test_settings_that_contradict_each_other(changes, words):
     with pytest.raises(UserError, match=words):
-        parse_params(run_params(**changes))
+        check_params(parse_params(run_params(**changes)))
 
 
 def test_the_first_iteration_s_candidates_alone():

@@ -371,10 +371,10 @@ def test_low_precision_is_raised_before_any_arithmetic(name, given_dtype):
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("ipo", {"beta": 0.1}, "ipo: unknown parameter 'beta'; known: tau"),
-        ("simpo", {"gamma": 0.5}, "simpo: unknown parameter 'gamma'.*known: beta, gamma_beta_ratio"),
-        ("rdpo", {"alpha": -1}, "rdpo: alpha: .*greater than or equal to 0, found -1"),
-        ("kto", {"beta": 0}, "kto: beta: .*greater than 0"),
+        ("ipo", {"beta": 0.1}, "objective_options.beta: .*expected one of tau"),
+        ("simpo", {"gamma": 0.5}, "objective_options.gamma: 'gamma' does not exist"),
+        ("rdpo", {"alpha": -1}, "objective_options.alpha: .*greater than or equal to 0, found -1"),
+        ("kto", {"beta": 0}, "objective_options.beta: .*greater than 0"),
         ("slichf", {}, "did you mean 'slic_hf'"),
     ],
 )

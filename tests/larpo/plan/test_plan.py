@@ -13,20 +13,39 @@ from hypothesis import strategies as st
 from larpo.errors import UserError
 from larpo.plan import Assumptions, Sharding
 from larpo.plan.architectures import Architecture, find_architecture, known_models
-from larpo.plan.estimates import (
-    Estimate,
-    decoding_hours,
-    forward_flops,
-    forward_memory,
-    layer_activations,
-    total,
-    training_hours,
-    training_memory,
-    vllm_engine,
-)
+from larpo.plan.formula import Estimate, Unknown, evaluate, number
+from larpo.plan.memory import forward_memory, layer_activations, training_memory, vllm_engine
+from larpo.plan.time import decoding_hours, forward_flops, training_hours
 
 MISTRAL = known_models()["mistralai/Mistral-7B-Instruct-v0.2"]
 GIB = 2**30
+PARTS = ["weights", "gradients", "optimizer", "working", "activations", "logits"]
+
+
+@pytest.mark.parametrize(
+    ("formula", "value"),
+    [
+        ("7,241,732,096 · 2 B / 8 GPUs", 1_810_433_024),
+        ("0 [SGD keeps nothing] · 0 [in host memory]", 0),
+        ("10 tokens · (2 layers · 4 · 4 B [kept] + 72 · 2 B) + 10² / 2 rows · (4 + 4) B [mask]", 2160),
+        ("max(0, min(80 · 0.9, 80 − 2) · 10 B − 1,000) [5 tokens of 2 · 3 = 6 B]", 0),
+        ("12 tokens / 4 [at once] · max((8 B + 4)/6 B/s, 1e-1) / 3,600 + 1 kv heads", 1 + 6 / 3600),
+        ("9.89e+14 FLOP/s · 0.5", 4.945e14),
+        ("20 prompts · 10 · 9 ordered pairs", 1800),
+    ],
+)
+def test_a_formula_is_computed_as_it_is_printed(formula, value):
+    """Units and comments fall away. Whatever is no arithmetic is refused; what is not known has no value."""
+    assert evaluate(formula) == Estimate("B", formula).value == pytest.approx(value)
+    for wrong in ("2 +", "__import__('os')", "a.b", "2 if 1 else 3", "pow(2, 3)", "min(1, key=2)", "'a' · 2", "-2"):
+        with pytest.raises(ValueError, match="no arithmetic"):
+            evaluate(wrong)
+    assert Unknown("B", "nobody knows").value is None
+
+
+def test_numbers_are_printed_so_that_they_can_be_computed():
+    shown = {1234567: "1,234,567", 0.4: "0.4", 9.89e14: "9.89e+14", 36.2734375: "36.27344", 2.0: "2"}
+    assert {value: number(value) for value in shown} == shown
 
 
 def configuration(arch: Architecture) -> transformers.PretrainedConfig:
@@ -118,8 +137,9 @@ TOY = Architecture(
 NORMAL = {"tokens": 10, "predicted": 6, "dtype": "float32", "autocast": False, "checkpointing": False}
 
 
-def values(memory: dict[str, Estimate]) -> dict[str, float]:
-    return {name: e.value for name, e in memory.items()}
+def values(memory: dict[str, Estimate], parts: list[str] = PARTS) -> list[float]:
+    assert list(memory) == parts
+    return [memory[name].value for name in parts]
 
 
 def test_training_memory_by_hand():
@@ -130,27 +150,13 @@ def test_training_memory_by_hand():
     1,760 + 800; logits 6 · 10 · (2 + 4 + 8) = 840. Adafactor: per layer 2 · (4 + 4) + 2 · (4 + 2) + 3 · (4 + 8) + 2 · 4
     = 72, two matrices of 10 + 4, one norm of 4: 176 · 4 B = 704."""
     adamw = training_memory(TOY, **NORMAL, optimizer="adamw_torch", sharding=Sharding())
-    assert values(adamw) == {
-        "weights": 4000,
-        "gradients": 4000,
-        "optimizer": 8000,
-        "working": 160,
-        "activations": 6560,
-        "logits": 720,
-    }
-    assert total(adamw) == 23_440
+    assert values(adamw) == [4000, 4000, 8000, 160, 6560, 720]
+    assert sum(values(adamw)) == 23_440
     changed = NORMAL | {"autocast": True, "checkpointing": True}
     adafactor = training_memory(TOY, **changed, optimizer="adafactor", sharding=Sharding())
-    assert values(adafactor) == {
-        "weights": 4000,
-        "gradients": 4000,
-        "optimizer": 704,
-        "working": 2160,
-        "activations": 2560,
-        "logits": 840,
-    }
+    assert values(adafactor) == [4000, 4000, 704, 2160, 2560, 840]
     unknown = training_memory(TOY, **NORMAL, optimizer="lion", sharding=Sharding())
-    assert total(unknown) is None and "unknown optimizer 'lion'" in unknown["optimizer"].formula
+    assert unknown["optimizer"].value is None and "unknown optimizer 'lion'" in unknown["optimizer"].formula
 
 
 def test_sharded_and_offloaded_by_hand():
@@ -159,18 +165,10 @@ def test_sharded_and_offloaded_by_hand():
     Activations with recomputation and a bfloat16 stream: 10 · (2 · 4 · 2 + 72 · 2) + 800 = 2,400."""
     sharding = Sharding("fsdp", 4, activation_checkpointing=True)
     memory = training_memory(TOY, **(NORMAL | {"autocast": True}), optimizer="adamw_torch", sharding=sharding)
-    assert values(memory) == {
-        "weights": 1000,
-        "gradients": 1000,
-        "optimizer": 2000,
-        "working": 1680,
-        "activations": 2400,
-        "logits": 840,
-    }
+    assert values(memory) == [1000, 1000, 2000, 1680, 2400, 840]
     away = Sharding("fsdp", 1, offload=True, activation_checkpointing=True)
     memory = training_memory(TOY, **(NORMAL | {"autocast": True}), optimizer="adamw_torch", sharding=away)
-    assert [memory[k].value for k in ("weights", "gradients", "optimizer")] == [0, 0, 0]
-    assert total(memory) == 1680 + 2400 + 840
+    assert values(memory) == [0, 0, 0, 1680, 2400, 840]
 
 
 def test_7b_adamw_does_not_fit_one_gpu_and_does_fit_eight():
@@ -186,7 +184,7 @@ def test_7b_adamw_does_not_fit_one_gpu_and_does_fit_eight():
 def test_work_by_hand():
     """A token's forward pass at 20 attended tokens: 2 · 1,000 + 4 · 2 layers · 4 · 20 = 2,640; training three times
     that, with recomputation four. 1e6 tokens at 1e9 FLOP/s, half used: 3 · 2.64e9 / 5e8 = 15.84 s = 0.0044 h."""
-    assert forward_flops(TOY, 1, 20)[0] == 2640
+    assert evaluate(forward_flops(TOY, 1, 20)) == 2640
     a = Assumptions(fp32_flops=1e9, train_utilisation=0.5, host_bytes_per_s=1e6)
     common = {"dtype": "float32", "micro_batches": 100, "a": a}
     hours = training_hours(TOY, 1e6, 20, checkpointing=False, sharding=Sharding(), **common)
@@ -204,16 +202,7 @@ def test_decoding_by_hand():
     32 tokens in 4 steps: 56.576 ms. Prompts: 8 · 10 tokens · (2,000 + 4 · 2 · 4 · 5) / 5e8 = 0.3456 ms."""
     a = Assumptions(fp32_flops=1e9, memory_bytes_per_s=1e6, forward_utilisation=0.5)
     hours = decoding_hours(
-        TOY,
-        prompts=8,
-        prompt_tokens=10,
-        new_tokens=32,
-        response=4,
-        sequences=8,
-        dtype="float32",
-        gpus=1,
-        utilisation=0.5,
-        a=a,
+        TOY, prompts=8, prompt_tokens=10, new_tokens=32, response=4, sequences=8, dtype="float32", utilisation=0.5, a=a
     )
     assert hours.value == pytest.approx((4 * 14.144e-3 + 0.3456e-3) / 3600)
 
@@ -228,7 +217,7 @@ def test_vllm_memory_by_hand():
     assert found.memory["kv_cache"].value == pytest.approx(72 * GIB - 14_483_464_192 - 805_306_368 - 65_536_000)
     assert found.capacity_tokens == pytest.approx(472_679.94, abs=0.01)
     assert found.sequences == 115
-    assert total(found.memory) == pytest.approx(72 * GIB)
+    assert sum(e.value for e in found.memory.values()) == pytest.approx(72 * GIB)
 
 
 def test_activations_are_those_that_autograd_keeps(tiny_policy):
@@ -262,7 +251,7 @@ def test_activations_are_those_that_autograd_keeps(tiny_policy):
         logps, _ = response_logps(model, batch)
     tokens = batch.input_ids.shape[1]
     arch = Architecture("a", "decoder", 6, 128, 256, 4, 2, 32, 11, 64, 0)
-    assert sum(kept.values()) / 4 / tokens / 6 == pytest.approx(layer_activations(arch)[0], rel=0.1)
+    assert sum(kept.values()) / 4 / tokens / 6 == pytest.approx(evaluate(layer_activations(arch)), rel=0.1)
     assert logps.requires_grad
 
 
@@ -272,18 +261,8 @@ def test_memory_moves_the_right_way(gpus, tokens, autocast, checkpointing):
     """More GPUs never need more memory each; more tokens never less; recomputation never keeps more."""
 
     def need(n=gpus, t=tokens, c=checkpointing):
-        return total(
-            training_memory(
-                MISTRAL,
-                tokens=t,
-                predicted=t,
-                dtype="float32",
-                autocast=autocast,
-                checkpointing=c,
-                optimizer="adamw_torch",
-                sharding=Sharding("fsdp", n),
-            )
-        )
+        shape = {"tokens": t, "predicted": t, "dtype": "float32", "autocast": autocast, "checkpointing": c}
+        return sum(values(training_memory(MISTRAL, **shape, optimizer="adamw_torch", sharding=Sharding("fsdp", n))))
 
     assert need(gpus + 1) < need()
     assert need(t=tokens + 1) > need()
@@ -293,11 +272,8 @@ def test_memory_moves_the_right_way(gpus, tokens, autocast, checkpointing):
 def test_forward_memory_by_hand():
     """A forward pass holds weights 4,000 B, one layer's 10 · 72 · 4 B = 2,880 and the mask 800, logits 6 · 10 · 8
     = 480."""
-    assert values(forward_memory(TOY, tokens=10, predicted=6, dtype="float32")) == {
-        "weights": 4000,
-        "activations": 3680,
-        "logits": 480,
-    }
+    memory = forward_memory(TOY, tokens=10, predicted=6, dtype="float32")
+    assert values(memory, ["weights", "activations", "logits"]) == [4000, 3680, 480]
 
 
 def test_attention_of_relative_positions():

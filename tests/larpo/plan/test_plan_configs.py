@@ -16,8 +16,8 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from larpo.config.overlays import lay_over
+from larpo.config.params import parse_params
 from larpo.errors import UserError
-from larpo.load import parse_params
 from larpo.plan import Assumptions, build_plan, load_with
 from larpo.plan.launch import read_launch
 from tests.conftest import ROOT, larpo_command
@@ -76,7 +76,7 @@ def test_overlays(tmp_path):
     wrong.write_text("sample: {response: 12}\n")
     params = load_with(base, [over])
     assert (params.sample.responses, params.sample.max_new_tokens, params.train.epochs) == (12, 1024, 1)
-    with pytest.raises(UserError, match=r"sample\.response does not exist; did you mean 'responses'"):
+    with pytest.raises(UserError, match=r"sample\.response: does not exist; did you mean 'responses'"):
         load_with(base, [wrong])
     with pytest.raises(UserError, match=r"absent\.yaml: not found"):
         load_with(base, [tmp_path / "absent.yaml"])

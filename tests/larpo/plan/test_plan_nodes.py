@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from larpo.config.reward import RULES
-from larpo.load import parse_params
-from larpo.plan import Assumptions, build_plan
-from larpo.plan.kinds.reward import comparisons
+from larpo.plan import Assumptions
+from larpo.plan.formula import evaluate
+from larpo.plan.kinds.score import comparisons
 from tests.conftest import ROOT
-from tests.larpo.plan.test_plan_runs import FSFAIRX, PAIRRM, arithmetic, estimates, node, paper, plan_of
+from tests.larpo.plan.test_plan_runs import FSFAIRX, PAIRRM, node, plan_of
 
 TUNED = {
     "previous": "0",
@@ -91,8 +91,8 @@ def test_comparisons_are_those_that_pairrm_makes(k, passes, rng):
     code compares, exactly as many in its first pass."""
     from larpo.rewards.pairrm import bubble
 
-    assert comparisons(4, {})[0] == 12
-    assert comparisons(4, {"comparisons": "bubble", "passes": 2})[0] == 10
+    assert evaluate(comparisons(4, {})) == 12
+    assert evaluate(comparisons(4, {"comparisons": "bubble", "passes": 2})) == 10
 
     class Counting:
         made = 0
@@ -103,7 +103,7 @@ def test_comparisons_are_those_that_pairrm_makes(k, passes, rng):
 
     comparer = Counting()
     bubble(comparer, [[f"text {i}" for i in range(k)]], passes)
-    bound = comparisons(k, {"comparisons": "bubble", "passes": passes})[0]
+    bound = evaluate(comparisons(k, {"comparisons": "bubble", "passes": passes}))
     assert comparer.made <= bound
     if passes == 1:
         assert comparer.made == bound == 2 * (k - 1)
@@ -168,24 +168,3 @@ def test_best_of_n_and_encoders(monkeypatch):
     assert "--assume items.own=N" in node(plan_of(retrieval=absent), "embed@own").hours.formula
     related = plan_of(**{"lists.negatives": "related", "lists.related_model": "intfloat/e5-base-v2"})
     assert node(related, "lists@1").hours.formula.startswith("4,000,000 tokens")
-
-
-def test_printed_formulas_of_the_new_nodes(monkeypatch):
-    """As for the other nodes: the arithmetic beside a number gives the number."""
-    monkeypatch.chdir(ROOT)
-    train = {"data": {"data": "someone/pairs"}, "learning_rate": 1e-5}
-    reward = FSFAIRX["reward"] | {"train": train, "checks": {"own": {"data": "someone/pairs"}}}
-    changes = FULL | {"score.reward": "sequence_classification", "reward": reward, "lists.negatives": "related"}
-    changes |= {"lists.related_model": "intfloat/e5-base-v2", "lists.memory": "current"}
-    plan = build_plan(parse_params(paper(**changes)), Assumptions().override(["items.someone/pairs=1000"]))
-    found = estimates(plan)
-    assert {n.partition("@")[0].split()[0] for n, _ in found} >= {
-        "reward",
-        "sft",
-        "lists",
-        "embed",
-        "best_of_n",
-        "score",
-    }
-    for name, estimate in found:
-        assert arithmetic(estimate.formula) == pytest.approx(estimate.value, rel=2e-3, abs=1), (name, estimate)

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from larpo.config.overlays import lay_all, lay_over
+from larpo.config.params import parse_params
 from larpo.config.reward import RULES
 from larpo.errors import UserError
 from larpo.graph import keys, needs, read_stages, select, unroll
-from larpo.load import parse_params
 from larpo.plan import Assumptions, build_plan
 from larpo.plan.needs import needs_of
 from larpo.plan.render_study import render_overview, render_study, study_json
@@ -243,7 +243,9 @@ def test_what_is_needed(tmp_path, monkeypatch):
     assert "do-not-print" not in str(found)
     assert {key for (key, _), n in found.items() if n.missing} == {"retrieval.own.queries", "judges.gpt4"}
     # Only what the planned nodes need.
-    few = needs_of(params, build_plan(params, only={"policy", "items@gsm8k", "generate@0-gsm8k"}))
+    names = ("policy", "items@gsm8k", "generate@0-gsm8k")
+    some = [unroll(STAGES, params.model_dump(mode="json"))[name] for name in names]
+    few = needs_of(params, build_plan(params, stages=some))
     assert [n.key for n in few] == ["policy.model", "benchmarks.gsm8k.data"]
 
 

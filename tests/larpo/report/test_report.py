@@ -8,11 +8,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from larpo.report.charts import POINTS, _thin, duration, graph, policy_colours
+from larpo.config.params import parse_params
+from larpo.graph import kinds
+from larpo.report.charts import POINTS, _thin, policy_colours
 from larpo.report.data import (
     BenchmarkScores,
     Estimate,
@@ -26,7 +27,8 @@ from larpo.report.data import (
     spread,
 )
 from larpo.report.page import _score_notes, comparison, flatten, grouped, interval, render
-from tests.conftest import ROOT
+from larpo.report.picture import draw_graph, duration
+from larpo.report.read import columns, nodes
 from tests.report_run import SCRIPT, evaluations, params
 
 
@@ -60,10 +62,15 @@ def empty_iteration(name: str = "1") -> Iteration:
 
 
 def test_every_node_of_the_graph_has_a_place_in_its_picture():
-    names = set(yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]) - {"report"}
-    nodes = [NodeRecord(f"{name}@x", name, "0", (), None) for name in sorted(names)]
-    drawn = graph(nodes, {"0": "#888"})
-    assert len(names) > 10 and all(f"<title>{name}@x</title>" in drawn for name in names)
+    """A run with something in every section; the column of each kind is one that the picture has."""
+    tuned = {"previous": "0", "learning_rate": 1e-5, "data": {"tasks": [{"name": "chain_sum"}]}}
+    best = {"policy": "2", "benchmark": "held_out", "ns": [1]}
+    found = {"model": "a/b", "corpus": "c.jsonl", "queries": "q.jsonl"}
+    run = parse_params(params(sft={"base": tuned}, best_of_n={"x": best}, retrieval={"y": found}, reward={}))
+    drawn = draw_graph(nodes(run), columns(), {})
+    names = {n.stage for n in nodes(run)}
+    assert {name.partition("@")[0] for name in names} == set(kinds()) - {"report"}
+    assert all(f"<title>{name}</title>" in drawn for name in names)
 
 
 def test_recall_curve_by_hand():
@@ -162,7 +169,8 @@ def test_a_run_with_nothing_in_it_still_makes_a_page():
     html = page(
         benchmarks=[BenchmarkScores("judge", "judge", [score("0", None, {})])],
         iterations=[empty_iteration()],
-        nodes=[NodeRecord("train@1", "train", "1", ("data/policy/1",), None)],
+        nodes=[NodeRecord("train@1", "train", "1", ("data/policy/1",), None, "train")],
+        columns=["train"],
     )
     assert "No Recall@N for judge" in html
     assert html.count("no manifest") >= 3

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from larpo.config.sections import RetrievalParams
 from larpo.errors import UserError
-from larpo.load import RetrievalParams
-from larpo.retrieval.encoder import search
+from larpo.retrieval.index import search
 from larpo.retrieval.scores import answer_tokens, has_answer, judge_hits, recall_at
 
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from larpo.config.reward import RewardParams
-from larpo.config.sections import ScoreParams
 from larpo.errors import UserError
-from larpo.rewards import build_reward, check_reward
+from larpo.rewards import build_reward
+from larpo.rewards.check import check
 from larpo.rewards.checkpoint import fetch_classifier, read_identity
 from larpo.rewards.encoding import Encoder, batches, plain
-from tests.conftest import ROOT
+from tests.conftest import tiny_params
 from tests.reward_models import characters, decoder, encoder, with_identity
 
 ASKED = [{"role": "user", "content": "what is 1+1?"}]
@@ -171,18 +171,17 @@ def test_checkpoints_that_cannot_be_a_reward_are_refused_in_one_line(tmp_path, t
 
 def test_settings_that_cannot_work_are_refused_before_anything_is_loaded():
     with pytest.raises(UserError, match=r"reward\.model: score\.reward asks for pairrm, found null"):
-        check_reward(ScoreParams(reward="pairrm"), RewardParams())
+        check(tiny_params(score={"reward": "pairrm"}))
     with pytest.raises(UserError, match=r"found 'a/b' of reward\.kind=sequence_classification"):
-        check_reward(ScoreParams(reward="pairrm"), RewardParams(model="a/b"))
+        check(tiny_params(score={"reward": "pairrm"}, reward={"model": "a/b"}))
+    options = {"reward": "pairrm", "options": {"comparison": "full"}}
     with pytest.raises(UserError, match=r"score\.options: pairrm: .*'comparison'"):
-        check_reward(
-            ScoreParams(reward="pairrm", options={"comparison": "full"}), RewardParams(model="a/b", kind="pairrm")
-        )
+        check(tiny_params(score=options, reward={"model": "a/b", "kind": "pairrm"}))
     train = {"data": {"data": "x.jsonl"}, "learning_rate": 1e-5}
     with pytest.raises(UserError, match=r"reward\.train: trains a sequence_classification"):
-        check_reward(ScoreParams(reward="final_number"), RewardParams(train=train))
+        check(tiny_params(reward={"train": train}))
     with pytest.raises(UserError, match=r"score\.options\.parts: 'final_nummer' cannot be summed; did you mean"):
-        check_reward(ScoreParams(reward="sum", options={"parts": [{"reward": "final_nummer"}]}), RewardParams())
+        check(tiny_params(score={"reward": "sum", "options": {"parts": [{"reward": "final_nummer"}]}}))
 
 
 def test_another_kind_in_the_folder_names_the_fix(tmp_path):
@@ -208,21 +207,6 @@ def test_a_sum_adds_weighted_parts_and_keeps_the_first_verdict(folder):
     assert found["reward"].tolist() == pytest.approx([1 + model[0] / 2, model[1] / 2, model[2] / 2], abs=1e-5)
     assert found["correct"].tolist() == [True, False, False]
     assert [p["weight"] for p in reward.facts()["parts"]] == [0.5, 1.0, 0.0]
-
-
-def test_the_reward_that_the_docs_add_works(tmp_path, monkeypatch):
-    """docs/rewards.md, "Add a reward": the indented code is a module, its last sentence the line of the registry."""
-    import larpo.rewards as package
-
-    text = (ROOT / "docs/rewards.md").read_text("utf-8").split("## Add a reward")[1]
-    code = "\n".join(line[4:] for line in text.split("and one line in")[0].splitlines() if line.startswith("    "))
-    (tmp_path / "brief.py").write_text("import pandas as pd\n" + code)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(package.REWARDS, "brief", "brief:Brief")
-    assert '"brief": "larpo.rewards.brief:Brief"' in text
-    found = build_reward("brief", {}).score([ASKED] * 2, [None] * 2, ["a", "abc"])
-    assert found["reward"].tolist() == [-1, -3] and found["correct"].isna().all()
-    assert not package.is_verifiable("brief") and package.is_verifiable("closeness")
 
 
 def test_a_template_that_refuses_a_role_is_one_line(tmp_path):

@@ -92,7 +92,7 @@ def test_rows_without_a_preference_are_dropped_and_counted(tmp_path):
     ("rows", "words"),
     [
         ([{"prompt": "hi", "choosen": "a", "rejected": "b"}], "no column 'chosen'"),
-        ([{"chosen": "Human: hi", "rejected": "b"}], "row 0: expected a dialogue"),
+        ([{"chosen": "Human: hi", "rejected": "b"}], "line 1: expected a dialogue"),
         ([{"prompt": "hi", "chosen": 3, "rejected": 4}], "expected a prompt and two responses"),
         ([{"prompt": "hi", "chosen": "a", "rejected": "a"}], "no pair that states a preference"),
     ],
@@ -104,7 +104,7 @@ def test_wrong_rows_are_one_line(tmp_path, rows, words):
 
 
 def test_missing_data_names_the_key(tmp_path):
-    with pytest.raises(UserError, match=r"params.yaml: reward\.train\.data\.data: file .*no\.jsonl not found"):
+    with pytest.raises(UserError, match=r"params.yaml: reward\.train\.data\.data: .*no\.jsonl: not found"):
         read_pairs(PairsParams(data=str(tmp_path / "no.jsonl")), "reward.train.data")
 
 

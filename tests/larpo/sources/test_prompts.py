@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from larpo.config.sections import TaskParams
+from larpo.config.sections import PromptsParams, TaskParams
 from larpo.errors import UserError
-from larpo.load import PromptsParams
 from larpo.sources.prompts import draw, is_held_out, prompt_id
 
 SUMS = PromptsParams(

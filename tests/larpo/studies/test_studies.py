@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from larpo.config.overlays import StrictLoader
 from larpo.errors import UserError
-from larpo.load import StrictLoader
 from larpo.studies.page import write_findings, write_page
 from larpo.studies.results import Interval, combine, judge, read_value, summarise, t_interval, verdict
 from larpo.studies.spec import Claim, Source, expand, load_study, names

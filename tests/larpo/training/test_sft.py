@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from larpo.config.params import parse_params, policy_key
 from larpo.config.sections import PolicyParams, ScratchParams
 from larpo.errors import UserError
-from larpo.load import parse_params, policy_key
 from larpo.models.blank import scratch_policy
 from larpo.models.initial import fetch_initial_policy
 from larpo.training.logps import response_logps

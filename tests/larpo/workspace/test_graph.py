@@ -12,10 +12,10 @@ from tests.flows.conftest import NODES, Project
 def test_reads_names_kinds_and_dependencies_in_order(project: Project) -> None:
     graph = read_graph(project.folder)
     assert set(graph) == set(NODES)
-    assert graph["sample@1"] == GraphNode("sample@1", "sample", ("policy", "prompts@1"))
+    assert (graph["sample@1"].kind, graph["sample@1"].needs) == ("sample", ("policy", "prompts@1"))
     assert graph["evaluate@1-held_out"].needs == ("train@1",)
     assert graph["report"].needs == ("evaluate@0-held_out", "evaluate@1-held_out")
-    assert [n.name for n in graph.values() if not n.heavy] == [
+    assert [n.name for n in graph.values() if not n.meta.heavy] == [
         "prompts@1",
         "evaluate@0-held_out",
         "evaluate@1-held_out",

@@ -1,0 +1,39 @@
+"""What lists may be asked to hold."""
+
+from __future__ import annotations
+
+from larpo.config.params import Params
+from larpo.errors import ParameterError
+from larpo.lists.recipes import RECIPES, responses_needed
+
+
+def check(params: Params) -> None:
+    """Refuse unknown recipes, and recipes that ask for more, or for another number, than their sources have."""
+    lists, k = params.lists, params.sample.responses
+    RECIPES.check(lists.recipe, "lists.recipe")
+    over_several = any(params.memory_window(s) != [s] for s in params.iterations)
+    if lists.negatives == "related" and params.prompts.draw == "fresh" and over_several:
+        raise ParameterError(
+            "lists.negatives",
+            "related compares the prompts of one iteration; set lists.memory=current or prompts.draw=same, found "
+            f"memory {lists.memory!r}",
+        )
+    if lists.positive == "gold" and not params.sample.gold:
+        raise ParameterError(
+            "lists.positive", "gold needs the prompts' solutions among the responses; set sample.gold=true"
+        )
+    top, bottom = RECIPES.load(lists.recipe).counts(lists)
+    if lists.positive == "gold" and (top or 1) > 1:
+        raise ParameterError("lists.top", f"{top}, but a prompt has one gold solution; expected 1 with positive=gold")
+    if lists.negatives != "own" and bottom is None:
+        raise ParameterError(
+            "lists.recipe",
+            f"{lists.recipe} takes all the rest, but other prompts' responses are without number; with negatives="
+            f"{lists.negatives} expected a recipe that counts its negatives, such as top_bottom",
+        )
+    if (needed := responses_needed(lists)) > k:
+        raise ParameterError(
+            "lists.recipe",
+            f"{lists.recipe} with top={lists.top}, bottom={lists.bottom} needs {needed} responses per prompt, "
+            f"sample.responses is {k}; raise sample.responses or take fewer",
+        )

@@ -1,0 +1,19 @@
+"""What the section `train` may ask of an objective."""
+
+from __future__ import annotations
+
+from larpo.config.params import Params
+from larpo.errors import ParameterError, at
+from larpo.objectives import build
+
+
+def check(params: Params) -> None:
+    """Refuse unknown objectives and settings, and one whose inputs are not made."""
+    with at("train"):
+        objective = build(params.train.objective, **params.train.objective_options)
+    if objective.needs_mismatched and not params.reference.mismatched:
+        raise ParameterError(
+            "train.objective",
+            f"{objective.name} needs a mismatched response per list, found reference.mismatched: false; set "
+            "`reference.mismatched: true`",
+        )

@@ -1,0 +1,94 @@
+"""Shards of vectors, and the passages nearest to each query: exactly, or by a compressed index.
+
+The corpus is read, embedded and searched in shards, so memory does not grow with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from larpo.config.sections import RetrievalParams
+from larpo.errors import UserError, one_line
+
+T = TypeVar("T")
+
+
+def shards(passages: Iterator[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` passages, the last one shorter."""
+    while part := list(islice(passages, size)):
+        yield part
+
+
+def read_vectors(path: str | Path) -> np.ndarray:
+    """(n, d) float32 vectors of a .npy file; one of Python objects would be a pickle, and is never loaded."""
+    try:
+        vectors = np.load(path, allow_pickle=False)
+        if not (isinstance(vectors, np.ndarray) and vectors.dtype == np.float32 and vectors.ndim == 2):
+            raise ValueError("expected a table of float32 numbers")
+        if not np.isfinite(vectors).all():
+            raise ValueError("expected finite numbers")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: not readable ({one_line(error)[:160]}); run `dvc repro --force` on embed") from None
+    return vectors
+
+
+def search(
+    queries: np.ndarray, parts: list[Path], sizes: list[int], top: int, params: RetrievalParams
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `top` passages of each query over all shards.
+
+    Parameters
+    ----------
+    queries
+        (Q, d) float32.
+    parts, sizes
+        Per shard its (n, d) .npy file and n.
+
+    Returns
+    -------
+    (Q, top) similarities in falling order and (Q, top) positions in the corpus. `flat` searches shard after
+    shard and merges, exactly; `ivf_pq` trains on the first shard (nlist, m, nbits, nprobe in `index_options`) and
+    holds codes of m · nbits / 8 bytes per passage.
+    """
+    import faiss
+
+    offsets = np.cumsum([0, *sizes])
+    if top > offsets[-1]:
+        raise UserError(f"params.yaml: retrieval: ns: {top} asked for, the corpus has {offsets[-1]} passages")
+    dimension = queries.shape[1]
+    if params.index == "ivf_pq":
+        options = {"nlist": 4096, "m": 64, "nbits": 8, "nprobe": 64} | params.index_options
+        index = faiss.IndexIVFPQ(
+            faiss.IndexFlatIP(dimension),
+            dimension,
+            options["nlist"],
+            options["m"],
+            options["nbits"],
+            faiss.METRIC_INNER_PRODUCT,
+        )
+        index.nprobe = options["nprobe"]
+        index.train(read_vectors(parts[0]))
+        for part in parts:
+            index.add(read_vectors(part))
+        similar, places = index.search(queries, top)
+        if (places < 0).any():
+            raise UserError(
+                "params.yaml: retrieval: index_options.nprobe: too few lists are searched for max(ns); raise it"
+            )
+        return similar, places
+    similar = np.empty((len(queries), 0), dtype=np.float32)
+    places = np.empty((len(queries), 0), dtype=np.int64)
+    for part, offset in zip(parts, offsets, strict=False):
+        index = faiss.IndexFlatIP(dimension)
+        index.add(read_vectors(part))
+        s, p = index.search(queries, min(top, index.ntotal))
+        similar, places = np.hstack([similar, s]), np.hstack([places, p + offset])
+        # Ties go to the earlier passage, whatever the shards.
+        order = np.lexsort((places, -similar), axis=1)[:, :top]
+        similar, places = np.take_along_axis(similar, order, 1), np.take_along_axis(places, order, 1)
+    return similar, places

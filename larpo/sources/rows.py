@@ -1,0 +1,193 @@
+"""Rows of data that people bring: one reader for files, folders and hub datasets.
+
+    for where, row in read("corpus.jsonl.gz", "passages with id and text", Passage): ...      # one at a time
+    for where, row in read("owner/name", "rows with a question", split="test"): ...           # as plain dictionaries
+
+A file is a .json list, JSON lines (gzipped or not; a mark at the start, as some editors write it, is no part of the
+text) or .parquet; a folder and `owner/name` are what the `datasets` library makes of them. What is wrong is told as a
+ParameterError without a key: `larpo.errors.at` adds the parameter that names the source, where there is one.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import reprlib
+import socket
+import zlib
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlparse
+from urllib.request import getproxies
+
+import numpy as np
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
+
+from larpo.errors import ParameterError, first_error, one_line
+
+R = TypeVar("R", bound=BaseModel)
+Row = dict[str, Any]
+JSON = {".json", ".jsonl", ".gz"}
+
+
+def read(
+    data: str | Path, what: str, model: type[R] | None = None, *, split: str = "train", config: str | None = None
+) -> Iterator[tuple[str, Any]]:
+    """(where, row) in the source's order; `where` is the source and the line or the row, for messages.
+
+    JSON lines are read as they are asked for, so memory does not grow with the file.
+
+    Parameters
+    ----------
+    data
+        A path, whose file is read as JSON unless it is .parquet; or text that names a file by its suffix, a folder or
+        a hub dataset.
+    what
+        What rows are expected, for messages: "passages with id and text".
+    model
+        What a row has to be; keys that it does not have are left out. None: rows stay dictionaries.
+    split, config
+        Of a folder or a hub dataset.
+
+    Raises
+    ------
+    ParameterError
+        There is no such source, it cannot be read, it has no rows, or a row is not as expected: the first one is named.
+    """
+    empty = True
+    for where, row in _utf8(_numbered(data, what, split, config), data):
+        empty = False
+        yield where, row if model is None else parse(row, model, what, where)
+    if empty:
+        raise ParameterError("", f"{data}: no rows; expected {what}")
+
+
+def read_shuffled(data: str, what: str, seed: int, columns: Collection[str], split: str) -> Iterator[tuple[str, Row]]:
+    """As `read`, in an order of the seed's; each of `columns` has to be in the source, if not in every row."""
+    if is_json(data):
+        found: Any = list(read(data, what))
+        known, row_at = list(dict.fromkeys(key for _, row in found for key in row)), found.__getitem__
+    else:
+        found = _dataset(data, what, split, None)
+        known, row_at = found.column_names, lambda i: (f"{data}, row {i}", found[i])
+    for column in columns:
+        if column not in known:
+            raise ParameterError("", f"{data}: no column {column!r}, found {', '.join(known)}; expected {what}")
+    yield from _utf8(map(row_at, np.random.default_rng(seed).permutation(len(found)).tolist()), data)
+
+
+def parse(row: Row, model: type[R], what: str, where: str) -> R:
+    """A row as its model; names `where` it stands and the first key that is wrong."""
+    try:
+        return model.model_validate(row)
+    except ValidationError as error:
+        raise ParameterError("", f"{where}: {first_error(error)}; expected {what}") from None
+
+
+def is_json(data: str | Path) -> bool:
+    suffix = Path(data).suffix
+    return suffix in JSON or (isinstance(data, Path) and suffix != ".parquet" and not data.is_dir())
+
+
+def check_exists(data: str) -> str:
+    """`data`, refused at once where it is a local path to nothing; whether the hub has a dataset is seen when it is
+    read."""
+    local = data.startswith((".", "/")) or Path(data).suffix in {*JSON, ".parquet"}
+    if (local or data.count("/") != 1) and not Path(data).exists():
+        raise ParameterError("", f"{data!r} not found; expected a file, a folder or a hub dataset (owner/name)")
+    return data
+
+
+def hub_file(repository: str, name: str) -> Path:
+    """One file of a hub dataset, from its cache where it is there."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        with suppress(LocalEntryNotFoundError):
+            return Path(hf_hub_download(repository, name, repo_type="dataset", local_files_only=True))
+        if not getproxies():
+            # Without a network this fails at once, where the hub's client would try for half a minute.
+            socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
+        return Path(hf_hub_download(repository, name, repo_type="dataset"))
+    except Exception as error:  # noqa: BLE001 - the hub's errors have no common base
+        raise ParameterError(
+            "", f"cannot fetch {name} of the hub dataset {repository} ({_reason(error)[:120]}); name a local copy"
+        ) from None
+
+
+def _numbered(data: str | Path, what: str, split: str, config: str | None) -> Iterator[tuple[str, Row]]:
+    if not is_json(data):
+        yield from ((f"{data}, row {i}", row) for i, row in enumerate(_dataset(str(data), what, split, config)))
+        return
+    for place, row in _json_rows(Path(data), what):
+        if not isinstance(row, dict):
+            raise ParameterError("", f"{data}, {place}: expected an object, found {reprlib.repr(row)}")
+        yield f"{data}, {place}", row
+
+
+def _json_rows(path: Path, what: str) -> Iterator[tuple[str, Any]]:
+    """(line or row, value) of a .json list or of JSON lines."""
+    if not path.is_file():
+        raise ParameterError("", f"{path}: not found; expected {what}")
+    place, first = "", True
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            # By bytes: a text may hold U+2028, which JSON leaves as it is and which would end a line of text.
+            for number, line in enumerate(file, 1):
+                place = f", line {number}"
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if first and text.lstrip().startswith("["):
+                    place = ""
+                    yield from ((f"row {i}", row) for i, row in enumerate(json.loads(text + file.read().decode())))
+                elif text.strip():
+                    first = False
+                    yield f"line {number}", json.loads(text)
+    except UnicodeDecodeError as error:
+        raise ParameterError("", f"{path}{place}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except (ValueError, RecursionError) as error:
+        raise ParameterError(
+            "", f"{path}{place}: not valid JSON ({one_line(error)}); expected a list, or one object per line"
+        ) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise ParameterError("", f"{path}: not readable ({one_line(error)})") from None
+
+
+def _dataset(data: str, what: str, split: str, config: str | None) -> Any:
+    """A `datasets.Dataset`: of a .parquet file, a folder or a hub dataset."""
+    import datasets
+
+    datasets.disable_progress_bars()  # bars that redraw a line are noise in a log
+    local = data.startswith((".", "/")) or data.count("/") > 1
+    source: dict[str, Any] = {"path": data, "split": split} | ({"name": config} if config else {})
+    if Path(data).suffix == ".parquet":
+        local, source = True, {"path": "parquet", "data_files": data, "split": "train"}
+    if local and not Path(data).exists():
+        raise ParameterError("", f"{data}: not found; expected {what}")
+    try:
+        if source["path"] == "parquet":
+            pq.read_schema(data)  # of a file that is none, the library would write a line of its own
+        return datasets.load_dataset(**source)
+    except Exception as error:  # noqa: BLE001 - the errors of files and of the hub have no common base
+        raise ParameterError(
+            "",
+            f"cannot load {data!r}, split {source['split']!r} ({_reason(error)[:200]}); expected {what} in a .json, "
+            ".jsonl, .gz or .parquet file, a folder or a hub dataset (owner/name)",
+        ) from None
+
+
+def _utf8(rows: Iterable[tuple[str, Row]], data: str | Path) -> Iterator[tuple[str, Row]]:
+    """The text of a dataset is decoded only as its rows are read, so bytes that are none are found here."""
+    try:
+        yield from rows
+    except UnicodeDecodeError as error:
+        raise ParameterError(
+            "", f"{data}: not UTF-8 text ({error.reason}, byte {error.object[error.start]:#x})"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return one_line(error.__cause__ or error) or type(error).__name__
