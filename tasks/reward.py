@@ -39,7 +39,10 @@ def main() -> None:
         checks = {name: read_check(params, name) for name in params.checks}
         metrics: dict[str, Any] = {}
         if params.train:
-            folder, identity, held_out, counts, dropped = train(node, params)
+            from larpo.training.determinism import deterministic
+
+            with deterministic(node.seed, "reward.train", params.train.deterministic):
+                folder, identity, held_out, counts, dropped = train(node, params)
             metrics["held_out"] = measure(folder, params, held_out)
             metrics["dropped"] = dropped
             node.rows(read=sum(counts.values()) + sum(dropped.values()), written=counts["train"], dropped=dropped)
@@ -95,9 +98,6 @@ def fetch(node: Node, params: RewardParams) -> tuple[Path, dict[str, Any]]:
 
 def train(node: Node, params: RewardParams) -> tuple[Path, dict, list[Pair], dict[str, int], dict[str, int]]:
     """Fit the model to the training pairs; returns its folder, its identity, the held-out pairs and the counts."""
-    import torch
-    from transformers import set_seed
-
     from larpo.rewards.checkpoint import fetch_classifier, write_identity
     from larpo.rewards.encoding import Encoder
     from larpo.training.arguments import training_arguments
@@ -105,12 +105,10 @@ def train(node: Node, params: RewardParams) -> tuple[Path, dict, list[Pair], dic
     from larpo.training.trainer import StopOnLimits
     from tasks.frame.train import check_commit, run
 
-    settings, seed = params.train, node.seed
+    settings = params.train
     check_commit()
-    args = training_arguments(settings, "reward.train", "pairs", node.scratch / "checkpoints", seed)
+    args = training_arguments(settings, "reward.train", "pairs", node.scratch / "checkpoints", node.seed)
     pairs, dropped = read_pairs(settings.data, "reward.train.data")
-    set_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
     # Training keeps float32 weights whatever dtype scores are computed in.
     model, tokenizer, facts = fetch_classifier(params, "float32", new_head=True)
     encoder = Encoder(tokenizer, params.max_length, f"params.yaml: reward: {params.source}")

@@ -118,7 +118,8 @@ def test_rotary_angles_that_depend_on_the_longest_of_a_batch():
     one longer response is computed one response at a time."""
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 12}
     rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0, 8.0, 16.0, 32.0]}
-    model, authors = (family("phi3", x, rope_parameters=rope) for x in (None, "eager"))
+    settings = {"rope_parameters": rope, "original_max_position_embeddings": 12}
+    model, authors = (family("phi3", x, **settings) for x in (None, "eager"))
     assert max(len(x.prompt_ids) + len(r) for x in LISTS for r in x.response_ids) > 12
     torch.testing.assert_close(together(model, LISTS).double(), alone(authors, LISTS), atol=2e-5, rtol=0)
     assert way_of(model).longest == 12
