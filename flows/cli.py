@@ -84,12 +84,12 @@ def audit(
     Exit code 0 if everything that was checked holds, 1 if something does not, 2 on bad input. With --diff: 0 if the
     runs are equal, 1 if they differ.
     """
-    from flows import project_folder
     from larpo.audit.command import diff_command
     from larpo.audit.open import open_run
     from larpo.audit.run import Again, is_own
     from larpo.audit.run import audit as whole
     from larpo.audit.show import print_audit
+    from larpo.workspace import project_folder
 
     project = project_folder()
     try:
@@ -158,7 +158,7 @@ def study(
 
     With --dry-run: exit code 1 where something does not fit.
     """
-    from flows import project_folder
+    from larpo.workspace import project_folder
 
     try:
         folder = project_folder() / "studies"
@@ -207,11 +207,11 @@ def _dry_run(
     as_json: bool,
 ) -> int:
     """Print the plan of a study, or a row for each of them (`all`); 1 where something does not fit."""
-    from flows import project_folder
     from larpo.plan import Assumptions
     from larpo.plan.render_study import render_overview, render_study, study_json
     from larpo.plan.study import plan_study
     from larpo.studies.spec import load_study, names
+    from larpo.workspace import project_folder
 
     project = project_folder()
     assumptions = Assumptions(gpus=gpus or 1, gpu_memory_gib=gpu_memory or 80).override(assume)

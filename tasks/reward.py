@@ -19,7 +19,9 @@ from larpo.rewards.pairrm import PairRMReward
 from larpo.sources import provenance
 from larpo.sources.pairs import Pair, read_pairs
 from larpo.statistics import wilson
-from tasks.frame.node import Node, command, say, write_json
+from larpo.workspace.files import write_json
+from larpo.workspace.progress import say
+from tasks.frame.node import Node, command
 
 
 def main() -> None:

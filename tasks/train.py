@@ -17,7 +17,8 @@ from larpo.training.determinism import deterministic
 from larpo.training.exactness import check_exact, share_changed
 from larpo.training.list_trainer import ListTrainer, check_step0, first_batch_loss, without_dropout
 from larpo.training.trainer import StopOnLimits
-from tasks.frame.files import read_json_part, write_json
+from larpo.workspace.files import write_json
+from tasks.frame.files import read_json_part
 from tasks.frame.launch import launched
 from tasks.frame.node import Node, command
 from tasks.frame.train import check_commit, run

@@ -31,14 +31,9 @@ ORDER = (
     ("flows",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-ONLY_IN = {"prefect": ("flows",), "dvc": ("larpo.workspace", "larpo.audit.open", "larpo.audit.pack")}
+ONLY_IN = {"prefect": ("flows",), "dvc": ("larpo.workspace",)}
 # What still goes up, until the rooms are through; and the circles that come of it.
-EXCEPTIONS = {
-    ("larpo.audit.command", "flows"),
-    ("larpo.audit.pack.write", "tasks.frame.node"),
-    ("larpo.audit.rerun.nodes", "flows"),
-    ("larpo.audit.run", "tasks.frame.node"),
-}
+EXCEPTIONS: set[tuple[str, str]] = set()
 CIRCLES = 4
 
 
@@ -140,9 +135,15 @@ FRAME = {
     "larpo.registry",
     "larpo.sources.provenance",
     "larpo.tables",
+    "larpo.workspace",
     "larpo.workspace.dvc_lock",
+    "larpo.workspace.files",
+    "larpo.workspace.git",
+    "larpo.workspace.lock",
+    "larpo.workspace.machine",
+    "larpo.workspace.processes",
+    "larpo.workspace.progress",
     "tasks.frame.files",
-    "tasks.frame.lock",
     "tasks.frame.node",
     "tasks.frame.parts",
 }

@@ -31,10 +31,10 @@ def pack_command(
     """Make one file of a finished run, with all that `larpo audit` needs; the same run makes the same bytes."""
 
     def work() -> list[str]:
-        from flows import project_folder
         from larpo.audit.open import open_run
         from larpo.audit.pack.write import GIB, pack
-        from larpo.workspace.clone import git
+        from larpo.workspace import project_folder
+        from larpo.workspace.git import git
 
         project = project_folder()
         with open_run(project, run) as found:
@@ -65,9 +65,9 @@ def diff_command(run_a: str, run_b: str, as_json: bool) -> int:
 
     Runs are folders, Git revisions or names of experiments of the project around the working folder.
     """
-    from flows import project_folder
     from larpo.audit.diff.explain import explain
     from larpo.audit.open import open_run
+    from larpo.workspace import project_folder
 
     try:
         project = project_folder()

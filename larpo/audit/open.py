@@ -7,11 +7,9 @@ is of bytes read now.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,98 +21,15 @@ from larpo.config.params import Params
 from larpo.errors import UserError, nearest
 from larpo.hashing import dvc_hash, file_hash, tree_hash_of
 from larpo.load import load_params
-from larpo.workspace.clone import dvc, git
-from larpo.workspace.dvc import GraphNode, node_name, read_graph
+from larpo.workspace.dvc import Declared, GraphNode, cache_folder, dvc, lister, read_declared, read_graph, share_cache
+from larpo.workspace.dvc_lock import LOCK, Entry, LockedNode, read_lock
+from larpo.workspace.git import experiments, find_commit, git, top_of
 
-LOCK, PARAMS = "dvc.lock", "params.yaml"
-MANIFEST = ".manifest.json"
+PARAMS = "params.yaml"
 AUDITS = Path(".larpo/audit")
 NO_FILE = "no file"
 PACKED = Path(".larpo/pack/pack.json")
 """Where an unpacked run keeps what its pack said of itself."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file or folder as dvc.lock records it; a folder's md5 ends with `.dir`."""
-
-    path: str
-    md5: str
-    size: int | None = None
-    files: int | None = None
-
-
-@dataclass(frozen=True)
-class Declared:
-    """One stage of dvc.yaml, its templates resolved. `params`: file → dotted keys, none for a file tracked whole."""
-
-    cmd: str
-    deps: frozenset[str]
-    outs: frozenset[str]
-    params: dict[str, list[str]]
-
-
-@dataclass(frozen=True)
-class LockedNode:
-    """One stage of dvc.lock. `params`: file → dotted key → value; for a file that is tracked whole, its content."""
-
-    name: str
-    cmd: str
-    deps: dict[str, Entry]
-    outs: dict[str, Entry]
-    params: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def manifest(self) -> str | None:
-        """Path of the node's record of itself."""
-        return next((path for path in self.outs if path.endswith(MANIFEST)), None)
-
-    @property
-    def products(self) -> dict[str, Entry]:
-        """Outputs without the manifest, which holds times and names of machines."""
-        return {path: entry for path, entry in self.outs.items() if not path.endswith(MANIFEST)}
-
-
-def read_yaml(path: Path) -> Any:
-    """A file as DVC reads it: by YAML 1.2, in which `2e-05`, as DVC writes it, is a number; a key that stands twice is
-    refused.
-
-    Raises
-    ------
-    UserError
-        It cannot be read.
-    """
-    from dvc.utils.serialize import ParseError, parse_yaml
-
-    try:
-        return parse_yaml(path.read_text("utf-8"), str(path))
-    except (OSError, UnicodeDecodeError, ParseError, RecursionError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:160]
-        raise UserError(f"{path}: not readable as YAML ({reason})") from None
-
-
-def read_lock(path: Path) -> dict[str, LockedNode]:
-    """dvc.lock by node.
-
-    Raises
-    ------
-    UserError
-        Absent, or not what DVC writes.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: not found; an audit needs a finished run: `dvc repro`")
-    try:
-        stages = read_yaml(path)["stages"]
-        found = {}
-        for name, stage in stages.items():
-            sides = [
-                {e["path"]: Entry(e["path"], e["md5"], e.get("size"), e.get("nfiles")) for e in stage.get(side, [])}
-                for side in ("deps", "outs")
-            ]
-            found[name] = LockedNode(name, stage["cmd"], *sides, stage.get("params", {}))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a dvc.lock ({' '.join(str(error).split())[:120]})") from None
-    return found
 
 
 class AuditedRun:
@@ -167,22 +82,7 @@ class AuditedRun:
     @cached_property
     def declared(self) -> dict[str, Declared]:
         """What dvc.yaml says of each node."""
-        from dvc.dependency import ParamsDependency
-        from dvc.repo import Repo
-
-        found = {}
-        with Repo(str(self.folder)) as repo:
-            for stage in repo.index.stages:
-                if stage.cmd:
-                    deps = [d for d in stage.deps if not isinstance(d, ParamsDependency)]
-                    tracked = [d for d in stage.deps if isinstance(d, ParamsDependency)]
-                    found[node_name(Path(repo.root_dir), stage)] = Declared(
-                        stage.cmd,
-                        frozenset(d.def_path for d in deps),
-                        frozenset(o.def_path for o in stage.outs),
-                        {d.def_path: list(d.params) for d in tracked},
-                    )
-        return found
+        return read_declared(self.folder)
 
     @cached_property
     def sources(self) -> list[str]:
@@ -215,20 +115,9 @@ class AuditedRun:
             raise UserError(f"{node.manifest}: not a readable manifest ({error})") from None
 
     @cached_property
-    def _ignore(self) -> Any:
-        from dvc.repo import Repo
-
-        with Repo(str(self.folder)) as repo:
-            return repo.dvcignore
-
-    def files(self, path: str) -> list[str]:
+    def files(self) -> Callable[[str], list[str]]:
         """Names of the files in a folder as DVC sees it (.dvcignore left out), relative to it, sorted."""
-        from dvc.fs import LocalFileSystem
-
-        root, names = str(self.folder / path), []
-        for here, _, found in self._ignore.walk(LocalFileSystem(), root):
-            names += [os.path.relpath(os.path.join(here, name), root).replace(os.sep, "/") for name in found]
-        return sorted(names)
+        return lister(self.folder)
 
     def file_md5(self, place: Path) -> str:
         """MD5 of a file's bytes; several checks ask, and weights are read once."""
@@ -268,7 +157,7 @@ class AuditedRun:
     @cached_property
     def cache(self) -> Path:
         """DVC's cache of this project."""
-        return Path(dvc(self.folder, "cache", "dir"))
+        return cache_folder(self.folder)
 
     def object(self, md5: str) -> Path:
         """Where the cache keeps what has that hash."""
@@ -312,8 +201,9 @@ def open_run(project: Path, run: str | None) -> Iterator[AuditedRun]:
         with open_pack(Path(run)) as folder:
             yield AuditedRun(folder)
         return
-    commit = find_commit(project, run)
-    top = Path(git(project, "rev-parse", "--show-toplevel"))
+    commit = commit_named(project, run)
+    top = top_of(project)
+    assert top is not None  # it has commits
     clone = project / AUDITS / commit[:12]
     shutil.rmtree(clone, ignore_errors=True)
     clone.parent.mkdir(parents=True, exist_ok=True)
@@ -322,8 +212,8 @@ def open_run(project: Path, run: str | None) -> Iterator[AuditedRun]:
         # --shared: the experiment's commit is under no branch, so it would not be copied.
         git(project, "clone", "--shared", "--quiet", "--no-checkout", str(top), str(clone))
         git(clone, "checkout", "--quiet", "--detach", commit)
-        folder = clone / project.resolve().relative_to(top.resolve())
-        dvc(folder, "config", "--local", "cache.dir", dvc(project, "cache", "dir"))
+        folder = clone / project.resolve().relative_to(top)
+        share_cache(project, folder)
         try:
             dvc(folder, "checkout", "--force")
         except RuntimeError as error:
@@ -334,15 +224,13 @@ def open_run(project: Path, run: str | None) -> Iterator[AuditedRun]:
         shutil.rmtree(clone, ignore_errors=True)
 
 
-def find_commit(project: Path, run: str) -> str:
+def commit_named(project: Path, run: str) -> str:
     """Commit of a revision or of an experiment's name."""
-    refs = git(project, "for-each-ref", "--format=%(refname)", "refs/exps", check=False).splitlines()
-    experiments = {r.rsplit("/", 1)[-1]: r for r in refs if not r.startswith("refs/exps/exec/")}
-    name = experiments.get(run, run)
-    commit = git(project, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}", check=False)
+    known = experiments(project)
+    commit = find_commit(project, known.get(run, run))
     if not commit:
         raise UserError(
             f"{run}: no folder with a dvc.yaml, no Git revision and no experiment"
-            + (nearest(run, list(experiments)) if experiments else "; `dvc exp show` lists experiments")
+            + (nearest(run, list(known)) if known else "; `dvc exp show` lists experiments")
         )
     return commit

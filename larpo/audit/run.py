@@ -20,8 +20,9 @@ from larpo.audit.page import record, render
 from larpo.audit.rerun.nodes import choose, run_again
 from larpo.audit.results import Check, fails, unchecked
 from larpo.errors import UserError, one_line
-from larpo.workspace.clone import git
-from tasks.frame.node import package_versions
+from larpo.workspace.files import write_text
+from larpo.workspace.git import git
+from larpo.workspace.machine import package_versions
 
 PAGE, RECORD = "audit.html", "audit.json"
 LOCKS = ("requirements/lock.txt",)
@@ -92,11 +93,8 @@ def parts_of(
 def finish(run: AuditedRun, checks: list[Check], started: datetime, seconds: float, out: Path) -> dict[str, Any]:
     """Write the page and its JSON into `out`; returns the JSON tree."""
     tree = record(_facts(run, started, seconds), checks, reproducibility_card(run, checks))
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in ((RECORD, json.dumps(tree, indent=1, ensure_ascii=False) + "\n"), (PAGE, render(tree))):
-        temporary = out / f"{name}.tmp"
-        temporary.write_text(text, "utf-8")
-        temporary.replace(out / name)
+    write_text(out / RECORD, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / PAGE, render(tree))
     return tree
 
 

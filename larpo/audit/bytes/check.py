@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from larpo.audit.compare.rules import first_difference
-from larpo.audit.open import PARAMS, AuditedRun, Entry, read_yaml
+from larpo.audit.open import PARAMS, AuditedRun
 from larpo.audit.results import Check, judged, unchecked
 from larpo.audit.science.recompute import ABSENT, different_values
 from larpo.errors import UserError
+from larpo.workspace.dvc_lock import Entry, read_yaml
 
 PART = "bytes"
 

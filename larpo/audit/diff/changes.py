@@ -6,16 +6,16 @@ import difflib
 import hashlib
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from larpo.audit.open import AuditedRun, Entry, LockedNode
+from larpo.audit.open import AuditedRun
 from larpo.errors import UserError
 from larpo.hashing import dvc_hash
-from larpo.workspace.clone import git
+from larpo.workspace.dvc_lock import Entry, LockedNode
+from larpo.workspace.git import git, git_bytes
 
 ABSENT = "(absent)"
 CODE = ("larpo/", "tasks/", "flows/")
@@ -230,7 +230,7 @@ def _from_git(folder: Path, commit: str, entry: Entry) -> dict[str, bytes] | Non
     listed = git(folder, "ls-tree", "-r", "-z", "--name-only", commit, "--", entry.path, check=False)
     found = {}
     for file in [x for x in listed.split("\0") if x]:
-        found[file[len(entry.path) + 1 :]] = _git_bytes(folder, "show", f"{commit}:./{file}")
+        found[file[len(entry.path) + 1 :]] = git_bytes(folder, "show", f"{commit}:./{file}", check=False)
     if not found:
         return None
     md5 = dvc_hash({n: _md5(x) for n, x in found.items()}) if "" not in found else _md5(found[""])
@@ -239,10 +239,6 @@ def _from_git(folder: Path, commit: str, entry: Entry) -> dict[str, bytes] | Non
 
 def _md5(content: bytes) -> str:
     return hashlib.md5(content).hexdigest()
-
-
-def _git_bytes(folder: Path, *arguments: str) -> bytes:
-    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=False).stdout
 
 
 def _undeclared_code(a: AuditedRun, b: AuditedRun, one: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -11,9 +11,10 @@ from typing import Any
 import networkx as nx
 
 from larpo.audit.diff.changes import Change, declared, hints, recorded
-from larpo.audit.open import AuditedRun, LockedNode
+from larpo.audit.open import AuditedRun
 from larpo.hashing import file_hash
 from larpo.workspace.dvc import kind_of
+from larpo.workspace.dvc_lock import LockedNode
 
 SCORES = "report/scores.json"
 # Bounds of intervals follow from what stands here, and are in the JSON.

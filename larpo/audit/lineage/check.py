@@ -10,12 +10,13 @@ import yaml
 
 from larpo.audit.lineage.code import check_code
 from larpo.audit.lineage.commits import Commit
-from larpo.audit.open import LOCK, AuditedRun, LockedNode
+from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, judged, unchecked
 from larpo.audit.science.recompute import different_values
 from larpo.config.overlays import StrictLoader
 from larpo.errors import UserError, one_line
 from larpo.hashing import dvc_hash, file_hash, tree_hash
+from larpo.workspace.dvc_lock import LOCK, LockedNode
 
 PART = "lineage"
 GRAPH = "dvc.yaml"

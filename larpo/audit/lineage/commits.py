@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from pathlib import Path
 
 from larpo.errors import UserError
+from larpo.workspace.git import GitError, git_bytes
 
 
 class Commit:
@@ -24,10 +24,10 @@ class Commit:
         self._md5: dict[str, str] = {}
 
     def _git(self, *arguments: str, check: str, given: bytes | None = None) -> bytes:
-        done = subprocess.run(["git", *arguments], cwd=self.folder, input=given, capture_output=True, check=False)
-        if done.returncode:
-            raise UserError(f"{self.folder}: {check}")
-        return done.stdout
+        try:
+            return git_bytes(self.folder, *arguments, given=given)
+        except GitError:
+            raise UserError(f"{self.folder}: {check}") from None
 
     def files(self, path: str) -> dict[str, str]:
         """Name → md5 of a file (its name is then "") or of every file in a folder, relative to it; empty if absent."""

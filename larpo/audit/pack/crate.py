@@ -16,7 +16,8 @@ from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
 from larpo.audit.diff.changes import manifest_of
-from larpo.audit.open import AuditedRun, Entry, LockedNode
+from larpo.audit.open import AuditedRun
+from larpo.workspace.dvc_lock import Entry, LockedNode
 
 METADATA = "ro-crate-metadata.json"
 VERSION = "1.1"

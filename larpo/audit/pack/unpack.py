@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from larpo.audit.open import LOCK, LockedNode, read_lock
 from larpo.audit.pack.bundle import clone_bundle, run_git
 from larpo.audit.pack.crate import METADATA
 from larpo.audit.pack.write import BUNDLE, CHECKSUMS, FORMAT, PACK, README
 from larpo.errors import UserError
 from larpo.hashing import dvc_hash, dvc_object
+from larpo.workspace.dvc import own_cache
+from larpo.workspace.dvc_lock import LOCK, LockedNode, read_lock
 
 TOP = frozenset({PACK, README, METADATA, BUNDLE, CHECKSUMS})
 BELOW = ("run", "audit")
@@ -207,7 +208,7 @@ def _place(members: Path, md5s: dict[str, str], project: Path, facts: dict[str, 
         else:
             shutil.copyfile(members / "run" / content, place)
         place.chmod(0o444)
-    _configure(project)
+    own_cache(project)
     for name in md5s:
         if name.startswith("run/"):
             target = project / name[4:]
@@ -238,15 +239,6 @@ def _objects(nodes: dict[str, LockedNode], found: dict[str, str]) -> tuple[dict[
                 objects[md5] = dvc_object(listing)
             objects |= {found[p]: p for p in ([f"{path}/{name}" for name in listing] or [path])}
     return objects, absent
-
-
-def _configure(project: Path) -> None:
-    """DVC's cache lies in the project, whatever the committed configuration says."""
-    from dvc.dirs import site_cache_dir
-
-    lines = ["[core]", "    analytics = false", f"    site_cache_dir = {site_cache_dir()}"]
-    lines += ["[cache]", "    dir = cache", '    type = "reflink,copy"']
-    (project / ".dvc/config.local").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def _keep(members: Path, md5s: dict[str, str], project: Path) -> None:

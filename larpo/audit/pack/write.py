@@ -24,17 +24,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dvc.utils.serialize import load_yaml
-
 from larpo.audit.diff.changes import CODE, commit_of, manifest_of
 from larpo.audit.lineage.commits import Commit
-from larpo.audit.open import LOCK, PARAMS, AuditedRun
+from larpo.audit.open import PARAMS, AuditedRun
 from larpo.audit.pack.bundle import run_git, write_bundle
 from larpo.benchmarks.judge import store_folder
 from larpo.errors import UserError
 from larpo.hashing import digest, dvc_hash
 from larpo.workspace.clone import named_paths
-from tasks.frame.node import progress
+from larpo.workspace.dvc_lock import LOCK, read_yaml
+from larpo.workspace.progress import progress
 
 FORMAT = "larpo-pack 1"
 PACK, README, BUNDLE, CHECKSUMS = "pack.json", "README.md", "repository.bundle", "checksums.sha256"
@@ -204,7 +203,7 @@ def _beside(
         if not as_committed or path in FRAME:
             members.setdefault(member.name, member)
     needed = []
-    tree = load_yaml(run.folder / PARAMS)
+    tree = read_yaml(run.folder / PARAMS)
     data = [run.folder / path for path in run.sources if path not in code]
     # What manifests name comes first: whether it exists here must not decide whether a reader is told of it.
     places = [*data, *_recorded(run), *named_paths(tree, run.folder), *_bare_names(tree, run.folder)]

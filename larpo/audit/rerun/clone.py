@@ -16,10 +16,12 @@ from pathlib import Path
 
 import yaml
 
-from larpo.audit.open import LOCK, PARAMS, AuditedRun, Entry, LockedNode
+from larpo.audit.open import PARAMS, AuditedRun
 from larpo.hashing import dvc_hash, file_hash
-from larpo.workspace.clone import git, named_paths
+from larpo.workspace.clone import named_paths
 from larpo.workspace.dvc import kind_of
+from larpo.workspace.dvc_lock import LOCK, Entry, LockedNode
+from larpo.workspace.git import find_commit, git, top_of
 
 FICLONE = 0x40049409  # Linux: a copy that shares its blocks until one of the two is written
 DEPTH = "1/2/3"  # a path `../../x` of params.yaml stays within the temporary folder
@@ -87,17 +89,17 @@ class Clone:
 
     def __init__(self, run: AuditedRun, commit: str, home: Path):
         self.run, self.commit = run, commit
-        top = git(run.folder, "rev-parse", "--show-toplevel", check=False)
-        if not top:
+        top = top_of(run.folder)
+        if top is None:
             raise Unfit(f"{run.folder} lies in no Git repository")
-        if not git(run.folder, "rev-parse", "--verify", "-q", "--end-of-options", f"{commit}^{{commit}}", check=False):
+        if find_commit(run.folder, commit) is None:
             raise Unfit(f"commit {commit[:12]} of its manifest is not in the repository")
         self.top = home / DEPTH / commit[:12]
         self.top.parent.mkdir(parents=True, exist_ok=True)
         # --shared: objects are read where they are; a commit may be under no branch (a DVC experiment's).
-        git(home, "clone", "--shared", "--quiet", "--no-checkout", top, str(self.top))
+        git(home, "clone", "--shared", "--quiet", "--no-checkout", str(top), str(self.top))
         git(self.top, "checkout", "--quiet", "--detach", commit)
-        self.folder = self.top / run.folder.relative_to(Path(top).resolve())
+        self.folder = self.top / run.folder.relative_to(top)
         self._lay_over()
         self.code = AuditedRun(self.folder)
 

@@ -8,10 +8,7 @@ hides no other.
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,19 +19,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flows import project_folder
 from larpo import tables
 from larpo.audit import Check, fails, holds, unchecked
 from larpo.audit.compare.rules import Comparison, Terms, compare, worst
-from larpo.audit.open import AuditedRun, LockedNode
+from larpo.audit.open import AuditedRun
 from larpo.audit.rerun.clone import Changed, Clone, Unfit, temporary
 from larpo.audit.rerun.judge import judge_of, recorded_answers, without_asking
 from larpo.benchmarks import build_benchmark
 from larpo.config.params import Params
 from larpo.errors import UserError, nearest
 from larpo.rewards import MODELS, build_reward, parts, penalised
-from larpo.workspace import processes as supervise
+from larpo.workspace import project_folder
+from larpo.workspace.dvc import environment as dvc_environment
 from larpo.workspace.dvc import kind_of
+from larpo.workspace.dvc_lock import LockedNode
+from larpo.workspace.processes import Commands
 from larpo.workspace.repro import BAD_INPUT
 
 PART = "again"
@@ -44,9 +43,7 @@ QUIET = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    "DVC_NO_ANALYTICS": "1",
     "ITERATIVE_DO_NOT_TRACK": "1",
-    "PYTHONUNBUFFERED": "1",
 }
 # Of packages that decide about bits; the others only carry data about.
 COMPUTING = (
@@ -189,11 +186,10 @@ class Again:
         return self._compare(node, clone, manifest, facts)
 
     def _environment(self, node: LockedNode, clone: Clone, stack: ExitStack) -> dict[str, str]:
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        clean = {k: v for k, v in os.environ.items() if k not in ("LARPO_WARM", "PYTHONPATH", "DVC_STAGE")}
+        clean = {k: v for k, v in dvc_environment().items() if k not in ("LARPO_WARM", "PYTHONPATH", "DVC_STAGE")}
         # An empty folder for what a judge answers: without a copy of the recorded answers there are none.
         store = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=self.home)))
-        environment = clean | QUIET | {"PATH": path, "LARPO_JUDGEMENTS": str(store)} | self.variables
+        environment = clean | QUIET | {"LARPO_JUDGEMENTS": str(store)} | self.variables
         judge = judge_of(self.run.params, node.name)
         if judge is None:
             return environment
@@ -210,27 +206,16 @@ class Again:
 
     def _execute(self, command: str, folder: Path, environment: dict[str, str]) -> tuple[int, str]:
         """Exit status, and the line that says why: the node's refusal, else its last."""
-        process = supervise.start(
-            ["sh", "-c", command],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
         last = refusal = ""
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if text := line.strip():
-                    self.say(text)
-                    last = text
-                    refusal = text.removeprefix("error:").strip() if text.startswith("error:") else refusal
-            return process.wait(), refusal or last
-        finally:
-            supervise.stop(process)
-            process.stdout.close()
+
+        def hear(line: str) -> None:
+            nonlocal last, refusal
+            self.say(last := line.strip())
+            if last.startswith("error:"):
+                refusal = last.removeprefix("error:").strip()
+
+        status = Commands().run(["sh", "-c", command], folder, environment, hear)
+        return status, refusal or last
 
     def _failed(self, node: LockedNode, status: int, line: str, judged: bool) -> Check:
         if status > 128:

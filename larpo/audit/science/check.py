@@ -263,7 +263,7 @@ def reference(run: AuditedRun, name: str) -> Check:
 
 
 def at_reference(objective: Objective, entry: TrainingList) -> float:
-    """The objective's closed form for one list whose policy is its reference; no model is asked."""
+    """The loss of one list whose policy is its reference; no model is asked."""
     logps = torch.tensor([entry.reference_logps])
     batch = ListBatch(
         policy_logps=logps,
@@ -277,12 +277,12 @@ def at_reference(objective: Objective, entry: TrainingList) -> float:
 
 
 def step0(run: AuditedRun, name: str) -> Check:
-    """Policy and reference agree before the first step, so each list's loss has a closed form (Appendix F)."""
+    """Policy and reference agree before the first step, so the loss needs no model (Appendix F)."""
     params, failures, count, told = run.params, [], 0, []
     objective = build(params.train.objective, **params.train.objective_options)
     for s, iteration in params.iterations.items():
         if params.reference_policy(s) != iteration.previous:
-            continue  # another reference: no closed form
+            continue  # another reference
         trained = read_training_lists(*[f"data/{kind}/{s}.parquet" for kind in ("lists", "candidates", "reference")])
         model = without_dropout(load_model(f"data/policy/{iteration.previous}", params.policy.dtype))
         first = trained[: params.train.lists_per_device_batch]
@@ -296,7 +296,7 @@ def step0(run: AuditedRun, name: str) -> Check:
                 failures.append(
                     f"data/train/{s}.manifest.json: notes.{key} is {notes.get(key)}, computed again {value:.6f}"
                 )
-        # The first step's lists are a random draw of all: their mean lies within the closed forms of all.
+        # The first step's lists are a random draw of all: their mean lies within the values of all.
         bounds = [at_reference(objective, entry) for entry in trained]
         logged = training_curves(f"data/train/{s}").get("loss", [])
         if not logged or logged[0][0] != 1:

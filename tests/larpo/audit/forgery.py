@@ -11,8 +11,9 @@ import pandas as pd
 import yaml
 
 from larpo import tables
-from larpo.audit.open import MANIFEST, AuditedRun
+from larpo.audit.open import AuditedRun
 from larpo.hashing import tree_hash
+from larpo.workspace.dvc_lock import MANIFEST
 from tests.conftest import Project
 
 

@@ -19,8 +19,9 @@ from larpo.errors import UserError
 from larpo.graph import keys, needs, read_stages, select, unroll
 from larpo.plan import Assumptions, build_plan
 from larpo.plan.needs import needs_of
+from larpo.plan.plans import Totals
 from larpo.plan.render_study import render_overview, render_study, study_json
-from larpo.plan.study import StudyPlan, plan_study, sum_up
+from larpo.plan.study import StudyPlan, plan_study
 from larpo.studies.spec import expand, load_study, names, targets
 from tests.conftest import ROOT, larpo_command
 from tests.larpo.plan.test_plan_nodes import FULL
@@ -58,14 +59,14 @@ def test_unrolled_as_dvc_does(tmp_path):
 
 
 def test_only_what_the_targets_need():
-    """The evaluation of policy 0 needs no training; that of policy 2, which starts from 0, needs one iteration. The
-    memory of iteration 2 starts at policy 0 as well."""
+    """The evaluation of policy 0 needs no training; that of policy 2, which starts from 0, needs one iteration, and the
+    policy that iteration 1 starts from, for `reference.model: initial`. Its memory starts at policy 0 as well."""
     raw = paper(**(FULL | {"evaluate": {"policies": ["0"]}, "best_of_n": {}}))
     found = select(unroll(STAGES, raw), ["evaluate"])
     assert {n.partition("@")[0] for n in found} == {"policy", "items", "generate", "evaluate"}
     raw = paper(**(FULL | {"evaluate": {"policies": ["2"]}, "best_of_n": {}}))
     found = select(unroll(STAGES, raw), ["evaluate"])
-    assert "train@2" in found and not {"train@1", "sft@base", "embed@own", "report"} & found
+    assert {"train@2", "sft@more"} < found and not {"train@1", "sample@1", "embed@own", "report"} & found
     with pytest.raises(UserError, match=r"dvc\.yaml: stage retrieve: retrieval: no such parameter"):
         unroll({"retrieve": STAGES["retrieve"]}, {k: v for k, v in raw.items() if k != "retrieval"})
 
@@ -310,7 +311,7 @@ def test_overview_of_all_studies(every, scale):
     lines = render_overview(found).splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [*(p.study.name for p in found), "all"]
     once = {key: n for plan in found for key, n in plan.once.items()}
-    total = sum_up(once.values())
+    total = Totals.of(once.values())
     assert max(p.shared.hours for p in found) <= total.hours <= sum(p.shared.hours for p in found) + 1e-9
     assert f"| {total.nodes:,} |" in lines[-1]
 
@@ -328,7 +329,7 @@ def test_every_study_is_planned(every, name, scale):
     assert 0 < found.shared.nodes <= found.apart.nodes
     for total in ("hours", "clock_hours", "sample_tokens", "train_tokens", "judge_calls", "judge_cost"):
         assert getattr(found.shared, total) <= getattr(found.apart, total)
-    apart = sum_up([n for cell in found.cells for n in cell.plan.nodes])
+    apart = Totals.of([n for cell in found.cells for n in cell.plan.nodes])
     assert found.apart.hours == pytest.approx(found.seeds * apart.hours)
     assert any(need.kind == "model" for need, _ in found.needs)
     text = render_study(found)
