@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from larpo.config.params import parse_params
 from larpo.errors import ParameterError, UserError
-from larpo.load import parse_params
+from larpo.load import check_params
 from larpo.training import attention
 from larpo.training.determinism import deterministic
 from larpo.training.exactness import check_exact, share_changed
@@ -81,4 +82,4 @@ def test_an_operation_without_a_deterministic_kernel_is_named():
 )
 def test_settings_that_would_do_harm_are_refused_by_name(dotted, value, words):
     with pytest.raises(ParameterError, match=words):
-        parse_params(changed(dotted, value))
+        check_params(parse_params(changed(dotted, value)))
