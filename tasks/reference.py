@@ -20,8 +20,9 @@ from larpo.training.exactness import check_exact
 from larpo.training.forward import way_of
 from larpo.training.logps import response_logps
 from larpo.training.packing import pack
-from tasks.frame.files import write_json
-from tasks.frame.node import Node, command, say
+from larpo.workspace.files import write_json
+from larpo.workspace.progress import say
+from tasks.frame.node import Node, command
 from tasks.frame.parts import batches, in_parts
 
 

@@ -60,13 +60,13 @@ def main(name: str) -> None:
             model = load_model(policy, params.policy.dtype)
             stop = [StopOnLimits(node.stage)]
             trainer = SFTTrainer(model, args, kept, pad, processing_class=tokenizer, callbacks=stop)
-            run(node, trainer, node.out("policy"), node.out("sft"))
+            run(node, trainer, weights := node.out("policy"), node.out("sft"))
         if not node.leads:
             return
         tables.write(pd.DataFrame(columns=tables.SCHEMAS["candidates"].names), "candidates", node.out("candidates"))
         node.note(sources=provenance.prompts(this.data))
         node.note(steps=trainer.state.global_step, response_tokens=sum(len(e.response_ids) for e in kept))
-        node.note(weights_changed=share_changed(policy, node.out("policy")))
+        node.note(weights_changed=share_changed(policy, weights))
         dropped = {
             "blank_solution": rows - len(frame),
             "unknown_tokens": len(frame) - len(examples),

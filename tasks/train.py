@@ -52,11 +52,11 @@ def main(iteration: str) -> None:
             trainer = ListTrainer(
                 model, args, lists, objective, processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)]
             )
-            run(node, trainer, node.out("policy"), node.out("train"))
+            run(node, trainer, weights := node.out("policy"), node.out("train"))
         if not node.leads:
             return
         node.note(**json.loads(checks.read_text()), steps=trainer.state.global_step, lists=len(lists))
-        node.note(weights_changed=share_changed(policy, node.out("policy")))
+        node.note(weights_changed=share_changed(policy, weights))
         node.rows(read=len(lists), written=len(lists))
 
 
