@@ -15,8 +15,8 @@ from larpo.models.load import end_tokens, load_model, load_tokenizer, render_pro
 from larpo.sources import provenance
 from larpo.sources.prompts import draw
 from larpo.training.arguments import training_arguments
+from larpo.training.changes import share_changed
 from larpo.training.determinism import deterministic
-from larpo.training.exactness import share_changed
 from larpo.training.sft_trainer import Example, SFTTrainer
 from larpo.training.trainer import StopOnLimits
 from tasks.frame.launch import launched

@@ -13,8 +13,9 @@ from larpo.lists.training import read_training_lists
 from larpo.models.load import load_model, load_tokenizer
 from larpo.objectives import build
 from larpo.training.arguments import training_arguments
+from larpo.training.changes import share_changed
 from larpo.training.determinism import deterministic
-from larpo.training.exactness import check_exact, share_changed
+from larpo.training.exactness import check_exact
 from larpo.training.list_trainer import ListTrainer, check_step0, first_batch_loss, without_dropout
 from larpo.training.trainer import StopOnLimits
 from larpo.workspace.files import write_json

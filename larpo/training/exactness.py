@@ -1,17 +1,11 @@
-"""Is the model that is trained the one that was sampled? Two measurements on the run's own checkpoint and lists.
-
-- `check_exact`: log-probabilities as training computes them against one response at a time through the attention that
-  the model's authors wrote.
-- `share_changed`: the share of weights that a training moved at all; in too coarse a dtype small steps vanish.
-"""
+"""Is the model that is trained the one that was sampled? On the run's own checkpoint and lists: log-probabilities as
+training computes them against one response at a time through the attention that the model's authors wrote."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from larpo.errors import UserError
@@ -64,26 +58,3 @@ def check_exact(model: PreTrainedModel, lists: list[ResponseList], where: str, a
 def summary(way: Way) -> str:
     """`way` without its own measurement, which `exactness` stands for."""
     return str(replace(way, difference=0.0)).rpartition(",")[0]
-
-
-def share_changed(before: str | Path, after: str | Path) -> float:
-    """Share of the weights of folder `after` that are not bit by bit those of folder `before`."""
-    first, second = (
-        {key: path for path in sorted(Path(f).glob("*.safetensors")) for key in keys(path)} for f in (before, after)
-    )
-    changed = total = 0
-    for key, path in second.items():
-        new = tensor(path, key)
-        total += new.numel()
-        changed += new.numel() if key not in first else int((tensor(first[key], key) != new).sum())
-    return changed / total
-
-
-def keys(path: Path) -> list[str]:
-    with safe_open(path, "pt") as file:
-        return list(file.keys())
-
-
-def tensor(path: Path, key: str) -> torch.Tensor:
-    with safe_open(path, "pt") as file:
-        return file.get_tensor(key)

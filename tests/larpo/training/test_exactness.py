@@ -11,8 +11,9 @@ from larpo.config.params import parse_params
 from larpo.errors import ParameterError, UserError
 from larpo.load import check_params
 from larpo.training import attention
+from larpo.training.changes import share_changed
 from larpo.training.determinism import deterministic
-from larpo.training.exactness import check_exact, share_changed
+from larpo.training.exactness import check_exact
 from larpo.training.forward import way_of
 from tests.larpo.config.test_params import changed
 from tests.larpo.training.families import family
