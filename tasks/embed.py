@@ -43,7 +43,7 @@ def main(name: str) -> None:
         save(encoder.queries(queries["question"].tolist()), parts / "queries.npy")
         os.replace(parts, node.out("embed"))
         given = [provenance.dataset(path) for path in (wanted.corpus, wanted.queries)]
-        node.note(sources=[provenance.model(wanted.model), *given])
+        node.note(sources=[encoder.checkpoint.record(), *given])
         node.rows(read=count + len(queries), written=count + len(queries))
 
 

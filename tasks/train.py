@@ -34,7 +34,7 @@ def main(iteration: str) -> None:
     check_commit()
     node.seed = seed_of(params.seed, "train", iteration)
     with node:
-        policy, candidates_path = node["policy"], node["candidates"]
+        policy, candidates_path = node.checkpoint("policy"), node["candidates"]
         lists = read_training_lists(node["lists"], candidates_path, node["reference"])
         objective = build(params.train.objective, **params.train.objective_options)
         args = training_arguments(params.train, "train", "lists", node.scratch / "checkpoints", node.seed)

@@ -32,9 +32,16 @@ ORDER = (
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 ONLY_IN = {"prefect": ("flows",), "dvc": ("larpo.workspace",)}
-# What still goes up, until the rooms are through; and the circles that come of it.
-EXCEPTIONS: set[tuple[str, str]] = set()
-CIRCLES = 4
+# Circles that are still open.
+CIRCLES = [
+    [
+        "larpo.audit.diff.changes",
+        "larpo.audit.open",
+        "larpo.audit.pack.crate",
+        "larpo.audit.pack.unpack",
+        "larpo.audit.pack.write",
+    ]
+]
 
 
 @cache
@@ -74,17 +81,18 @@ def circles(pairs: list[tuple[str, str]]) -> list[list[str]]:
 
 
 def test_every_room_has_its_place():
-    assert {room(module) for module in MODULES} - {"larpo", "best_of_n"} == set(LEVEL)
+    assert {room(module) for module in MODULES} - {"larpo"} == set(LEVEL)
+    assert len(list((ROOT / "larpo").glob("*.py"))) <= 8
 
 
 def test_imports_go_down_only():
     up = {(a, b) for a, b in edges() if LEVEL.get(room(a), 0) < LEVEL.get(room(b), 0)}
-    assert up <= EXCEPTIONS
+    assert up == set()
 
 
 def test_no_circle():
-    found = circles(edges()) + circles([(room(a), room(b)) for a, b in edges()])
-    assert len(found) <= CIRCLES, found
+    assert [circle for circle in circles(edges()) if circle not in CIRCLES] == []
+    assert circles([(room(a), room(b)) for a, b in edges()]) == []
 
 
 @pytest.mark.parametrize("package", ONLY_IN)
@@ -132,6 +140,7 @@ FRAME = {
     "larpo.hashing",
     "larpo.load",
     "larpo.models.remote_code",
+    "larpo.models.resolve",
     "larpo.registry",
     "larpo.sources.provenance",
     "larpo.tables",
@@ -155,8 +164,6 @@ NOT_TRACKED = {
     ("reward", "larpo.models.load"),
     ("score", "larpo.models.load"),
     ("best_of_n", "larpo.models.load"),
-    ("score", "larpo.models.packages"),
-    ("best_of_n", "larpo.models.packages"),
     ("train", "tasks.frame.launch"),
     ("sft", "tasks.frame.launch"),
     ("prompts", "larpo.rewards"),

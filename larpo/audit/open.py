@@ -21,6 +21,7 @@ from larpo.config.params import Params
 from larpo.errors import UserError, nearest
 from larpo.hashing import dvc_hash, file_hash, tree_hash_of
 from larpo.load import load_params
+from larpo.models.resolve import Checkpoint
 from larpo.workspace.dvc import Declared, GraphNode, cache_folder, dvc, lister, read_declared, read_graph, share_cache
 from larpo.workspace.dvc_lock import LOCK, Entry, LockedNode, read_lock
 from larpo.workspace.git import experiments, find_commit, git, top_of
@@ -53,6 +54,11 @@ class AuditedRun:
         self.graph: dict[str, GraphNode] = read_graph(self.folder)
         self._hashed: dict[Path, str] = {}
         self.params: Params = load_params(self.folder / PARAMS)
+        self.checkpoints: dict[str, Checkpoint] = {}  # those whose code was looked at, and may run
+
+    def checkpoint(self, folder: str) -> Checkpoint:
+        """A model of the run as what loads it takes it; code of its own runs where `checkpoints` has it."""
+        return self.checkpoints.get(folder) or Checkpoint(folder)
 
     @cached_property
     def producer(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ class Source(BaseModel):
 
 class Notes(BaseModel):
     sources: list[Source] = []
-    remote_code: dict[str, dict[str, str]] = {}  # as larpo.models.remote_code.admitted
+    remote_code: dict[str, dict[str, str]] = {}  # as larpo.models.remote_code.record
 
 
 class GitState(BaseModel):

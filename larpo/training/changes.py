@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
 
-def share_changed(before: str | Path, after: str | Path) -> float:
+def share_changed(before: str | PathLike, after: str | PathLike) -> float:
     """Share of the weights of folder `after` that are not bit by bit those of folder `before`."""
     first, second = (
         {key: path for path in sorted(Path(f).glob("*.safetensors")) for key in keys(path)} for f in (before, after)

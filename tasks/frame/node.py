@@ -31,6 +31,7 @@ from larpo.graph import Stage, read_stages, unroll, value_at
 from larpo.hashing import digest, file_hashes, tree_hash, tree_hash_of
 from larpo.load import load_params
 from larpo.models import remote_code
+from larpo.models.resolve import Checkpoint
 from larpo.workspace.dvc_lock import check_recorded
 from larpo.workspace.files import write_json
 from larpo.workspace.git import git_state
@@ -85,10 +86,17 @@ class Node:
         self._lock = Lock(SCRATCH / f"{self.stage}.lock", self.stage)
         self._rows: dict[str, Any] = {}
         self._notes: dict[str, Any] = {}
+        # The models that it reads, with what of their own code may run.
+        self.checkpoints: dict[str, Checkpoint] = {}
 
     def __getitem__(self, name: str | tuple[str, ...]) -> str:
         """The input of that name: `lists` is data/lists/1.parquet, `("policy", "0")` is data/policy/0."""
         return self._one(self.inputs, name, "").as_posix()
+
+    def checkpoint(self, name: str | tuple[str, ...]) -> Checkpoint:
+        """The input of that name, a model, as what loads it takes it: its own code runs only where params.yaml says
+        so."""
+        return self.checkpoints.get(self[name]) or Checkpoint(self[name])
 
     def __enter__(self) -> Node:
         self._started, self._wall = datetime.now(UTC), time.perf_counter()
@@ -110,10 +118,6 @@ class Node:
         hashes = {p: file_hashes(p) for p in self.inputs}
         if self.leads:
             check_recorded(hashes, self.stage)
-        remote_code.begin()
-        for path in self.inputs:
-            if (path / remote_code.CONFIG).is_file():  # a policy, or a reward model
-                remote_code.admit(path, *self.params.may_run_code(path.as_posix()))
         self.input_hashes = {p.as_posix(): tree_hash_of(found) for p, found in hashes.items()}
         self.identity = digest(self.stage, self.input_hashes, self.settings)
         home = SCRATCH / self.stage
@@ -125,7 +129,10 @@ class Node:
                     shutil.rmtree(old, ignore_errors=True)
         self.resumed = self.scratch.exists()
         (self.scratch / "publish").mkdir(parents=True, exist_ok=True)
-        remote_code.keep_in(self.scratch)
+        for path in self.inputs:
+            if (path / remote_code.CONFIG).is_file():  # a policy, or a reward model
+                permission = self.params.may_run_code(path.as_posix())
+                self.checkpoints[path.as_posix()] = remote_code.admit(path, *permission, within=self.scratch)
         if self.leads:  # told now rather than after hours of work
             for path in (*self.outputs, self.manifest_path):
                 check_writable(path.parent)
@@ -168,7 +175,6 @@ class Node:
             if kind is None and self.leads:
                 self._publish()
         finally:
-            remote_code.begin()
             self._lock.release()
 
     def _publish(self) -> None:
@@ -188,6 +194,7 @@ class Node:
         say(f"{self.stage}: done in {record['seconds']:.1f} s" + (f", {counts}" if counts else ""))
 
     def _manifest(self) -> dict[str, Any]:
+        code = remote_code.record(self.checkpoints.values())
         return {
             "node": self.stage,
             "inputs": self.input_hashes,
@@ -195,7 +202,7 @@ class Node:
             "outputs": {p.as_posix(): tree_hash(self.scratch / "publish" / p) for p in self.outputs},
             "seed": self.seed,
             "rows": self._rows,
-            "notes": self._notes | ({"remote_code": code} if (code := remote_code.admitted()) else {}),
+            "notes": self._notes | ({"remote_code": code} if code else {}),
             "git": git_state(),
             "packages": package_versions(),
             "hardware": hardware(),

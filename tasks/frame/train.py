@@ -64,5 +64,5 @@ def run(node: Node, trainer: Trainer, weights: Path, curves: Path) -> None:
         return
     # A pickle of the settings, which the manifest already holds as text.
     (weights / "training_args.bin").unlink(missing_ok=True)
-    remote_code.settle(weights)
+    remote_code.settle(weights, *node.checkpoints.values())
     shutil.copytree(node.scratch / "live", curves)

@@ -15,16 +15,16 @@ NAME = "code of checkpoints"
 
 def untrusted(run: AuditedRun, folders: Sequence[str], trusted: bool, classes: Sequence[str]) -> str | None:
     """Why the checkpoints in `folders` cannot be loaded by these of transformers' Auto classes; None where they can,
-    and their code, where they bring some, is admitted then. The run's folder is the working folder."""
+    and `run.checkpoints` has them, with their code, where they bring some. The run's folder is the working folder."""
     for folder in folders:
-        if found := remote_code.references(folder, classes):
+        if brought := remote_code.references(folder, classes):
             if not trusted:
                 return (
-                    f"{folder} brings custom code ({remote_code.names_of(found)}) and the run is not this project's; "
+                    f"{folder} brings custom code ({remote_code.names_of(brought)}) and the run is not this project's; "
                     "it is executed with --again alone"
                 )
             try:
-                remote_code.admit(folder, *run.params.may_run_code(folder))
+                run.checkpoints[folder] = remote_code.admit(folder, *run.params.may_run_code(folder))
             except UserError as error:
                 return str(error)
     return None

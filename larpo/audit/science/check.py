@@ -38,7 +38,6 @@ from larpo.lists.negatives import related
 from larpo.lists.read import read_lists, response_lists
 from larpo.lists.recipes import build_lists
 from larpo.lists.training import read_training_lists
-from larpo.models import remote_code
 from larpo.models.load import load_model
 from larpo.models.remote_code import EVERY, TOKENIZER
 from larpo.objectives import ListBatch, Objective, build
@@ -60,7 +59,6 @@ TEXTS = "texts are their tokens"
 def check_science(run: AuditedRun, trusted: bool = False) -> Iterator[Check]:
     """Every check of this part; one that cannot read a table fails with that table's line. `trusted`: code that the
     run's checkpoints bring may run, where its parameters say so."""
-    remote_code.begin()
     for name, check in CHECKS.items():
         if name == BEST_OF_N and not run.params.best_of_n:
             continue
@@ -196,7 +194,8 @@ def rewards(run: AuditedRun, name: str) -> Check:
         rows = responses.index
         if by_model:
             rows = rows[responses["prompt_id"].isin(_chosen(responses["prompt_id"], PROMPTS_SCORED))]
-        again = rewards_again(score, prompts, responses.loc[rows], Path("data/reward")).assign(reward_name=score.reward)
+        again = rewards_again(score, prompts, responses.loc[rows], run.checkpoint("data/reward"))
+        again["reward_name"] = score.reward
         tolerance = LOGP if by_model else EXACT
         failures += different_rows(path, recorded.loc[rows], again, ["reward", "correct", "reward_name"], tolerance)
         count += len(rows)
@@ -248,7 +247,8 @@ def reference(run: AuditedRun, name: str) -> Check:
             failures.append(f"{path}: its responses are not those of data/lists/{s}.parquet, in their order")
             continue
         some = frame[frame["prompt_id"].isin(_chosen(frame["prompt_id"], LISTS_SCORED))]
-        model = load_model(f"data/policy/{run.params.reference_policy(s)}", run.params.policy.dtype).eval()
+        checkpoint = run.checkpoint(f"data/policy/{run.params.reference_policy(s)}")
+        model = load_model(checkpoint, run.params.policy.dtype).eval()
         with torch.inference_mode():
             logps, lengths = response_logps(model, pack(batch := response_lists(some)))
         values = [float(logps[b, j]) for b, entry in enumerate(batch) for j in range(len(entry.response_ids))]
@@ -284,7 +284,7 @@ def step0(run: AuditedRun, name: str) -> Check:
         if params.reference_policy(s) != iteration.previous:
             continue  # another reference
         trained = read_training_lists(*[f"data/{kind}/{s}.parquet" for kind in ("lists", "candidates", "reference")])
-        model = without_dropout(load_model(f"data/policy/{iteration.previous}", params.policy.dtype))
+        model = without_dropout(load_model(run.checkpoint(f"data/policy/{iteration.previous}"), params.policy.dtype))
         first = trained[: params.train.lists_per_device_batch]
         loss, expected = first_batch_loss(model, first, objective)
         tolerance = STEP0_TOLERANCE[params.policy.dtype]

@@ -41,7 +41,7 @@ def picked(run: AuditedRun, name: str) -> Check:
         some = [ids[i] for i in sample_rows(len(ids), ITEMS_SCORED if by_model else len(ids), params.seed)]
         rows = samples.index[samples["prompt_id"].isin(some)]
         items = tables.read("items", f"data/items/{wanted.benchmark}.parquet")
-        rewards = rewards_again(params.score, items, samples.loc[rows], Path("data/reward"))
+        rewards = rewards_again(params.score, items, samples.loc[rows], run.checkpoint("data/reward"))
         failures += different_rows(path, recorded.loc[rows], rewards, ["reward"], LOGP if by_model else EXACT)
     return judged(PART, name, count, "rows and scores against the benchmark's, rewards computed again", failures)
 

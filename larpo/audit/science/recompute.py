@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from larpo.config.sections import ScoreParams
+from larpo.models.resolve import Model
 from larpo.rewards import build_reward, penalised
 
 EXACT = 1e-9
@@ -105,7 +105,7 @@ def _short(value: Any) -> str:
 
 
 def rewards_again(
-    score: ScoreParams, prompts: pd.DataFrame, responses: pd.DataFrame, model: Path | None
+    score: ScoreParams, prompts: pd.DataFrame, responses: pd.DataFrame, model: Model | None
 ) -> pd.DataFrame:
     """reward and correct for each of `responses` (prompt_id, text, token_ids, finish_reason), penalties taken off.
 

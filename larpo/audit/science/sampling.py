@@ -21,8 +21,8 @@ from larpo.benchmarks import build_benchmark
 from larpo.benchmarks.refinement import revised
 from larpo.config.sections import SourceParams
 from larpo.hashing import seed_of
-from larpo.models.gold import gold_rows, turn_end
-from larpo.models.load import end_tokens, load_tokenizer, render_prompts
+from larpo.models.chat import end_tokens, gold_rows, render_prompts, turn_end
+from larpo.models.load import load_tokenizer
 from larpo.sources.prompts import draw
 
 PART = "science"
@@ -133,7 +133,7 @@ def tokens(run: AuditedRun, name: str) -> Check:
 
     def of(policy: str) -> tuple[PreTrainedTokenizerBase, list[int]]:
         folder = f"data/policy/{policy}"
-        known[policy] = known.get(policy) or load_tokenizer(folder)
+        known[policy] = known.get(policy) or load_tokenizer(run.checkpoint(folder))
         return known[policy], end_tokens(folder, known[policy])
 
     for s, iteration in params.iterations.items():

@@ -9,6 +9,7 @@ import pytest
 
 from larpo.config.params import parse_params
 from larpo.errors import UserError
+from larpo.graph import read_stages, unroll
 from larpo.plan import Assumptions, build_plan, render_plan, to_json
 
 
@@ -178,6 +179,18 @@ def test_fine_tuning():
     assert any(line.startswith("sft: ") for line in plan.failed), "AdamW in float32 on one GPU"
 
 
+def test_a_kind_that_the_plan_does_not_know():
+    """It stands in the plan as `no estimate`, in the order of its declaration, and nothing else changes."""
+    params = parse_params(paper())
+    own = {"probe": {"foreach": "${iterations}", "do": {"cmd": "python -m tasks.probe ${key}", "outs": ["p/${key}"]}}}
+    stages = unroll(read_stages() | own, params.model_dump(mode="json"))
+    plan = build_plan(params, stages=stages.values())
+    names = [n.name for n in plan.nodes]
+    assert names[names.index("train@1") + 1] == "probe@1" and node(plan, "probe@1").notes == ("no estimate",)
+    assert "probe@1" in render_plan(plan) and "no estimate" in render_plan(plan)
+    assert plan.totals.hours == plan_of().totals.hours and plan.failed == []
+
+
 def test_json_and_text_hold_the_same(tmp_path):
     plan = plan_of()
     tree = json.loads(json.dumps(to_json(plan)))
@@ -213,10 +226,7 @@ def test_a_model_from_nothing():
     """`scratch` is counted from its section, and as the model that it describes."""
     from larpo.models.blank import scratch_policy
 
-    plan = plan_of(**{"policy.model": "scratch", "policy.architecture": {"hidden_size": 64, "heads": 2}})
-    model, _ = scratch_policy(
-        parse_params(
-            paper(**{"policy.model": "scratch", "policy.architecture": {"hidden_size": 64, "heads": 2}})
-        ).policy.architecture
-    )
+    changes = {"policy.model": "scratch", "policy.architecture": {"hidden_size": 64, "heads": 2}}
+    plan = plan_of(**changes)
+    model, _ = scratch_policy(parse_params(paper(**changes)).policy.architecture)
     assert plan.architectures[0].parameters == model.num_parameters()

@@ -102,26 +102,26 @@ def theirs_and_ours(models, folder, kind: str, rows: dict, **options):
 
 
 PAIRS = [{key: value[row : row + 1] for key, value in ROWS.items()} for row in range(3)]
-SIMPO, HINGE = dict(loss_type="simpo", beta=1.5, cpo_alpha=0.0), dict(loss_type="hinge", beta=1.0)
+SIMPO, HINGE = {"loss_type": "simpo", "beta": 1.5, "cpo_alpha": 0.0}, {"loss_type": "hinge", "beta": 1.0}
 ROW_TOKENS = [4, 2, 2]  # of the chosen responses, with the </s> that TRL appends where there is none
 
 
 @pytest.mark.parametrize(
     ("kind", "rows", "options", "name", "params"),
     [
-        ("dpo", ROWS, dict(loss_type="sigmoid", beta=0.3), "dpo", dict(beta=0.3)),
+        ("dpo", ROWS, {"loss_type": "sigmoid", "beta": 0.3}, "dpo", {"beta": 0.3}),
         # TRL's `beta` of IPO is τ; both take mean log-ratios there.
-        ("dpo", ROWS, dict(loss_type="ipo", beta=0.2), "ipo", dict(tau=0.2)),
+        ("dpo", ROWS, {"loss_type": "ipo", "beta": 0.2}, "ipo", {"tau": 0.2}),
         # CPO's NLL: TRL averages over the tokens of the batch, we over a list's tokens and then over lists. The chosen
         # responses are equally long here, so that both are the same.
-        ("cpo", SAME, dict(loss_type="sigmoid", beta=0.3, cpo_alpha=0.7), "cpo", dict(beta=0.3, nll_weight=0.7)),
+        ("cpo", SAME, {"loss_type": "sigmoid", "beta": 0.3, "cpo_alpha": 0.7}, "cpo", {"beta": 0.3, "nll_weight": 0.7}),
         # γ = 0.4 · 1.5 = 0.6: TRL takes the absolute margin, we take its ratio to β.
-        ("cpo", SAME, SIMPO | dict(simpo_gamma=0.6), "simpo", dict(beta=1.5, gamma_beta_ratio=0.4)),
+        ("cpo", SAME, SIMPO | {"simpo_gamma": 0.6}, "simpo", {"beta": 1.5, "gamma_beta_ratio": 0.4}),
         # TRL's CPO `hinge` at β = 1 is on log-probabilities, SLiC-HF's first term at δ = 1. For one pair
         # λ s_w = λ |y_w| · s̄_w, so with cpo_alpha = λ |y_w| it is the whole of SLiC-HF.
-        ("cpo", SAME, HINGE | dict(cpo_alpha=0.0), "slic_hf", dict(delta=1.0, nll_weight=0.0)),
+        ("cpo", SAME, HINGE | {"cpo_alpha": 0.0}, "slic_hf", {"delta": 1.0, "nll_weight": 0.0}),
         *[
-            ("cpo", pair, HINGE | dict(cpo_alpha=0.1 * n), "slic_hf", dict(delta=1.0, nll_weight=0.1))
+            ("cpo", pair, HINGE | {"cpo_alpha": 0.1 * n}, "slic_hf", {"delta": 1.0, "nll_weight": 0.1})
             for pair, n in zip(PAIRS, ROW_TOKENS, strict=True)
         ],
     ],
