@@ -270,7 +270,7 @@ def by_varlen(query: Tensor, key: Tensor, value: Tensor, kind: Kind, lists: Layo
 def compiled_flex() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True)
+    return torch.compile(flex_attention)
 
 
 def by_flex(query: Tensor, key: Tensor, value: Tensor, kind: Kind, lists: Layout) -> Tensor:
