@@ -8,19 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from larpo.config.reward import RewardParams
 from larpo.errors import UserError
 from larpo.hashing import seed_of
 from larpo.models.remote_code import settle
-from larpo.models.resolve import Checkpoint, Model
+from larpo.models.resolve import Checkpoint
+from larpo.rewards.accuracy import pair_accuracy
 from larpo.rewards.checkpoint import fetch_classifier, reward_checkpoint, write_identity
-from larpo.rewards.classifier import SequenceClassification
-from larpo.rewards.pairrm import PairRMReward
 from larpo.sources import provenance
 from larpo.sources.pairs import Pair, read_pairs
-from larpo.statistics import wilson
 from larpo.workspace.files import write_json
 from larpo.workspace.progress import say
 from tasks.frame.node import Node, command
@@ -49,13 +45,13 @@ def main() -> None:
             with deterministic(node.seed, "reward.train", params.train.deterministic):
                 identity, held_out, counts, dropped = train(node, params, checkpoint, folder)
             made = settle(folder, checkpoint)
-            metrics["held_out"] = measure(made, params, held_out)
+            metrics["held_out"] = pair_accuracy(made, params, held_out)
             metrics["dropped"] = dropped
             node.rows(read=sum(counts.values()) + sum(dropped.values()), written=counts["train"], dropped=dropped)
         else:
             made, identity = fetch(params, checkpoint, folder)
         for name, (pairs, dropped) in checks.items():
-            metrics.setdefault("checks", {})[name] = measure(made, params, pairs) | {"dropped": dropped}
+            metrics.setdefault("checks", {})[name] = pair_accuracy(made, params, pairs) | {"dropped": dropped}
         if metrics:
             write_json(folder / "metrics.json", metrics)
         if "held_out" in metrics:
@@ -138,42 +134,6 @@ def train(
     counts = {"train": len(kept), "held_out": len(held_out)}
     trained = {"data": settings.data.name, **counts, "steps": trainer.state.global_step, "prompts_cut": cut}
     return write_identity(folder, params, tokenizer, trained=trained, **facts), held_out, counts, dropped
-
-
-def measure(model: Model, params: RewardParams, pairs: list[Pair]) -> dict[str, Any]:
-    """Share of pairs whose chosen response gets the higher score, a tie counting half, with its 95 % Wilson interval.
-
-    Beside it the share where the longer response was chosen: what a reward would get that saw nothing but length.
-    """
-    reward = PairRMReward(model) if params.kind == "pairrm" else SequenceClassification(model)
-    before = len(pairs)
-    if isinstance(reward, SequenceClassification):
-        pairs = [p for p in pairs if reward.fits(p.messages, p.chosen) and reward.fits(p.messages, p.rejected)]
-    if not pairs:
-        raise UserError(f"params.yaml: reward.max_length: {params.max_length} tokens hold none of {before} pairs")
-    scores = (
-        reward.score(
-            [p.messages for p in pairs for _ in range(2)],
-            [None] * (2 * len(pairs)),
-            [text for p in pairs for text in (p.chosen, p.rejected)],
-            groups=[str(i) for i in range(len(pairs)) for _ in range(2)],
-        )["reward"]
-        .to_numpy()
-        .reshape(-1, 2)
-    )
-    margins = scores[:, 0] - scores[:, 1]
-    longer = np.array([np.sign(len(p.chosen) - len(p.rejected)) for p in pairs])
-    right, ties = int((margins > 0).sum()), int((margins == 0).sum())
-    value = (right + ties / 2) / len(pairs)
-    low, high = wilson(round(right + ties / 2), len(pairs))
-    return {
-        "accuracy": {"value": value, "low": low, "high": high},
-        "pairs": len(pairs),
-        "too_long": before - len(pairs),
-        "ties": ties,
-        "mean_margin": float(margins.mean()),
-        "longer_is_better": float(((longer + 1) / 2).mean()),
-    }
 
 
 def words(found: dict[str, Any]) -> str:

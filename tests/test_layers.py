@@ -32,16 +32,6 @@ ORDER = (
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 ONLY_IN = {"prefect": ("flows",), "dvc": ("larpo.workspace",)}
-# Circles that are still open.
-CIRCLES = [
-    [
-        "larpo.audit.diff.changes",
-        "larpo.audit.open",
-        "larpo.audit.pack.crate",
-        "larpo.audit.pack.unpack",
-        "larpo.audit.pack.write",
-    ]
-]
 
 
 @cache
@@ -91,7 +81,7 @@ def test_imports_go_down_only():
 
 
 def test_no_circle():
-    assert [circle for circle in circles(edges()) if circle not in CIRCLES] == []
+    assert circles(edges()) == []
     assert circles([(room(a), room(b)) for a, b in edges()]) == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 
 import pytest
 
@@ -11,44 +12,20 @@ from larpo.graph import kinds, read_stages, unroll
 from larpo.load import load_params
 from tasks.frame.node import CODE, Node
 from tests.conftest import ROOT, Project, larpo_command
-
-STAGE = """
-  lengths:
-    foreach: ${iterations}
-    do:
-      desc: How long the responses of an iteration are.
-      cmd: python -m tasks.lengths ${key}
-      meta: {retries: 1, row: "${key}", column: score, label: lengths, compare: {"*.json": metrics}}
-      deps: [tasks/lengths.py, "data/sample/${key}.parquet"]
-      params: [seed, "iterations.${key}"]
-      outs: ["data/lengths/${key}.json", "data/lengths/${key}.manifest.json"]
-"""
-MODULE = '''
-"""Node `lengths@s`: tokens per response."""
-
-from larpo import tables
-from tasks.frame.node import Node, command, write_json
-
-
-def main(iteration: str) -> None:
-    with Node("lengths", iteration) as node:
-        responses = tables.read("responses", node["sample"])
-        write_json(node.out("lengths"), {"tokens": responses["token_ids"].map(len).tolist()})
-        node.rows(read=len(responses), written=1)
-
-
-if __name__ == "__main__":
-    command(main)
-'''
+from tests.test_docs import blocks
 
 
 @pytest.fixture(scope="module")
 def project(finished_project, tmp_path_factory, warm_nodes) -> Project:
-    """The finished run with a new kind of node, and the reference of both iterations from the initial policy."""
+    """The finished run with the new kind of node of docs/extending.md, and the reference of both iterations from the
+    initial policy."""
+    stage, module = blocks(ROOT / "docs/extending.md", "## A node")
     project = finished_project.copy(tmp_path_factory.mktemp("new") / "project")
     graph = project.folder / "dvc.yaml"
-    graph.write_text(graph.read_text("utf-8").replace("\n  report:\n", f"{STAGE}\n  report:\n"), "utf-8")
-    (project.folder / "tasks/lengths.py").write_text(MODULE)
+    graph.write_text(
+        graph.read_text("utf-8").replace("\n  report:\n", f"\n{textwrap.indent(stage, '  ')}\n  report:\n"), "utf-8"
+    )
+    (project.folder / "tasks/lengths.py").write_text(module)
     project.set("reference: {model: previous", "reference: {model: initial")
     project.run("git", "add", "-A")
     project.run("git", "commit", "-qm", "a new kind of node")

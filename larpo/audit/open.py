@@ -9,28 +9,29 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from larpo.audit.record import Record
+from larpo.audit.pack import PACK, Facts
+from larpo.audit.pack.unpack import KEPT, open_pack
+from larpo.audit.record import UNREADABLE, Manifest
 from larpo.config.params import Params
 from larpo.errors import UserError, nearest
 from larpo.hashing import dvc_hash, file_hash, tree_hash_of
 from larpo.load import load_params
 from larpo.models.resolve import Checkpoint
-from larpo.workspace.dvc import Declared, GraphNode, cache_folder, dvc, lister, read_declared, read_graph, share_cache
+from larpo.workspace.dvc import Declared, GraphNode, cache_folder, dvc, lister, read_graph, share_cache
 from larpo.workspace.dvc_lock import LOCK, Entry, LockedNode, read_lock
 from larpo.workspace.git import experiments, find_commit, git, top_of
 
 PARAMS = "params.yaml"
 AUDITS = Path(".larpo/audit")
 NO_FILE = "no file"
-PACKED = Path(".larpo/pack/pack.json")
-"""Where an unpacked run keeps what its pack said of itself."""
+T = TypeVar("T")
 
 
 class AuditedRun:
@@ -53,6 +54,7 @@ class AuditedRun:
         self.lock = read_lock(self.folder / LOCK)
         self.graph: dict[str, GraphNode] = read_graph(self.folder)
         self._hashed: dict[Path, str] = {}
+        self._made_once: dict[Callable, Any] = {}
         self.params: Params = load_params(self.folder / PARAMS)
         self.checkpoints: dict[str, Checkpoint] = {}  # those whose code was looked at, and may run
 
@@ -71,24 +73,28 @@ class AuditedRun:
         return [self.lock[name] for name in self.graph if name in self.lock]
 
     @cached_property
-    def left_out(self) -> frozenset[str]:
-        """Outputs that a pack was made without; dvc.lock still has their hashes."""
-        path = self.folder / PACKED
-        try:
-            facts = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-            return frozenset(row["path"] for row in facts.get("left_out", []))
-        except (OSError, ValueError, AttributeError, KeyError, TypeError):
-            raise UserError(f"{path}: not what `larpo unpack` writes; unpack the run again") from None
-
-    @cached_property
     def missing(self) -> list[str]:
         """Nodes of dvc.yaml that dvc.lock does not know."""
         return [name for name in self.graph if name not in self.lock]
 
     @cached_property
+    def left_out(self) -> frozenset[str]:
+        """Outputs that a pack was made without; dvc.lock still has their hashes."""
+        path = self.folder / KEPT / PACK
+        try:
+            left_out = Facts.model_validate_json(path.read_bytes()).left_out if path.is_file() else []
+            return frozenset(left.path for left in left_out)
+        except (OSError, ValueError):
+            raise UserError(f"{path}: not what `larpo unpack` writes; unpack the run again") from None
+
+    def absent(self, path: str) -> bool:
+        """Whether a pack was made without this output, and it is not here."""
+        return path in self.left_out and not (self.folder / path).exists()
+
+    @cached_property
     def declared(self) -> dict[str, Declared]:
         """What dvc.yaml says of each node."""
-        return read_declared(self.folder)
+        return {name: node.declared for name, node in self.graph.items() if node.declared}
 
     @cached_property
     def sources(self) -> list[str]:
@@ -99,26 +105,37 @@ class AuditedRun:
         """Whether a node makes it, or what lies in it (the report reads whole folders)."""
         return path in self.producer or any(out.startswith(f"{path}/") for out in self.producer)
 
-    def manifest(self, node: LockedNode) -> dict[str, Any]:
+    def manifest(self, node: LockedNode) -> Manifest:
         """The node's record of itself.
 
         Raises
         ------
         UserError
-            None, or not JSON.
+            None, or of another shape.
         """
         if node.manifest is None:
             raise UserError(f"{node.name}: dvc.lock names no manifest among its outputs")
-        path = self.folder / node.manifest
         try:
-            Record.model_validate_json(content := path.read_bytes())
-            return json.loads(content)
+            return Manifest.model_validate_json((self.folder / node.manifest).read_bytes())
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "content"
             raise UserError(f"{node.manifest}: not a node's manifest: {where}: {first['msg']}") from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise UserError(f"{node.manifest}: not a readable manifest ({error})") from None
+
+    @cached_property
+    def manifests(self) -> dict[str, Manifest]:
+        """Those that can be read, by node."""
+        readable = {}
+        for node in self.nodes:
+            with suppress(UserError):
+                readable[node.name] = self.manifest(node)
+        return readable
+
+    def recorded(self, name: str) -> Manifest:
+        """A node's manifest, or UNREADABLE."""
+        return self.manifests.get(name, UNREADABLE)
 
     @cached_property
     def files(self) -> Callable[[str], list[str]]:
@@ -149,6 +166,12 @@ class AuditedRun:
             return self.file_md5(place)
         files = sorted(p for p in place.rglob("*") if p.is_file())
         return tree_hash_of({p.relative_to(place).as_posix(): self.file_md5(p) for p in files})
+
+    def once(self, make: Callable[[AuditedRun], T]) -> T:
+        """What `make` makes of this run: several checks need it, and it may take long."""
+        if make not in self._made_once:
+            self._made_once[make] = make(self)
+        return self._made_once[make]
 
     @cached_property
     def evaluated(self) -> list[tuple[str, str]]:
@@ -181,14 +204,14 @@ class AuditedRun:
             return {e["relpath"]: e["md5"] for e in json.loads(place.read_text("utf-8"))}
         if entry.path in self.producer:
             return None
-        found: dict[str, str] = {}
+        names: dict[str, str] = {}
         for node in self.nodes:
             for path, out in node.outs.items():
                 if path.startswith(f"{entry.path}/"):
                     name = path[len(entry.path) + 1 :]
                     inside = self.listing(out) if out.md5.endswith(".dir") else {"": out.md5}
-                    found |= {f"{name}/{n}" if n else name: md5 for n, md5 in (inside or {}).items()}
-        return found if dvc_hash(found) == entry.md5 else None
+                    names |= {f"{name}/{n}" if n else name: md5 for n, md5 in (inside or {}).items()}
+        return names if dvc_hash(names) == entry.md5 else None
 
 
 @contextmanager
@@ -202,23 +225,16 @@ def open_run(project: Path, run: str | None) -> Iterator[AuditedRun]:
         yield AuditedRun(project if run is None else run)
         return
     if Path(run).is_file():
-        from larpo.audit.pack.unpack import open_pack
-
         with open_pack(Path(run)) as folder:
             yield AuditedRun(folder)
         return
     commit = commit_named(project, run)
-    top = top_of(project)
-    assert top is not None  # it has commits
     clone = project / AUDITS / commit[:12]
     shutil.rmtree(clone, ignore_errors=True)
     clone.parent.mkdir(parents=True, exist_ok=True)
     (project / AUDITS.parent / ".gitignore").write_text("*\n", "utf-8")
     try:
-        # --shared: the experiment's commit is under no branch, so it would not be copied.
-        git(project, "clone", "--shared", "--quiet", "--no-checkout", str(top), str(clone))
-        git(clone, "checkout", "--quiet", "--detach", commit)
-        folder = clone / project.resolve().relative_to(top)
+        folder = clone_at(project, commit, clone)
         share_cache(project, folder)
         try:
             dvc(folder, "checkout", "--force")
@@ -228,6 +244,16 @@ def open_run(project: Path, run: str | None) -> Iterator[AuditedRun]:
         yield AuditedRun(folder)
     finally:
         shutil.rmtree(clone, ignore_errors=True)
+
+
+def clone_at(project: Path, commit: str, clone: Path) -> Path:
+    """A clone of the repository that `project` lies in, at one of its commits; returns the project's folder in it."""
+    top = top_of(project)
+    assert top is not None  # it has commits
+    # --shared: objects are read where they are, also those of a commit that is under no branch (an experiment's).
+    git(project, "clone", "--shared", "--quiet", "--no-checkout", str(top), str(clone))
+    git(clone, "checkout", "--quiet", "--detach", commit)
+    return clone / project.resolve().relative_to(top)
 
 
 def commit_named(project: Path, run: str) -> str:

@@ -38,7 +38,10 @@ def dvc(folder: Path, *arguments: str) -> str:
 
 
 def cache_folder(folder: Path) -> Path:
-    return Path(dvc(folder, "cache", "dir"))
+    from dvc.repo import Repo
+
+    with Repo(str(folder)) as repo:
+        return Path(repo.cache.local_cache_dir)
 
 
 def share_cache(project: Path, clone: Path) -> None:
@@ -56,6 +59,16 @@ def own_cache(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Declared:
+    """One stage of dvc.yaml, its templates resolved. `params`: file → dotted keys, none for a file tracked whole."""
+
+    cmd: str
+    deps: frozenset[str]
+    outs: frozenset[str]
+    params: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
 class GraphNode:
     """One stage. `kind` is what precedes `@`: `sample` of `sample@1`, `evaluate` of `evaluate@0-held_out`."""
 
@@ -63,6 +76,7 @@ class GraphNode:
     kind: str
     needs: tuple[str, ...]
     meta: Meta = field(default_factory=Meta)
+    declared: Declared | None = field(default=None, compare=False)
 
 
 def node_name(root: Path, stage: Any) -> str:
@@ -101,6 +115,7 @@ def read_graph(folder: str | Path = ".") -> dict[str, GraphNode]:
                     kind_of(name(stage)),
                     tuple(name(need) for need in sorted(graph.successors(stage), key=place.__getitem__) if need.cmd),
                     known.get(kind_of(name(stage))) or read_meta(kind_of(name(stage)), stage.meta),
+                    _declared(stage),
                 )
                 for stage in order
                 if stage.cmd
@@ -109,32 +124,15 @@ def read_graph(folder: str | Path = ".") -> dict[str, GraphNode]:
         raise UserError(f"dvc.yaml: {' '.join(str(error).split())}") from None
 
 
-@dataclass(frozen=True)
-class Declared:
-    """One stage of dvc.yaml, its templates resolved. `params`: file → dotted keys, none for a file tracked whole."""
-
-    cmd: str
-    deps: frozenset[str]
-    outs: frozenset[str]
-    params: dict[str, list[str]]
-
-
-def read_declared(folder: Path) -> dict[str, Declared]:
-    """What dvc.yaml says of each node, as DVC reads it."""
+def _declared(stage: Any) -> Declared:
     from dvc.dependency import ParamsDependency
-    from dvc.repo import Repo
 
-    with Repo(str(folder)) as repo:
-        return {
-            node_name(Path(repo.root_dir), stage): Declared(
-                stage.cmd,
-                frozenset(d.def_path for d in stage.deps if not isinstance(d, ParamsDependency)),
-                frozenset(o.def_path for o in stage.outs),
-                {d.def_path: list(d.params) for d in stage.deps if isinstance(d, ParamsDependency)},
-            )
-            for stage in repo.index.stages
-            if stage.cmd
-        }
+    return Declared(
+        stage.cmd,
+        frozenset(d.def_path for d in stage.deps if not isinstance(d, ParamsDependency)),
+        frozenset(o.def_path for o in stage.outs),
+        {d.def_path: list(d.params) for d in stage.deps if isinstance(d, ParamsDependency)},
+    )
 
 
 def lister(folder: Path) -> Callable[[str], list[str]]:

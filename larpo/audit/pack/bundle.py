@@ -101,11 +101,11 @@ def clone_bundle(bundle: Path, folder: Path, commit: str) -> None:
         for setting in SAFE[:1]:
             run_git(folder, "config", *setting.split("=", 1))
         safe = [part for setting in SAFE for part in ("-c", setting)]
-        wanted = [f"{BRANCH}:{BRANCH}", f"{NAMED}*:{NAMED}*"]
-        run_git(folder, *safe, "fetch", "-q", "--no-tags", "--no-write-fetch-head", str(bundle.resolve()), *wanted)
-        found = run_git(folder, "rev-parse", BRANCH).decode().strip()
-        if found != commit:
-            raise UserError(f"{bundle.name}: its branch is at commit {found[:12]}, pack.json says {commit[:12]}")
+        refs = [f"{BRANCH}:{BRANCH}", f"{NAMED}*:{NAMED}*"]
+        run_git(folder, *safe, "fetch", "-q", "--no-tags", "--no-write-fetch-head", str(bundle.resolve()), *refs)
+        head = run_git(folder, "rev-parse", BRANCH).decode().strip()
+        if head != commit:
+            raise UserError(f"{bundle.name}: its branch is at commit {head[:12]}, pack.json says {commit[:12]}")
         run_git(folder, *safe, "checkout", "-q", "-f", BRANCH.removeprefix("refs/heads/"))
     except GitError as error:
         raise UserError(f"{bundle.name}: not a history that Git accepts ({error.reason[-200:]})") from None
