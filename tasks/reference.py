@@ -6,17 +6,22 @@ No reference model sits in memory while training, and another objective or learn
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
 import pandas as pd
 import torch
-from transformers import PreTrainedModel
 
 from larpo import tables
 from larpo.lists.read import check_list_tokens, mismatched_responses, read_lists, response_lists
 from larpo.models.load import load_model
-from larpo.training.logps import pack, response_logps
+from larpo.training.exactness import check_exact
+from larpo.training.forward import way_of
+from larpo.training.logps import response_logps
+from larpo.training.packing import pack
+from larpo.workspace.files import write_json
+from larpo.workspace.progress import say
 from tasks.frame.node import Node, command
 from tasks.frame.parts import batches, in_parts
 
@@ -35,13 +40,15 @@ def main(iteration: str) -> None:
                 replace(entry, response_ids=[*entry.response_ids, other])
                 for entry, other in zip(lists, mismatched_responses(lists, lists_path), strict=True)
             ]
-        model: PreTrainedModel | None = None
+        model, exactness = None, node.scratch / "exactness.json"
 
         def make(start: int, end: int) -> pd.DataFrame:
             nonlocal model
             if model is None:
                 model = load_model(policy, params.policy.dtype).to(device).eval()
                 check_list_tokens(model, lists, candidates_path)
+                write_json(exactness, check_exact(model, lists, node.stage))
+                say(f"{node.stage}: {way_of(model)}")
             with torch.inference_mode():
                 logps, lengths = (t.cpu() for t in response_logps(model, pack(lists[start:end]).to(device)))
             # A mismatched response stands behind the list's own m; its value goes to the list's first row.
@@ -56,7 +63,7 @@ def main(iteration: str) -> None:
         values = in_parts(node, batches(len(lists), params.reference.lists_per_batch), make, unit="lists")
         result = values.assign(prompt_id=frame["prompt_id"], response_id=frame["response_id"])
         tables.write(result[tables.SCHEMAS["reference"].names], "reference", node.out("reference"))
-        node.note(reference_policy=which, dtype=params.policy.dtype)
+        node.note(reference_policy=which, dtype=params.policy.dtype, **json.loads(exactness.read_text()))
         node.rows(read=len(frame), written=len(result))
 
 

@@ -40,7 +40,10 @@ def main() -> None:
         start = None if params.policy is None else node.checkpoint("policy")
         checkpoint = node.checkpoints["reward.model"] = reward_checkpoint(params, start, node.scratch)
         if params.train:
-            identity, held_out, counts, dropped = train(node, params, checkpoint, folder)
+            from larpo.training.determinism import deterministic
+
+            with deterministic(node.seed, "reward.train", params.train.deterministic):
+                identity, held_out, counts, dropped = train(node, params, checkpoint, folder)
             made = settle(folder, checkpoint)
             metrics["held_out"] = pair_accuracy(made, params, held_out)
             metrics["dropped"] = dropped
@@ -94,21 +97,16 @@ def train(
     node: Node, params: RewardParams, checkpoint: Checkpoint, folder: Path
 ) -> tuple[dict[str, Any], list[Pair], dict[str, int], dict[str, int]]:
     """Fit the model to the training pairs; returns its identity, the held-out pairs and the counts."""
-    import torch
-    from transformers import set_seed
-
     from larpo.rewards.encoding import Encoder
     from larpo.training.arguments import training_arguments
     from larpo.training.pair_trainer import BradleyTerryTrainer, EncodedPair
     from larpo.training.trainer import StopOnLimits
     from tasks.frame.train import check_commit, run
 
-    settings, seed = params.train, node.seed
+    settings = params.train
     check_commit()
-    args = training_arguments(settings, "reward.train", "pairs", node.scratch / "checkpoints", seed)
+    args = training_arguments(settings, "reward.train", "pairs", node.scratch / "checkpoints", node.seed)
     pairs, dropped = read_pairs(settings.data, "reward.train.data")
-    set_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
     # Training keeps float32 weights whatever dtype scores are computed in.
     model, tokenizer, facts = fetch_classifier(params, checkpoint, "float32", new_head=True)
     encoder = Encoder(tokenizer, params.max_length, f"params.yaml: reward: {params.source}")

@@ -6,8 +6,6 @@ Like the node `policy` it writes an empty memory, for an iteration may start fro
 from __future__ import annotations
 
 import pandas as pd
-import torch
-from transformers import set_seed
 
 from larpo import tables
 from larpo.errors import UserError
@@ -17,6 +15,8 @@ from larpo.models.load import load_model, load_tokenizer
 from larpo.sources import provenance
 from larpo.sources.prompts import draw
 from larpo.training.arguments import training_arguments
+from larpo.training.changes import share_changed
+from larpo.training.determinism import deterministic
 from larpo.training.sft_trainer import Example, SFTTrainer
 from larpo.training.trainer import StopOnLimits
 from tasks.frame.launch import launched
@@ -42,6 +42,8 @@ def main(name: str) -> None:
                 f"params.yaml: sft.{name}.data.solution_field: {int(lost.sum())} of {len(frame)} prompts have no "
                 "reference response; expected a column that holds one for each"
             )
+        # A response of blanks would teach to end at once.
+        rows, frame = len(frame), frame[frame["solution"].str.strip() != ""]
         tokenizer = load_tokenizer(policy)
         end = turn_end(tokenizer, end_tokens(policy, tokenizer))
         responses = gold_token_ids(tokenizer, frame["solution"].tolist(), end)
@@ -50,28 +52,27 @@ def main(name: str) -> None:
         kept = [e for e in examples if len(e) <= this.max_length]
         if not kept:
             raise UserError(
-                f"params.yaml: sft.{name}.max_length: none of {len(frame)} examples has at most "
+                f"params.yaml: sft.{name}.max_length: none of {rows} examples has at most "
                 f"{this.max_length} tokens that the tokenizer knows; raise it, or take other data"
             )
-        set_seed(seed)
-        torch.use_deterministic_algorithms(True, warn_only=True)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        trainer = SFTTrainer(
-            load_model(policy, params.policy.dtype),
-            args,
-            kept,
-            pad,
-            processing_class=tokenizer,
-            callbacks=[StopOnLimits(node.stage)],
-        )
-        run(node, trainer, node.out("policy"), node.out("sft"))
+        with deterministic(seed, f"sft.{name}", this.deterministic):
+            model = load_model(policy, params.policy.dtype)
+            stop = [StopOnLimits(node.stage)]
+            trainer = SFTTrainer(model, args, kept, pad, processing_class=tokenizer, callbacks=stop)
+            run(node, trainer, weights := node.out("policy"), node.out("sft"))
         if not node.leads:
             return
         tables.write(pd.DataFrame(columns=tables.SCHEMAS["candidates"].names), "candidates", node.out("candidates"))
         node.note(sources=provenance.prompts(this.data))
         node.note(steps=trainer.state.global_step, response_tokens=sum(len(e.response_ids) for e in kept))
-        dropped = {"unknown_tokens": len(frame) - len(examples), "too_long": len(examples) - len(kept)}
-        node.rows(read=len(frame), written=len(kept), dropped=dropped)
+        node.note(weights_changed=share_changed(policy, weights))
+        dropped = {
+            "blank_solution": rows - len(frame),
+            "unknown_tokens": len(frame) - len(examples),
+            "too_long": len(examples) - len(kept),
+        }
+        node.rows(read=rows, written=len(kept), dropped=dropped)
 
 
 if __name__ == "__main__":

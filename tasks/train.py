@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 
-import torch
-from transformers import set_seed
-
 from larpo.hashing import seed_of
 from larpo.lists.read import check_list_tokens
 from larpo.lists.training import read_training_lists
 from larpo.models.load import load_model, load_tokenizer
 from larpo.objectives import build
 from larpo.training.arguments import training_arguments
+from larpo.training.changes import share_changed
+from larpo.training.determinism import deterministic
+from larpo.training.exactness import check_exact
 from larpo.training.list_trainer import ListTrainer, check_step0, first_batch_loss, without_dropout
 from larpo.training.trainer import StopOnLimits
 from larpo.workspace.files import write_json
@@ -39,25 +39,25 @@ def main(iteration: str) -> None:
         objective = build(params.train.objective, **params.train.objective_options)
         args = training_arguments(params.train, "train", "lists", node.scratch / "checkpoints", node.seed)
         tokenizer = load_tokenizer(policy)
-        set_seed(node.seed)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # As the paper trains: without dropout's noise in the log-ratios.
-        model = without_dropout(load_model(policy, params.policy.dtype))
-        check_list_tokens(model, [entry.tokens for entry in lists], candidates_path)
-        step0 = node.scratch / "step0.json"
-        if node.leads and read_json_part(step0) is None:
-            first = lists[: params.train.lists_per_device_batch]
-            loss, expected = first_batch_loss(model.to(args.device), first, objective)
-            if params.reference_policy(iteration) == params.iterations[iteration].previous:
-                check_step0(loss, expected, params.policy.dtype)
-            write_json(step0, {"step0_loss": loss, "step0_expected": expected})
-        trainer = ListTrainer(
-            model, args, lists, objective, processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)]
-        )
-        run(node, trainer, node.out("policy"), node.out("train"))
+        checks = node.scratch / "step0.json"
+        with deterministic(node.seed, "train", params.train.deterministic):
+            # As the paper trains: without dropout's noise in the log-ratios.
+            model = without_dropout(load_model(policy, params.policy.dtype))
+            check_list_tokens(model, [entry.tokens for entry in lists], candidates_path)
+            if node.leads and read_json_part(checks) is None:
+                exact = check_exact(model.to(args.device), [entry.tokens for entry in lists], node.stage, args.bf16)
+                loss, expected = first_batch_loss(model, lists[: params.train.lists_per_device_batch], objective)
+                if params.reference_policy(iteration) == params.iterations[iteration].previous:
+                    check_step0(loss, expected, params.policy.dtype)
+                write_json(checks, exact | {"step0_loss": loss, "step0_expected": expected})
+            trainer = ListTrainer(
+                model, args, lists, objective, processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)]
+            )
+            run(node, trainer, weights := node.out("policy"), node.out("train"))
         if not node.leads:
             return
-        node.note(**json.loads(step0.read_text()), steps=trainer.state.global_step, lists=len(lists))
+        node.note(**json.loads(checks.read_text()), steps=trainer.state.global_step, lists=len(lists))
+        node.note(weights_changed=share_changed(policy, weights))
         node.rows(read=len(lists), written=len(lists))
 
 

@@ -217,6 +217,7 @@ class OptimizerParams(Section):
     autocast: Literal["none", "bfloat16"] = Field("none", description="compute dtype; master weights stay float32")
     save_steps: int = Field(50, ge=1, description="optimizer steps between checkpoints to resume from")
     gradient_checkpointing: bool = False
+    deterministic: bool = Field(True, description="only kernels that give the same bytes twice; false: any")
     launch: str | None = Field(
         None, description="an Accelerate configuration (configs/fsdp-8x80gb.yaml): train in its processes; null: in one"
     )

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from larpo import tables
 from larpo.errors import UserError
 from larpo.models.load import check_tokens
-from larpo.training.logps import ResponseList
+from larpo.training.packing import ResponseList
 
 
 def read_lists(lists_path: str, candidates_path: str) -> pd.DataFrame:

@@ -7,9 +7,39 @@ from pathlib import Path
 from larpo.config.params import Params
 from larpo.errors import ParameterError
 
+LOST = "examples would be left out, and nothing would count them"
+OTHERWISE = "the step is a mean over all its examples, in batches that the parameters say"
+AGAIN = "a run that was stopped could not go on as if it never was"
+HARMFUL = {
+    "dataloader_drop_last": LOST,
+    "auto_find_batch_size": OTHERWISE,
+    "ignore_data_skip": AGAIN,
+    "save_only_model": AGAIN,
+}
+"""Options of the Trainer that would change what is learnt without a word."""
+NOT_IN_OBJECTIVES = {
+    "label_smoothing_factor": "the objective is the loss; nothing would be smoothed",
+    "neftune_noise_alpha": "noise in the embeddings would make a policy differ from its own reference",
+}
+"""Those that SFT knows, and training on lists or pairs ignores or is harmed by."""
+
 
 def check(params: Params) -> None:
-    """Refuse a configuration of several processes that is not there."""
-    for key, section in [("train", params.train), *[(f"sft.{name}", sft) for name, sft in params.sft.items()]]:
+    """Refuse a configuration of several processes that is not there, weights too coarse to train, and options that
+    would be ignored or do harm."""
+    if params.policy.dtype != "float32":
+        raise ParameterError(
+            "policy.dtype",
+            f"steps of training vanish in {params.policy.dtype}; expected float32 (train.autocast=bfloat16 for speed)",
+        )
+    sections = [("train", params.train), *[(f"sft.{name}", sft) for name, sft in params.sft.items()]]
+    for key, section in sections:
         if section.launch is not None and not Path(section.launch).is_file():
             raise ParameterError(f"{key}.launch", f"{section.launch}: not found; expected an Accelerate configuration")
+    if params.reward.train is not None:
+        sections.append(("reward.train", params.reward.train))
+    for key, section in sections:
+        refused = HARMFUL if key.startswith("sft.") else HARMFUL | NOT_IN_OBJECTIVES
+        for option in section.trainer_options:
+            if option in refused:
+                raise ParameterError(f"{key}.trainer_options", f"{option!r} cannot be set here: {refused[option]}")

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from larpo.errors import UserError
 from larpo.objectives import ListBatch
-from larpo.training.logps import PackedLists, ResponseList, pack, response_logps
+from larpo.training.logps import response_logps
+from larpo.training.packing import PackedLists, ResponseList, pack
 from larpo.training.trainer import StepMeanTrainer
 
 STEP0_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}

@@ -24,7 +24,7 @@ from larpo import tables
 from larpo.errors import UserError
 from larpo.lists.read import mismatched_responses, read_lists
 from larpo.models.load import load_model
-from larpo.training.logps import ResponseList
+from larpo.training.packing import ResponseList
 from tests.tasks.conftest import change
 
 

@@ -59,7 +59,8 @@ def test_sft_learns_and_an_iteration_starts_from_it(sft_project):
     loss = pd.read_csv(project.folder / "data/sft/base/plots/metrics/loss.tsv", sep="\t")["loss"]
     assert loss.tail(5).mean() < 0.6 * loss.head(3).mean()
     notes = json.loads((project.folder / "data/sft/base.manifest.json").read_text())
-    assert notes["rows"] == {"in": 40, "out": 40, "dropped": {"too_long": 0, "unknown_tokens": 0}}
+    assert notes["rows"] == {"in": 40, "out": 40, "dropped": {"blank_solution": 0, "too_long": 0, "unknown_tokens": 0}}
+    assert notes["notes"]["weights_changed"] > 0.5
     assert notes["notes"]["steps"] == len(loss) == 60
     # Its responses end where the references end: with the end token.
     responses = tables.read("responses", project.folder / "data/sample/1.parquet")
@@ -105,3 +106,10 @@ def test_data_without_solutions_and_examples_too_long_are_one_line(workspace):
             tasks.sft.main("base")
         assert words in str(caught.value) and "\n" not in str(caught.value)
         assert not Path("data/policy/base").exists()
+    # A blank solution would teach to end at once: dropped and counted.
+    blank = [{"prompt": f"{i} + 1", "s": " \n" if i % 3 == 0 else "1"} for i in range(60)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in blank))
+    change(sft={"base": base})
+    tasks.sft.main("base")
+    rows = json.loads(Path("data/sft/base.manifest.json").read_text())["rows"]
+    assert rows["in"] == 20 and 0 < rows["dropped"]["blank_solution"] == 20 - rows["out"] < 20

@@ -23,7 +23,8 @@ from larpo.models.load import load_model
 from larpo.objectives import ListBatch, Objective, build
 from larpo.report.read import read_json, training_curves
 from larpo.training.list_trainer import STEP0_TOLERANCE, TrainingList, first_batch_loss, without_dropout
-from larpo.training.logps import pack, response_logps
+from larpo.training.logps import response_logps
+from larpo.training.packing import pack
 
 PART = "science"
 LISTS_SCORED = 8  # lists per iteration whose log-probabilities are computed again

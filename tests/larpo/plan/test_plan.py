@@ -199,7 +199,8 @@ def test_activations_are_those_that_autograd_keeps(tiny_policy):
     """What a training pass of a real Llama keeps per token and layer, summed over its tensors, within 10 %."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from larpo.training.logps import ResponseList, pack, response_logps
+    from larpo.training.logps import response_logps
+    from larpo.training.packing import ResponseList, pack
 
     size = {"vocab_size": 11, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 6}
     config = LlamaConfig(**size, num_attention_heads=4, num_key_value_heads=2, attn_implementation="sdpa")

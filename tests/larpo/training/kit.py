@@ -9,7 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from larpo.training.list_trainer import TrainingList
-from larpo.training.logps import ResponseList, pack, response_logps
+from larpo.training.logps import response_logps
+from larpo.training.packing import ResponseList, pack
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 

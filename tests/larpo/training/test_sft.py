@@ -11,7 +11,8 @@ from larpo.errors import UserError
 from larpo.load import check_params
 from larpo.models.blank import scratch_policy
 from larpo.models.initial import fetch_initial_policy
-from larpo.training.logps import ResponseList, pack, response_logps
+from larpo.training.logps import response_logps
+from larpo.training.packing import ResponseList, pack
 from larpo.training.sft_trainer import IGNORED, Collator, Example, SFTTrainer
 from larpo.training.trainer import Examples
 from tests.larpo.config.test_params import changed

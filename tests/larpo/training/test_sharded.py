@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM
-from larpo.training.logps import ResponseList
+from larpo.training.packing import ResponseList
 from larpo.objectives import build
 from larpo.training.list_trainer import TrainingList, collate, list_batch
 
