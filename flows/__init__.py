@@ -6,14 +6,10 @@ Settings that Prefect reads when it is imported: its state lies in the project's
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
+from larpo.workspace import project_folder
 
-def project_folder(start: str | Path = ".") -> Path:
-    """The nearest folder at or above `start` that holds `.dvc`; `start` itself where there is none."""
-    here = Path(start).resolve()
-    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
-
+__all__ = ["project_folder"]
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from flows import project_folder  # first: sets what Prefect reads on import
@@ -13,34 +10,30 @@ from flows import project_folder  # first: sets what Prefect reads on import
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from larpo.audit.open import open_run
 from larpo.audit.results import Check
-from larpo.audit.run import Again, finish, is_own, parts_of
+from larpo.audit.run import PAGE, Checks, Selection, audit
 
 
 class DoesNotHold(Exception):
     """The audit found something wrong; the message names the first of it."""
 
-
-class Part:
-    """One part of the audit on its way through a task; `checks` are its results, also where it fails."""
-
-    def __init__(self, check: Callable[[], list[Check]]):
-        self.check, self.checks = check, []
+    def __init__(self, checks: list[Check]):
+        first = next(c for c in checks if c.verdict == "fails")
+        super().__init__(f"{first.name}: {first.failures[0]}")
 
 
 @task(name="audit-part", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def check_part(name: str, part: Part) -> int:
-    """Number of checks that hold; fails where one of them does."""
+def check_part(name: str, check: Checks, checks: list[Check]) -> int:
+    """Number of checks that hold; fails where one of them does. They are added to `checks` in any case."""
     logger = get_run_logger()
-    part.checks = part.check()
-    for check in part.checks:
-        logger.info("%s: %s, %s", check.name, check.verdict, check.detail)
-        for line in check.failures[:20]:
+    checks += check()
+    for one in checks:
+        logger.info("%s: %s, %s", one.name, one.verdict, one.detail)
+        for line in one.failures[:20]:
             logger.error("%s", line)
-    if failed := [c for c in part.checks if c.verdict == "fails"]:
-        raise DoesNotHold(f"{failed[0].name}: {failed[0].failures[0]}")
-    return sum(c.verdict == "holds" for c in part.checks)
+    if any(one.verdict == "fails" for one in checks):
+        raise DoesNotHold(checks)
+    return sum(one.verdict == "holds" for one in checks)
 
 
 @flow(
@@ -72,19 +65,19 @@ def larpo_audit(
     UserError
         No such run, or no such node.
     """
-    logger, project = get_run_logger(), project_folder()
-    started, clock = datetime.now(UTC), time.monotonic()
-    with open_run(project, run) as found:
+    logger, out, found = get_run_logger(), project_folder() / "report", []
+
+    def perform(part: str, check: Checks) -> list[Check]:
         checks: list[Check] = []
-        wanted = Again(tuple(nodes or ()), every, again)
-        for name, check in parts_of(found, wanted, is_own(project, run), lambda line: logger.info("%s", line)).items():
-            part = Part(check)
-            state = check_part(name, part, return_state=True)
-            if not part.checks:
-                state.result()  # broke off before it found anything: its own error
-            checks += part.checks
-        tree = finish(found, checks, started, time.monotonic() - clock, project / "report")
-    logger.info("%s checks; page: %s", len(checks), project / "report/audit.html")
-    if failed := [c for c in checks if c.verdict == "fails"]:
-        raise DoesNotHold(f"{failed[0].name}: {failed[0].failures[0]}")
-    return {c["name"]: c["verdict"] for c in tree["checks"]}
+        state = check_part(part, check, checks, return_state=True)
+        if not checks:
+            state.result()  # broke off before it found anything: its own error
+        found.extend(checks)
+        return checks
+
+    selection = Selection(tuple(nodes or ()), every, again)
+    audit(project_folder(), run, selection, out, lambda line: logger.info("%s", line), perform)
+    logger.info("%s checks; page: %s", len(found), out / PAGE)
+    if any(check.verdict == "fails" for check in found):
+        raise DoesNotHold(found)
+    return {check.name: check.verdict for check in found}

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from larpo.audit.command import pack_command, unpack_command
+from larpo.audit.command import audit_command, pack_command, unpack_command
 from larpo.benchmarks import score_file
 from larpo.errors import UserError, one_line
 
@@ -21,6 +21,7 @@ app = typer.Typer(
     help="LARPO: alignment from ranked lists. The pipeline itself is `dvc repro`.",
 )
 
+app.command("audit")(audit_command)
 app.command("pack")(pack_command)
 app.command("unpack")(unpack_command)
 
@@ -66,56 +67,6 @@ def score(
 
 
 @app.command()
-def audit(
-    run: str = typer.Argument(None, help="a folder, pack, Git revision or experiment; default: this project"),
-    node: list[str] = typer.Option([], help="execute this node again; repeat for more"),
-    every: bool = typer.Option(False, "--all", help="execute every node again"),
-    again: bool | None = typer.Option(
-        None,
-        "--again/--no-again",
-        help="execute one node of each kind again; default: if the run is this project's own",
-    ),
-    diff: tuple[str, str] | None = typer.Option(None, metavar="RUN_A RUN_B", help="why two runs' numbers differ"),
-    out: Path = typer.Option(None, help="folder of audit.html and audit.json; default: report/ of this project"),
-    as_json: bool = typer.Option(False, "--json", help="print JSON"),
-) -> None:
-    """Whether a finished run is what it says it is: bytes, lineage, science, nodes executed again.
-
-    Exit code 0 if everything that was checked holds, 1 if something does not, 2 on bad input. With --diff: 0 if the
-    runs are equal, 1 if they differ.
-    """
-    from flows import project_folder
-    from larpo.audit.command import diff_command
-    from larpo.audit.open import open_run
-    from larpo.audit.run import Again, is_own
-    from larpo.audit.run import audit as whole
-    from larpo.audit.show import print_audit
-
-    project = project_folder()
-    try:
-        if diff is not None:
-            if run or node or every or again is not None:
-                raise UserError(
-                    "larpo audit: --diff compares two runs and takes neither a run nor nodes; leave them out"
-                )
-            raise typer.Exit(diff_command(*diff, as_json))
-        if sum((bool(node), every, again is False)) > 1:
-            raise UserError("larpo audit: --node, --all and --no-again exclude each other; give one")
-        with open_run(project, run) as found:
-            wanted, own, folder = Again(tuple(node), every, again), is_own(project, run), out or project / "report"
-            tree = whole(found, wanted, own, folder, lambda line: print(line, file=sys.stderr, flush=True))
-    except (UserError, OSError, RuntimeError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    if as_json:
-        print(json.dumps(tree, indent=1, ensure_ascii=False))
-    else:
-        print_audit(tree)
-        print(folder / "audit.html")
-    raise typer.Exit(0 if tree["holds"] else 1)
-
-
-@app.command()
 def plan(
     params: Path = typer.Option(Path("params.yaml"), help="the parameters to plan for"),
     overlay: list[Path] = typer.Option([], "--with", help="sections laid over them (configs/params-8x80gb.yaml)"),
@@ -158,7 +109,7 @@ def study(
 
     With --dry-run: exit code 1 where something does not fit.
     """
-    from flows import project_folder
+    from larpo.workspace import project_folder
 
     try:
         folder = project_folder() / "studies"
@@ -207,11 +158,11 @@ def _dry_run(
     as_json: bool,
 ) -> int:
     """Print the plan of a study, or a row for each of them (`all`); 1 where something does not fit."""
-    from flows import project_folder
     from larpo.plan import Assumptions
     from larpo.plan.render_study import render_overview, render_study, study_json
     from larpo.plan.study import plan_study
     from larpo.studies.spec import load_study, names
+    from larpo.workspace import project_folder
 
     project = project_folder()
     assumptions = Assumptions(gpus=gpus or 1, gpu_memory_gib=gpu_memory or 80).override(assume)

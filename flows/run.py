@@ -38,10 +38,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import server
 from larpo.config.params import policy_key
 from larpo.errors import UserError, one_line
-from larpo.workspace.clone import Workspace, changed_params, free_name
+from larpo.workspace.clone import Workspace, free_name
 from larpo.workspace.dvc import GraphNode, read_graph, select
 from larpo.workspace.mend import mend
-from larpo.workspace.repro import BadInput, NodeFailed, NodeRunner, Stopped
+from larpo.workspace.overrides import changed_params
+from larpo.workspace.repro import BadInput, NodeFailed, Repro
 
 STATE_NAMES = {"ran": "Completed", "restored": "Restored", "up-to-date": "UpToDate"}
 LIMIT = "larpo-heavy"
@@ -66,10 +67,10 @@ class HeavySlots:
             client.upsert_global_concurrency_limit_by_name(LIMIT, slots)
 
     @contextlib.contextmanager
-    def slot(self, runner: NodeRunner) -> Iterator[None]:
+    def slot(self, runner: Repro) -> Iterator[None]:
         logger = get_run_logger()
         with self._queue, contextlib.ExitStack() as held:
-            while not runner.stopping:
+            while not runner.commands.stopping.is_set():
                 try:
                     held.enter_context(
                         concurrency(
@@ -100,11 +101,11 @@ def _number(variable: str, default: int, least: int) -> int:
 
 def _worth_retrying(task: Any, run: TaskRun, state: State) -> bool:
     error = state.data
-    return isinstance(error, NodeFailed) and not isinstance(error, BadInput | Stopped)
+    return isinstance(error, NodeFailed) and not isinstance(error, BadInput)
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_worth_retrying)
-def run_node(name: str, runner: NodeRunner, slots: HeavySlots | None) -> State:
+def run_node(name: str, runner: Repro, slots: HeavySlots | None) -> State:
     """Bring one node up to date; the state's name says what that took."""
     logger = get_run_logger()
     with slots.slot(runner) if slots else contextlib.nullcontext():
@@ -120,7 +121,7 @@ def run_graph(graph: dict[str, GraphNode], folder: Path) -> dict[str, str]:
     RunFailed
         Some nodes failed. Nodes that do not need them have run.
     """
-    runner, slots = NodeRunner(folder), HeavySlots(heavy_slots())
+    runner, slots = Repro(folder), HeavySlots(heavy_slots())
     delay = _number("LARPO_RETRY_DELAY_SECONDS", 10, least=0)
     futures: dict[str, Any] = {}
     try:

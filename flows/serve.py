@@ -16,7 +16,7 @@ from types import FrameType
 from flows import project_folder, server
 from larpo.errors import MachineError, UserError, one_line
 from larpo.workspace import processes as supervise
-from tasks.frame.lock import Lock
+from larpo.workspace.lock import Lock
 
 POOL = "local"
 PROFILE = """\

@@ -6,31 +6,26 @@ so an edit of the project in the middle of a study cannot pass for what was run.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from larpo.errors import UserError
 from larpo.hashing import digest, file_hash
 from larpo.studies import Run
 from larpo.studies.results import read_value
 from larpo.studies.spec import Source
-from larpo.workspace import processes as supervise
 from larpo.workspace.clone import Workspace, named_paths
 from larpo.workspace.dvc import read_graph, select
-from larpo.workspace.mend import mend
-from larpo.workspace.repro import Output
-from tasks.frame.node import git_state
+from larpo.workspace.files import write_json
+from larpo.workspace.git import git_state
+from larpo.workspace.lock import Lock
+from larpo.workspace.processes import Commands
+from larpo.workspace.repro import Repro
 
 KEPT = Path(".larpo/studies")
 # What a run computes from, beside its parameters. How studies are planned, run and shown does not change a number.
@@ -51,25 +46,9 @@ class StudyFailed(Exception):
     """Some runs failed; the message names them."""
 
 
-@contextmanager
-def alone(project: Path, study: str, scale: str) -> Iterator[None]:
-    """One process at a time works on a study: runs have clones of fixed names.
-
-    Raises
-    ------
-    UserError
-        Another one does; nothing is waited for.
-    """
-    path = project / KEPT / f"{study}-{scale}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"study {study} at scale {scale}: another process runs it now; wait for it or stop it"
-            ) from None
-        yield
+def alone(project: Path, study: str, scale: str) -> Lock:
+    """One process at a time works on a study: runs have clones of fixed names."""
+    return Lock(project / KEPT / f"{study}-{scale}.lock", f"study {study} at scale {scale}")
 
 
 class Runner:
@@ -79,9 +58,7 @@ class Runner:
         self.project, self.sources, self.environment = project, sources, environment
         # Git locks its index, and DVC is read in this process: one at a time.
         self._alone = threading.Lock()
-        self._guard = threading.Lock()
-        self._stopping = False
-        self._processes: set[subprocess.Popen] = set()
+        self._commands = Commands()
         self._code: dict[Path, dict[str, str]] = {}
 
     def record(self, run: Run) -> Path:
@@ -119,7 +96,7 @@ class Runner:
             identity = self.identity(run, workspace.folder)
         nodes = [n.name for n in graph.values() if not only_shared or n.meta.shared]
         if nodes:
-            self._repro(workspace.folder, nodes, say)
+            Repro(workspace.folder, self._commands, self.environment).run_all(nodes, say)
         if only_shared:
             return None
         measured = {name: read_value(workspace.folder, source, run.policy) for name, source in self.sources.items()}
@@ -133,51 +110,9 @@ class Runner:
             "values": measured,
             "seconds": round(time.monotonic() - start, 1),
         }
-        path = self.record(run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
-        temporary.replace(path)
+        write_json(self.record(run), kept)
         return kept
-
-    def _repro(self, folder: Path, nodes: list[str], say: Callable[[str], None]) -> None:
-        for line in mend(folder):
-            say(line)
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        environment = os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"} | self.environment
-        with self._guard:
-            if self._stopping:
-                raise StudyFailed("stopped")
-            process = supervise.start(
-                [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *nodes],
-                cwd=folder,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-            )
-            self._processes.add(process)
-        output = Output("")
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                output.read(line.rstrip())
-                say(line.rstrip())
-            if process.wait():
-                raise StudyFailed(output.refusal or output.last or output.complaint)
-        finally:
-            with self._guard:
-                self._processes.discard(process)
-            supervise.stop(process)
-            process.stdout.close()
 
     def stop(self) -> None:
         """End every run that is under way; runs asked for later are refused."""
-        with self._guard:
-            self._stopping = True
-            running = list(self._processes)
-        for process in running:
-            assert process.stdin is not None
-            with suppress(OSError):
-                process.stdin.close()
+        self._commands.stop()

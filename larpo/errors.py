@@ -90,5 +90,7 @@ def first_error(error: ValidationError, known: Collection[str] = ()) -> Paramete
 
 def one_line(error: BaseException | str) -> str:
     """An error as one line of printable text: a server, a table or a checkpoint may have written part of it, so line
-    breaks become spaces, and characters that would steer a terminal are left out."""
-    return "".join(c for c in " ".join(str(error).split()) if c.isprintable())
+    breaks become spaces, and characters that would steer a terminal are left out. An error without words is told by
+    its name."""
+    words = " ".join(str(error).split()) or (type(error).__name__ if isinstance(error, BaseException) else "")
+    return "".join(c for c in words if c.isprintable())

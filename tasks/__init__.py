@@ -8,7 +8,7 @@ import sys
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 if os.environ.get("DVC_STAGE") and sys.orig_argv[1:2] == ["-m"]:  # the command that DVC runs, no child of it
-    from tasks.frame.lock import end_with_dvc
+    from larpo.workspace.processes import end_with_dvc
 
     end_with_dvc()
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from larpo import tables
 from larpo.errors import UserError
 from larpo.statistics import best_of_n_curve
-from tasks.frame.node import Node, command, say, write_json
+from larpo.workspace.files import write_json
+from larpo.workspace.progress import say
+from tasks.frame.node import Node, command
 from tasks.frame.scoring import score_in_parts
 
 PART = 4096  # responses per part: what a kill can cost

@@ -11,8 +11,10 @@ from larpo.retrieval.corpus import read_passages, read_queries
 from larpo.retrieval.encoder import Encoder
 from larpo.retrieval.index import shards
 from larpo.sources import provenance
-from tasks.frame.files import is_whole_array, read_json_part, rename, write_json
-from tasks.frame.node import Node, command, say
+from larpo.workspace.files import rename, write_json
+from larpo.workspace.progress import say
+from tasks.frame.files import is_whole_array, read_json_part
+from tasks.frame.node import Node, command
 
 
 def main(name: str) -> None:
@@ -41,7 +43,7 @@ def main(name: str) -> None:
         save(encoder.queries(queries["question"].tolist()), parts / "queries.npy")
         os.replace(parts, node.out("embed"))
         given = [provenance.dataset(path) for path in (wanted.corpus, wanted.queries)]
-        node.note(sources=[provenance.model(wanted.model), *given])
+        node.note(sources=[encoder.checkpoint.record(), *given])
         node.rows(read=count + len(queries), written=count + len(queries))
 
 

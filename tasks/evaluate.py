@@ -11,7 +11,8 @@ from larpo import tables
 from larpo.benchmarks import build_benchmark
 from larpo.benchmarks.items import join_items
 from larpo.errors import UserError, at
-from tasks.frame.node import Node, command, write_json
+from larpo.workspace.files import write_json
+from tasks.frame.node import Node, command
 
 
 def main(policy: str, benchmark: str) -> None:

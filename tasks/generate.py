@@ -30,7 +30,7 @@ def main(policy: str, benchmark: str) -> None:
     node.seed = seed_of(params.seed, "evaluate", benchmark)
     with node:
         items = tables.read("items", node["items"])
-        generator = Generator(node, node["policy"])
+        generator = Generator(node, node.checkpoint("policy"))
         greedy = Sampling(1, 0.0, wanted.max_new_tokens)
         parts = [generator.run(items, greedy, "greedy").assign(temperature=0.0, sample=-1, turn=0)]
         asked = items

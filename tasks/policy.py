@@ -8,8 +8,7 @@ from __future__ import annotations
 import pandas as pd
 
 from larpo import tables
-from larpo.models.initial import fetch_initial_policy
-from larpo.sources import provenance
+from larpo.models.initial import fetch_initial_policy, initial_checkpoint
 from tasks.frame.node import Node, command
 
 
@@ -17,8 +16,9 @@ def main() -> None:
     """Write data/policy/0 and the empty data/candidates/0.parquet."""
     with Node("policy") as node:
         params = node.params.policy
-        facts = fetch_initial_policy(params, node.out("policy"))
-        node.note(**facts, sources=[provenance.model(params.model, params.revision, facts.get("file"))])
+        checkpoint = node.checkpoints["policy.model"] = initial_checkpoint(params, node.scratch)
+        facts = fetch_initial_policy(params, node.out("policy"), checkpoint)
+        node.note(**facts, sources=[checkpoint.record()])
         empty = pd.DataFrame(columns=tables.SCHEMAS["candidates"].names)
         tables.write(empty, "candidates", node.out("candidates"))
 

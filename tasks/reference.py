@@ -26,7 +26,7 @@ def main(iteration: str) -> None:
     with Node("reference", iteration) as node:
         params = node.params
         which = params.reference_policy(iteration)
-        policy, lists_path, candidates_path = node["policy", which], node["lists"], node["candidates"]
+        policy, lists_path, candidates_path = node.checkpoint(("policy", which)), node["lists"], node["candidates"]
         frame = read_lists(lists_path, candidates_path)
         lists = response_lists(frame)
         sizes = [len(entry.response_ids) for entry in lists]

@@ -12,7 +12,8 @@ from larpo import tables
 from larpo.retrieval.corpus import read_passages, read_queries
 from larpo.retrieval.index import read_vectors, search
 from larpo.retrieval.scores import judge_hits, recall_at
-from tasks.frame.node import Node, command, write_json
+from larpo.workspace.files import write_json
+from tasks.frame.node import Node, command
 
 
 def main(name: str) -> None:

@@ -8,18 +8,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from larpo.config.reward import RewardParams
 from larpo.errors import UserError
 from larpo.hashing import seed_of
-from larpo.models import remote_code
-from larpo.rewards.classifier import SequenceClassification
-from larpo.rewards.pairrm import PairRMReward
+from larpo.models.remote_code import settle
+from larpo.models.resolve import Checkpoint
+from larpo.rewards.accuracy import pair_accuracy
+from larpo.rewards.checkpoint import fetch_classifier, reward_checkpoint, write_identity
 from larpo.sources import provenance
 from larpo.sources.pairs import Pair, read_pairs
-from larpo.statistics import wilson
-from tasks.frame.node import Node, command, say, write_json
+from larpo.workspace.files import write_json
+from larpo.workspace.progress import say
+from tasks.frame.node import Node, command
 
 
 def main() -> None:
@@ -29,8 +29,6 @@ def main() -> None:
     node.seed = seed_of(params.train.seed, "reward") if params.train else None
     with node:
         if params.source is None:
-            from larpo.rewards.checkpoint import write_identity
-
             folder = node.out("reward")
             folder.mkdir(parents=True)
             node.note(reward=write_identity(folder, params, None))
@@ -38,31 +36,33 @@ def main() -> None:
         # Before hours of training: whether the data are there.
         checks = {name: read_check(params, name) for name in params.checks}
         metrics: dict[str, Any] = {}
+        folder = node.out("reward")
+        start = None if params.policy is None else node.checkpoint("policy")
+        checkpoint = node.checkpoints["reward.model"] = reward_checkpoint(params, start, node.scratch)
         if params.train:
-            folder, identity, held_out, counts, dropped = train(node, params)
-            metrics["held_out"] = measure(folder, params, held_out)
+            identity, held_out, counts, dropped = train(node, params, checkpoint, folder)
+            made = settle(folder, checkpoint)
+            metrics["held_out"] = pair_accuracy(made, params, held_out)
             metrics["dropped"] = dropped
             node.rows(read=sum(counts.values()) + sum(dropped.values()), written=counts["train"], dropped=dropped)
         else:
-            folder, identity = fetch(node, params)
+            made, identity = fetch(params, checkpoint, folder)
         for name, (pairs, dropped) in checks.items():
-            metrics.setdefault("checks", {})[name] = measure(folder, params, pairs) | {"dropped": dropped}
+            metrics.setdefault("checks", {})[name] = pair_accuracy(made, params, pairs) | {"dropped": dropped}
         if metrics:
             write_json(folder / "metrics.json", metrics)
         if "held_out" in metrics:
             say(f"{node.stage}: held-out accuracy {words(metrics['held_out'])}")
         for name, found in metrics.get("checks", {}).items():
             say(f"{node.stage}: {name}: accuracy {words(found)}")
-        node.note(reward=identity, sources=sources(params), **metrics)
+        from_outside = [checkpoint.record()] if params.model else []  # a policy of this run is an input of the node
+        node.note(reward=identity, sources=from_outside + sources(params), **metrics)
 
 
 def sources(params: RewardParams) -> list[provenance.Source]:
-    """Where the model and its pairs come from; a policy of this run is an input of the node."""
-    found = [provenance.model(params.model, params.revision)] if params.model else []
+    """Where its pairs come from."""
     sections = [*params.checks.values(), *([params.train.data] if params.train else [])]
-    return found + [
-        provenance.dataset(s.data) if s.data else provenance.generated(f"pairs: {s.source}") for s in sections
-    ]
+    return [provenance.dataset(s.data) if s.data else provenance.generated(f"pairs: {s.source}") for s in sections]
 
 
 def read_check(params: RewardParams, name: str) -> tuple[list[Pair], dict[str, int]]:
@@ -76,29 +76,27 @@ def read_check(params: RewardParams, name: str) -> tuple[list[Pair], dict[str, i
     return kept, dropped | {"not_held_out": len(pairs) - len(kept)}
 
 
-def fetch(node: Node, params: RewardParams) -> tuple[Path, dict[str, Any]]:
+def fetch(params: RewardParams, checkpoint: Checkpoint, folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
     """A checkpoint as it is, in our layout."""
-    from larpo.rewards.checkpoint import fetch_classifier, write_identity
-
-    folder = node.out("reward")
     if params.kind == "pairrm":
         from larpo.rewards.pairrm_model import fetch_pairrm
 
-        model, tokenizer, facts = fetch_pairrm(params)
+        model, tokenizer, facts = fetch_pairrm(params, checkpoint)
     else:
-        model, tokenizer, facts = fetch_classifier(params, params.dtype, new_head=False)
+        model, tokenizer, facts = fetch_classifier(params, checkpoint, params.dtype, new_head=False)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    remote_code.settle(folder)
-    return folder, write_identity(folder, params, tokenizer, **facts)
+    made = settle(folder, checkpoint)
+    return made, write_identity(folder, params, tokenizer, **facts)
 
 
-def train(node: Node, params: RewardParams) -> tuple[Path, dict, list[Pair], dict[str, int], dict[str, int]]:
-    """Fit the model to the training pairs; returns its folder, its identity, the held-out pairs and the counts."""
+def train(
+    node: Node, params: RewardParams, checkpoint: Checkpoint, folder: Path
+) -> tuple[dict[str, Any], list[Pair], dict[str, int], dict[str, int]]:
+    """Fit the model to the training pairs; returns its identity, the held-out pairs and the counts."""
     import torch
     from transformers import set_seed
 
-    from larpo.rewards.checkpoint import fetch_classifier, write_identity
     from larpo.rewards.encoding import Encoder
     from larpo.training.arguments import training_arguments
     from larpo.training.pair_trainer import BradleyTerryTrainer, EncodedPair
@@ -112,7 +110,7 @@ def train(node: Node, params: RewardParams) -> tuple[Path, dict, list[Pair], dic
     set_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Training keeps float32 weights whatever dtype scores are computed in.
-    model, tokenizer, facts = fetch_classifier(params, "float32", new_head=True)
+    model, tokenizer, facts = fetch_classifier(params, checkpoint, "float32", new_head=True)
     encoder = Encoder(tokenizer, params.max_length, f"params.yaml: reward: {params.source}")
     kept, held_out, cut = [], [], 0
     for pair in pairs:
@@ -134,47 +132,10 @@ def train(node: Node, params: RewardParams) -> tuple[Path, dict, list[Pair], dic
     trainer = BradleyTerryTrainer(
         model, args, kept, tokenizer.pad_token_id, processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)]
     )
-    folder = node.out("reward")
     run(node, trainer, folder, folder / "training")
     counts = {"train": len(kept), "held_out": len(held_out)}
     trained = {"data": settings.data.name, **counts, "steps": trainer.state.global_step, "prompts_cut": cut}
-    return folder, write_identity(folder, params, tokenizer, trained=trained, **facts), held_out, counts, dropped
-
-
-def measure(folder: Path, params: RewardParams, pairs: list[Pair]) -> dict[str, Any]:
-    """Share of pairs whose chosen response gets the higher score, a tie counting half, with its 95 % Wilson interval.
-
-    Beside it the share where the longer response was chosen: what a reward would get that saw nothing but length.
-    """
-    reward = PairRMReward(folder) if params.kind == "pairrm" else SequenceClassification(folder)
-    before = len(pairs)
-    if isinstance(reward, SequenceClassification):
-        pairs = [p for p in pairs if reward.fits(p.messages, p.chosen) and reward.fits(p.messages, p.rejected)]
-    if not pairs:
-        raise UserError(f"params.yaml: reward.max_length: {params.max_length} tokens hold none of {before} pairs")
-    scores = (
-        reward.score(
-            [p.messages for p in pairs for _ in range(2)],
-            [None] * (2 * len(pairs)),
-            [text for p in pairs for text in (p.chosen, p.rejected)],
-            groups=[str(i) for i in range(len(pairs)) for _ in range(2)],
-        )["reward"]
-        .to_numpy()
-        .reshape(-1, 2)
-    )
-    margins = scores[:, 0] - scores[:, 1]
-    longer = np.array([np.sign(len(p.chosen) - len(p.rejected)) for p in pairs])
-    right, ties = int((margins > 0).sum()), int((margins == 0).sum())
-    value = (right + ties / 2) / len(pairs)
-    low, high = wilson(round(right + ties / 2), len(pairs))
-    return {
-        "accuracy": {"value": value, "low": low, "high": high},
-        "pairs": len(pairs),
-        "too_long": before - len(pairs),
-        "ties": ties,
-        "mean_margin": float(margins.mean()),
-        "longer_is_better": float(((longer + 1) / 2).mean()),
-    }
+    return write_identity(folder, params, tokenizer, trained=trained, **facts), held_out, counts, dropped
 
 
 def words(found: dict[str, Any]) -> str:

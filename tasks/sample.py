@@ -12,8 +12,7 @@ from larpo import tables
 from larpo.engines import Sampling
 from larpo.errors import UserError
 from larpo.hashing import digest, seed_of
-from larpo.models.gold import gold_rows, turn_end
-from larpo.models.load import end_tokens
+from larpo.models.chat import end_tokens, gold_rows, turn_end
 from tasks.frame.generator import Generator
 from tasks.frame.node import Node, command
 
@@ -24,7 +23,7 @@ def main(iteration: str) -> None:
         params = node.params
         this = params.iterations[iteration]
         node.seed = seed_of(params.seed, "sample", iteration)
-        policy, prompts_path = node["policy"], node["prompts"]
+        policy, prompts_path = node.checkpoint("policy"), node["prompts"]
         prompts = tables.read("prompts", prompts_path)
         generator = Generator(node, policy)
         n = params.sample.responses // len(this.temperatures)

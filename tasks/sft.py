@@ -12,8 +12,8 @@ from transformers import set_seed
 from larpo import tables
 from larpo.errors import UserError
 from larpo.hashing import seed_of
-from larpo.models.gold import gold_token_ids, turn_end
-from larpo.models.load import end_tokens, load_model, load_tokenizer, render_prompts
+from larpo.models.chat import end_tokens, gold_token_ids, render_prompts, turn_end
+from larpo.models.load import load_model, load_tokenizer
 from larpo.sources import provenance
 from larpo.sources.prompts import draw
 from larpo.training.arguments import training_arguments
@@ -34,7 +34,7 @@ def main(name: str) -> None:
     check_commit()
     seed = node.seed = seed_of(this.seed, "sft", name)
     with node:
-        policy = node["policy"]
+        policy = node.checkpoint("policy")
         args = training_arguments(this, f"sft.{name}", "examples", node.scratch / "checkpoints", seed)
         frame = draw(this.data, this.examples, seed, held_out=False, section=f"sft.{name}.data")
         if (lost := frame["solution"].isna()).any():

@@ -18,7 +18,8 @@ from larpo.objectives import build
 from larpo.training.arguments import training_arguments
 from larpo.training.list_trainer import ListTrainer, check_step0, first_batch_loss, without_dropout
 from larpo.training.trainer import StopOnLimits
-from tasks.frame.files import read_json_part, write_json
+from larpo.workspace.files import write_json
+from tasks.frame.files import read_json_part
 from tasks.frame.launch import launched
 from tasks.frame.node import Node, command
 from tasks.frame.train import check_commit, run
@@ -33,7 +34,7 @@ def main(iteration: str) -> None:
     check_commit()
     node.seed = seed_of(params.seed, "train", iteration)
     with node:
-        policy, candidates_path = node["policy"], node["candidates"]
+        policy, candidates_path = node.checkpoint("policy"), node["candidates"]
         lists = read_training_lists(node["lists"], candidates_path, node["reference"])
         objective = build(params.train.objective, **params.train.objective_options)
         args = training_arguments(params.train, "train", "lists", node.scratch / "checkpoints", node.seed)

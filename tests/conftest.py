@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -208,19 +209,25 @@ def project(tmp_path: Path, tiny_policy: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def finished_project(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, worker_id: str) -> Project:
+def warm_nodes() -> Iterator[dict[str, str]]:
+    """Variables with which nodes of any project start warm."""
+    from tasks.frame import warm
+
+    with warm.server({"OMP_NUM_THREADS": "1"}) as variables:
+        yield variables
+
+
+@pytest.fixture(scope="session")
+def finished_project(request: pytest.FixtureRequest, tmp_path_factory, tiny_policy: Path, worker_id: str) -> Project:
     """A project after `dvc repro`, committed; made once, whatever the number of test processes. Never changed:
     `copy()` gives one to work on."""
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "finished"
     with FileLock(f"{folder}.lock"):
         if not (folder / "first_run.txt").exists():
-            from tasks.frame import warm
-
             project = Project(folder / "project", tiny_policy)
-            with warm.server({"OMP_NUM_THREADS": "1"}) as project.variables:
-                printed = project.dvc("repro").stdout
-            project.variables = {}
+            project.variables = request.getfixturevalue("warm_nodes")
+            printed = project.dvc("repro").stdout
             project.run("git", "add", "-A")
             project.run("git", "commit", "-q", "-m", "run")
             (folder / "first_run.txt").write_text(printed)

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM
 
-from larpo.models import remote_code
 from larpo.models.load import load_model
+from larpo.models.remote_code import admit
 
 HELPER = "tiny_scale.py"
 CODE = ("modeling_tiny.py", HELPER)
@@ -80,7 +80,7 @@ def with_code(llama: Path, folder: Path, marker: Path, model_type: str = "tiny_c
 
 def turned(folder: Path) -> bool:
     """Whether the checkpoint's logits are those of a Llama with its weights, their sign turned."""
-    remote_code.admit(folder, KEY, True)
+    checkpoint = admit(folder, KEY, True)
     llama = LlamaForCausalLM.from_pretrained(folder).eval()
     with torch.inference_mode():
-        return torch.equal(load_model(folder, "float32").eval()(PROMPT).logits, -llama(PROMPT).logits)
+        return torch.equal(load_model(checkpoint, "float32").eval()(PROMPT).logits, -llama(PROMPT).logits)

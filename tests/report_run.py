@@ -12,6 +12,7 @@ import yaml
 from larpo import tables
 from larpo.benchmarks.held_out import HeldOut
 from larpo.config.params import parse_params
+from larpo.graph import read_stages, unroll
 from larpo.hashing import digest, tree_hash
 
 SCRIPT = "<script>document.body.innerHTML='gone'</script>"
@@ -45,31 +46,30 @@ def prompt(text: str) -> dict:
     }
 
 
-def manifest(stage: str, path: str, inputs: list[str], outputs: list[str], rows: tuple[int, int], **notes) -> None:
-    record = {
-        "node": stage,
-        "inputs": {p: tree_hash(p) for p in inputs},
-        "params": {},
-        "seed": 11,
-        "outputs": {p: tree_hash(p) for p in outputs},
-        "rows": {"in": rows[0], "out": rows[1], "dropped": {"truncated": 1}},
-        "notes": notes,
-        "git": {"commit": COMMIT, "dirty": False},
-        "packages": {"python": "3.11.2", "torch": "2.13.0"},
-        "hardware": {
-            "system": "Linux 6",
-            "machine": "x86_64",
-            "cores": 2,
-            "memory_bytes": 8 << 30,
-            "gpus": [],
-            "cpu": "A CPU",
-        },
-        "started": "2030-01-01T00:00:00+00:00",
-        "seconds": 12.5,
-        "resumed": False,
-        "peak_memory_bytes": 1 << 30,
-    }
-    Path(path).write_text(json.dumps(record), "utf-8")
+def write_manifests(settings: dict) -> None:
+    """A record for every node that dvc.yaml declares, of the inputs and outputs that are there."""
+    for stage in unroll(read_stages(), settings).values():
+        *outputs, path = sorted(stage.outs, key=lambda out: out.endswith(".manifest.json"))
+        step0 = {"step0_loss": 0.693148, "step0_expected": 0.693147} if stage.kind == "train" else {}
+        record = {
+            "node": stage.name,
+            "inputs": {p: tree_hash(p) for p in stage.deps if p.startswith("data/") and Path(p).exists()},
+            "params": {},
+            "seed": 11,
+            "outputs": {p: tree_hash(p) for p in outputs if Path(p).exists()},
+            "rows": {"in": 24, "out": 24, "dropped": {"truncated": 1}},
+            "notes": step0,
+            "git": {"commit": COMMIT, "dirty": False},
+            "packages": {"python": "3.11.2", "torch": "2.13.0"},
+            "hardware": {"system": "Linux 6", "machine": "x86_64", "cores": 2, "memory_bytes": 8 << 30, "gpus": []},
+            "started": "2030-01-01T00:00:00+00:00",
+            "seconds": 12.5,
+            "resumed": False,
+            "peak_memory_bytes": 1 << 30,
+        }
+        record["hardware"]["cpu"] = "A CPU"
+        if stage.kind != "report":
+            Path(path).write_text(json.dumps(record), "utf-8")
 
 
 def evaluations(correct: np.ndarray, greedy: np.ndarray) -> pd.DataFrame:
@@ -78,23 +78,10 @@ def evaluations(correct: np.ndarray, greedy: np.ndarray) -> pd.DataFrame:
     for i, (c, g) in enumerate(zip(correct, greedy, strict=True)):
         item = prompt(f"held out question {i}")
         for sample in range(-1, 4):
-            score = float(g) if sample < 0 else float(sample < c)
-            rows.append(
-                {
-                    "prompt_id": item["prompt_id"],
-                    "sample": sample,
-                    "turn": 0,
-                    "judgement": None,
-                    "temperature": 0.0 if sample < 0 else 1.0,
-                    "messages": item["messages"],
-                    "answer": "42",
-                    "text": f"It is {i}.",
-                    "n_tokens": 5 + i + sample,
-                    "finish_reason": "stop",
-                    "parsed": str(i),
-                    "score": score,
-                }
-            )
+            row = {"prompt_id": item["prompt_id"], "sample": sample, "turn": 0, "judgement": None, "answer": "42"}
+            row |= {"temperature": 0.0 if sample < 0 else 1.0, "messages": item["messages"], "text": f"It is {i}."}
+            row |= {"n_tokens": 5 + i + sample, "finish_reason": "stop", "parsed": str(i)}
+            rows.append(row | {"score": float(g) if sample < 0 else float(sample < c)})
     return pd.DataFrame(rows)
 
 
@@ -109,9 +96,6 @@ def build(settings: dict, seed: int = 0, steps: int = 6, manifests: bool = True)
     Path("data/reward").mkdir()
     Path("data/reward/reward.json").write_text('{"kind": "rules"}')
     tables.write(empty, "candidates", "data/candidates/0.parquet")
-    if manifests:
-        manifest("policy", "data/policy/0.manifest.json", [], ["data/policy/0", "data/candidates/0.parquet"], (0, 0))
-        manifest("reward", "data/reward.manifest.json", [], ["data/reward"], (0, 0))
     for s in checked.iterations:
         asked = pd.DataFrame([prompt(f"training question {s} {i}") for i in range(6)])
         tables.write(asked, "prompts", f"data/prompts/{s}.parquet")
@@ -154,54 +138,10 @@ def build(settings: dict, seed: int = 0, steps: int = 6, manifests: bool = True)
         for metric, start, slope in (("loss", 0.693147, -0.03), ("reward_accuracy", 0.5, 0.03)):
             lines = [f"{i}\t{start + slope * i + 0.01 * rng.standard_normal()}" for i in range(1, steps + 1)]
             (curves / f"{metric}.tsv").write_text("\n".join([f"step\t{metric}", *lines]) + "\n")
-        if manifests:
-            previous = checked.iterations[s].previous
-            policy = f"data/policy/{previous}"
-            t = {
-                kind: f"data/{kind}/{s}.parquet"
-                for kind in ("prompts", "sample", "score", "candidates", "lists", "reference")
-            }
-            manifest(f"prompts@{s}", f"data/prompts/{s}.manifest.json", [], [t["prompts"]], (6, 6))
-            manifest(f"sample@{s}", f"data/sample/{s}.manifest.json", [policy, t["prompts"]], [t["sample"]], (6, 24))
-            read = [t["prompts"], t["sample"], "data/reward"]
-            manifest(f"score@{s}", f"data/score/{s}.manifest.json", read, [t["score"]], (24, 24))
-            before = f"data/candidates/{previous}.parquet"
-            manifest(
-                f"candidates@{s}",
-                f"data/candidates/{s}.manifest.json",
-                [t["sample"], t["score"], before],
-                [t["candidates"]],
-                (24, len(memory)),
-            )
-            manifest(
-                f"lists@{s}",
-                f"data/lists/{s}.manifest.json",
-                [t["prompts"], t["candidates"]],
-                [t["lists"]],
-                (24, len(ends)),
-            )
-            manifest(
-                f"reference@{s}",
-                f"data/reference/{s}.manifest.json",
-                [policy, t["lists"], t["candidates"]],
-                [t["reference"]],
-                (len(ends), len(ends)),
-            )
-            manifest(
-                f"train@{s}",
-                f"data/train/{s}.manifest.json",
-                [policy, t["lists"], t["candidates"], t["reference"]],
-                [f"data/policy/{s}", f"data/train/{s}"],
-                (6, 6),
-                step0_loss=0.693148,
-                step0_expected=0.693147,
-            )
     for b in checked.benchmarks:
         asked = f"data/items/{b}.parquet"
         held_out = pd.DataFrame([prompt(f"held out question {i}") for i in range(checked.benchmarks[b].items)])
         tables.write(held_out.drop(columns="solution").assign(meta=None), "items", asked)
-        if manifests:
-            manifest(f"items@{b}", f"data/items/{b}.manifest.json", [], [asked], (len(held_out), len(held_out)))
         for p in checked.evaluate.policies:
             level = 0.25 + 0.15 * int(p)
             items = checked.benchmarks[b].items
@@ -210,21 +150,7 @@ def build(settings: dict, seed: int = 0, steps: int = 6, manifests: bool = True)
             tables.write(frame, "evaluations", f"{stem}.parquet")
             metrics = {"benchmark": b, "policy": p, **HeldOut(checked, checked.benchmarks[b]).aggregate(frame, frame)}
             Path(f"{stem}.json").write_text(json.dumps(metrics), "utf-8")
-            if manifests:
-                made, answered = f"data/policy/{p}", f"data/generate/{p}-{b}"
-                outputs = frame.assign(prompt_token_ids=[[1]] * len(frame), token_ids=[[2]] * len(frame))
-                tables.write(outputs[tables.SCHEMAS["outputs"].names], "outputs", f"{answered}.parquet")
-                manifest(
-                    f"generate@{p}-{b}",
-                    f"{answered}.manifest.json",
-                    [made, asked],
-                    [f"{answered}.parquet"],
-                    (items, len(frame)),
-                )
-                manifest(
-                    f"evaluate@{p}-{b}",
-                    f"{stem}.manifest.json",
-                    [asked, f"{answered}.parquet"],
-                    [f"{stem}.parquet", f"{stem}.json"],
-                    (items, len(frame)),
-                )
+            outputs = frame.assign(prompt_token_ids=[[1]] * len(frame), token_ids=[[2]] * len(frame))
+            tables.write(outputs[tables.SCHEMAS["outputs"].names], "outputs", f"data/generate/{p}-{b}.parquet")
+    if manifests:
+        write_manifests(checked.model_dump(mode="json"))

@@ -30,7 +30,7 @@ from larpo.config.sections import Section
 from larpo.engines import ENGINES
 from larpo.lists.recipes import RECIPES
 from larpo.load import check_params
-from larpo.objectives import registry
+from larpo.objectives import OBJECTIVES
 from larpo.rewards import REWARDS
 from larpo.sources.prompts import SOURCES
 from larpo.studies.page import STATEMENTS
@@ -46,7 +46,7 @@ NAMED = {
     "engine.name": ENGINES,
     "score.reward": REWARDS,
     "lists.recipe": RECIPES,
-    "train.objective": registry._REGISTRY,
+    "train.objective": OBJECTIVES,
 }
 
 

@@ -20,7 +20,7 @@ from larpo.config.sections import EngineParams, SourceParams
 from larpo.engines import ENGINES, Sampling, build_engine
 from larpo.lists.recipes import RECIPES, Recipe
 from larpo.load import check_params
-from larpo.objectives import ListBatch, build, registry
+from larpo.objectives import OBJECTIVES, ListBatch, build
 from larpo.rewards import REWARDS, build_reward
 from larpo.sources.prompts import SOURCES, draw, is_held_out
 from larpo.studies.spec import expand, load_study
@@ -47,8 +47,9 @@ def registered(page: Path, name: str) -> str:
 
 def test_objective_example(monkeypatch):
     """γ = 0.5 · (0.5, −0.5): the loss is 1 − (0.25 + 0.25); where policy and reference agree it is 1."""
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-    (code,) = blocks(ROOT / "docs/objectives.md", "## Add an objective")
+    page = ROOT / "docs/objectives.md"
+    (code,) = blocks(page, "## Add an objective")
+    monkeypatch.setitem(OBJECTIVES.entries, "hinge", registered(page, "hinge"))
     module("larpo.objectives.hinge", code, monkeypatch)
     batch = ListBatch(
         torch.tensor([[-1.0, -2.0]]),

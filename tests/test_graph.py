@@ -6,14 +6,12 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 
 import pandas as pd
 import pytest
 import yaml
 
 from larpo import tables
-from tasks.frame import warm
 from tests.conftest import Project
 
 
@@ -34,11 +32,11 @@ def recorded(project: Project) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, finished_project) -> Iterator[Project]:
+def finished(tmp_path_factory, finished_project, warm_nodes) -> Project:
     """A copy of the finished run; its nodes start warm, which spares this file minutes."""
     project = finished_project.copy(tmp_path_factory.mktemp("graph") / "project")
-    with warm.server({"OMP_NUM_THREADS": "1"}) as project.variables:
-        yield project
+    project.variables = warm_nodes
+    return project
 
 
 def test_every_node_ran_once_in_order(finished):

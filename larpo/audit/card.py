@@ -7,24 +7,14 @@ The variables are those of Gundersen and Kjensmo (AAAI 2018) in the form used on
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from larpo.audit.record import UNREADABLE, Manifest, Source
 from larpo.audit.results import Check
-
-ALGORITHM: tuple[tuple[str, str, str], ...] = (
-    ("π_θ0, the policy to start from", "policy", "larpo.models.initial:fetch_initial_policy"),
-    ("M prompts x from D_X", "prompts", "larpo.sources.prompts:draw"),
-    ("y_1 … y_k ~ π_β(·|x) at temperature t_s", "sample", "tasks.frame.generator:Generator.run"),
-    ("r(x, y)", "score", "larpo.rewards:build_reward"),
-    ("D ← merge of D_0 … D_s", "candidates", "tasks.candidates:main"),
-    ("ordered lists Y_x", "lists", "larpo.lists.recipes:build_lists"),
-    ("log π_β(y|x)", "reference", "larpo.training.logps:response_logps"),
-    ("L_rank", "train", "larpo.objectives:build"),
-    ("θ_s ← θ_s − lr · ∇ L_rank", "train", "larpo.training.list_trainer:ListTrainer"),
-)
-"""Line of Algorithm 1, node, the code that is it."""
+from larpo.graph import kinds
+from larpo.workspace.dvc import kind_of
 
 
 @dataclass(frozen=True)
@@ -46,10 +36,10 @@ class Evidence:
 
     Attributes
     ----------
-    manifests, kinds
-        By node: its manifest; what precedes `@`.
+    manifests
+        By node.
     sources
-        By node at which they enter: records of larpo.sources.provenance.
+        By node at which they enter.
     params
         params.yaml with defaults.
     checks
@@ -58,9 +48,8 @@ class Evidence:
         The repository's public address, its licence file, its lock file of packages; None where there is none.
     """
 
-    manifests: dict[str, dict[str, Any]]
-    kinds: dict[str, str]
-    sources: dict[str, list[dict[str, Any]]]
+    manifests: Mapping[str, Manifest]
+    sources: Mapping[str, Sequence[Source]]
     params: dict[str, Any]
     checks: Sequence[Check]
     remote: str | None = None
@@ -70,16 +59,13 @@ class Evidence:
     def check(self, name: str) -> Check | None:
         return next((c for c in self.checks if c.name == name), None)
 
-    def distinct(self, *keys: str) -> list[Any]:
-        """Different values of a manifest entry, over all nodes."""
-        found: list[Any] = []
+    def distinct(self, value: Callable[[Manifest], Any]) -> list[Any]:
+        """What the manifests hold of something, each once; nothing of those that hold none."""
+        values: list[Any] = []
         for manifest in self.manifests.values():
-            value: Any = manifest
-            for key in keys:
-                value = value.get(key) if isinstance(value, dict) else None
-            if value is not None and value not in found:
-                found.append(value)
-        return found
+            if (one := value(manifest)) not in (None, "", {}) and one not in values:
+                values.append(one)
+        return values
 
 
 def card(evidence: Evidence) -> list[Answer]:
@@ -93,109 +79,107 @@ def _answer(variable: str, evidence: list[str], missing: list[str]) -> Answer:
 
 
 def _pseudocode(e: Evidence) -> Answer:
-    ran = set(e.kinds.values())
-    told, missing = [], []
-    for line, node, place in ALGORITHM:
-        module, _, name = place.partition(":")
-        target: Any = importlib.import_module(module)
-        for part in name.split("."):
-            target = getattr(target, part)
-        (told if node in ran else missing).append(f"{line}: node {node}, {target.__module__}.{name}")
-    return _answer("Pseudocode", told, [f"not run: {line}" for line in missing])
+    """Lines of Algorithm 1 and the code that is each, as dvc.yaml says."""
+    ran, missing = [], []
+    executed = {kind_of(node) for node in e.manifests}
+    for kind, meta in kinds().items():
+        for line, place in meta.algorithm.items():
+            module, _, name = place.partition(":")
+            target: Any = importlib.import_module(module)
+            for part in name.split("."):
+                target = getattr(target, part)
+            text = f"{line}: node {kind}, {target.__module__}.{name}"
+            (ran if kind in executed else missing).append(text)
+    return _answer("Pseudocode", ran, [f"not run: {line}" for line in missing])
 
 
 def _code(e: Evidence) -> Answer:
-    commits = e.distinct("git", "commit")
-    told = [f"commit {c}" for c in commits]
-    told += [e.remote] if e.remote else []
-    told += [f"licence: {e.licence}"] if e.licence else []
-    told += [
+    evidence = [f"commit {commit}" for commit in e.distinct(lambda m: m.git.commit)]
+    evidence += [e.remote] if e.remote else []
+    evidence += [f"licence: {e.licence}"] if e.licence else []
+    evidence += [
         f"code that a checkpoint brought was executed, as {parameter} says: {name}, sha256 {digest}, in the checkpoint"
-        for noted in e.distinct("notes", "remote_code")
+        for noted in e.distinct(lambda m: m.notes.remote_code)
         for parameter, files in noted.items()
         for name, digest in files.items()
     ]
-    told = list(dict.fromkeys(told))
     missing = [] if e.remote else ["no address from which the repository can be fetched; a pack carries it"]
     missing += [] if e.licence else ["no licence file in the repository"]
-    return _answer("Open source code", told, missing + _failed(e, "code is committed"))
+    return _answer("Open source code", list(dict.fromkeys(evidence)), missing + _failed(e, "code is committed"))
 
 
 def _datasets(e: Evidence) -> Answer:
-    told, missing = [], []
-    for node, found in e.sources.items():
-        for s in found:
-            if s["kind"] == "generated":
-                told.append(f"{node}: {s['name']}, made by the committed code")
+    evidence, missing = {}, {}  # in order, each once
+    for node, sources in e.sources.items():
+        for source in sources:
+            if source.kind == "generated":
+                evidence[f"{node}: {source.name}, made by the committed code"] = None
                 continue
-            version = f" {s['version']}" if s["version"] else ""
-            told.append(f"{node}: {s['name']}{version}, {s['licence'] or 'licence not stated'}")
-            if not s["licence"]:
-                missing.append(f"{node}: the licence of {s['name']} is not stated")
-    return _answer("Open datasets", list(dict.fromkeys(told)), list(dict.fromkeys(missing)) + _failed(e, "sources"))
+            version = f" {source.version}" if source.version else ""
+            evidence[f"{node}: {source.name}{version}, {source.licence or 'licence not stated'}"] = None
+            if not source.licence:
+                missing[f"{node}: the licence of {source.name} is not stated"] = None
+    return _answer("Open datasets", list(evidence), [*missing, *_failed(e, "sources")])
 
 
 def _splits(e: Evidence) -> Answer:
-    prompts, told = e.params["prompts"], []
-    told.append(
+    prompts = e.params["prompts"]
+    evidence = [
         f"training: {prompts['per_iteration']} prompts in each of {len(e.params['iterations'])} iterations; "
         f"{prompts['held_out']:g} of all prompts, chosen by a hash of the text, are never trained on"
-    )
+    ]
     for name, entry in e.params["benchmarks"].items():
-        rows = e.manifests.get(f"items@{name}", {}).get("rows", {}).get("out")
-        told.append(f"evaluation: {name}, {rows} items" + (f", split {entry['split']}" if entry.get("data") else ""))
+        rows = e.manifests.get(f"items@{name}", UNREADABLE).rows.get("out")
+        evidence.append(
+            f"evaluation: {name}, {rows} items" + (f", split {entry['split']}" if entry.get("data") else "")
+        )
     apart = e.check("no evaluation prompt in training")
-    told += [f"{apart.verdict}: {apart.detail}"] if apart else []
+    evidence += [f"{apart.verdict}: {apart.detail}"] if apart else []
     missing = [] if apart and apart.verdict == "holds" else ["that no evaluation prompt was trained on"]
-    return _answer("Dataset splits", told, missing)
+    return _answer("Dataset splits", evidence, missing)
 
 
 def _hardware(e: Evidence) -> Answer:
-    told = []
-    for h in e.distinct("hardware"):
-        gpus = ", ".join(h.get("gpus") or []) or "no GPU"
-        memory = (h.get("memory_bytes") or 0) / 2**30
-        told.append(f"{h.get('cpu') or h.get('machine')}, {h.get('cores')} cores, {memory:.0f} GiB, {gpus}")
-    seconds = sum(m.get("seconds", 0) for m in e.manifests.values())
-    most = max(e.manifests.items(), key=lambda m: m[1].get("peak_memory_bytes", 0), default=None)
-    if told and most:
-        told.append(f"{seconds:.0f} s in {len(e.manifests)} nodes")
-        told.append(f"most memory: {most[0]}, {most[1].get('peak_memory_bytes', 0) / 2**30:.1f} GiB")
-    return _answer("Hardware specification", told, _without(e, "hardware"))
+    evidence = []
+    for h in e.distinct(lambda m: m.hardware.machine and m.hardware):
+        gpus = ", ".join(h.gpus) or "no GPU"
+        evidence.append(f"{h.cpu or h.machine}, {h.cores} cores, {h.memory_bytes / 2**30:.0f} GiB, {gpus}")
+    if evidence:
+        node, most = max(e.manifests.items(), key=lambda pair: pair[1].peak_memory_bytes)
+        evidence.append(f"{sum(m.seconds for m in e.manifests.values()):.0f} s in {len(e.manifests)} nodes")
+        evidence.append(f"most memory: {node}, {most.peak_memory_bytes / 2**30:.1f} GiB")
+    lacking = [node for node, m in e.manifests.items() if not m.hardware.machine]
+    return _answer("Hardware specification", evidence, [f"{node}: its manifest has no hardware" for node in lacking])
 
 
 def _software(e: Evidence) -> Answer:
-    sets = e.distinct("packages")
-    told = [", ".join(f"{name} {version}" for name, version in packages.items()) for packages in sets]
-    told += [f"system: {s}" for s in e.distinct("hardware", "system")]
-    missing = _without(e, "packages")
+    sets = e.distinct(lambda m: m.packages)
+    evidence = [", ".join(f"{name} {version}" for name, version in packages.items()) for packages in sets]
+    evidence += [f"system: {system}" for system in e.distinct(lambda m: m.hardware.system)]
+    missing = [f"{node}: its manifest has no packages" for node, m in e.manifests.items() if not m.packages]
     if e.lock:
-        told.append(f"every package with its exact version: {e.lock} in the commit")
+        evidence.append(f"every package with its exact version: {e.lock} in the commit")
     else:
         missing.append("no lock file of packages in the repository")
     if len(sets) > 1:
-        told.append(f"nodes ran with {len(sets)} different sets of packages")
-    return _answer("Software dependencies", told, missing)
+        evidence.append(f"nodes ran with {len(sets)} different sets of packages")
+    return _answer("Software dependencies", evidence, missing)
 
 
 def _setup(e: Evidence) -> Answer:
     train = e.params["train"]
-    told = [
+    evidence = [
         "every parameter of every node, defaults included, in the manifests",
-        f"seed {e.params['seed']}; {len(e.distinct('seed'))} different seeds derived from it, one a node",
+        f"seed {e.params['seed']}; {len(e.distinct(lambda m: m.seed))} different seeds derived from it, one a node",
         f"objective {train['objective']} {train['objective_options']}, learning rate {train['learning_rate']:g}, "
         f"{train['epochs']} epochs, {train['lists_per_step']} lists a step",
         f"{e.params['sample']['responses']} responses a prompt, temperatures "
         + ", ".join(f"{s}: {i['temperatures']}" for s, i in e.params["iterations"].items()),
     ]
-    return _answer("Experiment setup", told, _failed(e, "manifests' parameters", "parameters"))
-
-
-def _without(e: Evidence, key: str) -> list[str]:
-    return [f"{node}: its manifest has no {key}" for node, m in e.manifests.items() if not m.get(key)]
+    return _answer("Experiment setup", evidence, _failed(e, "manifests' parameters", "parameters"))
 
 
 def _failed(e: Evidence, *names: str) -> list[str]:
     """What checks that bear on a variable found wrong."""
-    found = (e.check(name) for name in names)
-    return [f"{c.name}: {c.failures[0]}" for c in found if c and c.verdict == "fails"]
+    checks = (e.check(name) for name in names)
+    return [f"{c.name}: {c.failures[0]}" for c in checks if c and c.verdict == "fails"]

@@ -1,81 +1,115 @@
-"""The commands `larpo pack` and `larpo unpack`, and what `larpo audit --diff` prints."""
+"""The commands `larpo audit`, `larpo pack` and `larpo unpack`."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import typer
 
-from larpo.errors import UserError
+from larpo.errors import UserError, one_line
+
+RUN = typer.Argument(None, help="a folder, pack, Git revision or experiment; default: this project")
 
 
-def _told(work: Callable[[], list[str]]) -> None:
-    """Print what `work` returns; exit code 2 with one line where it was refused."""
+@contextlib.contextmanager
+def refused() -> Iterator[None]:
+    """Exit code 2 with one line where the block refuses its input."""
     try:
-        lines = work()
+        yield
     except (UserError, OSError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(2) from None
-    print("\n".join(lines))
+
+
+def audit_command(
+    run: str = RUN,
+    node: list[str] = typer.Option([], help="execute this node again; repeat for more"),
+    every: bool = typer.Option(False, "--all", help="execute every node again"),
+    again: bool | None = typer.Option(
+        None,
+        "--again/--no-again",
+        help="execute one node of each kind again; default: if the run is this project's own",
+    ),
+    diff: tuple[str, str] | None = typer.Option(None, metavar="RUN_A RUN_B", help="why two runs' numbers differ"),
+    out: Path = typer.Option(None, help="folder of audit.html and audit.json; default: report/ of this project"),
+    as_json: bool = typer.Option(False, "--json", help="print JSON"),
+) -> None:
+    """Whether a finished run is what it says it is: bytes, lineage, science, nodes executed again.
+
+    Exit code 0 if everything that was checked holds, 1 if something does not, 2 on bad input. With --diff: 0 if the
+    runs are equal, 1 if they differ.
+    """
+    from larpo.audit.run import PAGE, Selection, audit
+    from larpo.audit.show import print_audit
+    from larpo.workspace import project_folder
+
+    project = project_folder()
+    if diff is not None:
+        with refused():
+            if run or node or every or again is not None:
+                raise UserError(
+                    "larpo audit: --diff compares two runs and takes neither a run nor nodes; leave them out"
+                )
+            status = print_diff(project, *diff, as_json)
+        raise typer.Exit(status)  # which is a RuntimeError
+    with refused():
+        if sum((bool(node), every, again is False)) > 1:
+            raise UserError("larpo audit: --node, --all and --no-again exclude each other; give one")
+        folder, selection = out or project / "report", Selection(tuple(node), every, again)
+        tree = audit(project, run, selection, folder, lambda line: print(line, file=sys.stderr, flush=True))
+    if as_json:
+        print(json.dumps(tree, indent=1, ensure_ascii=False))
+    else:
+        print_audit(tree)
+        print(folder / PAGE)
+    raise typer.Exit(0 if tree["holds"] else 1)
+
+
+def print_diff(project: Path, run_a: str, run_b: str, as_json: bool) -> int:
+    """Print why two runs differ. As `diff` ends: 0 no difference, 1 some.
+
+    Runs are folders, packs, Git revisions or names of experiments of `project`.
+    """
+    from larpo.audit.diff.explain import explain
+    from larpo.audit.open import open_run
+
+    with open_run(project, run_a) as a, open_run(project, run_b) as b:
+        diff = explain(a, b)
+    diff.a, diff.b = run_a, run_b
+    print(json.dumps(diff.record(), indent=1, ensure_ascii=False) if as_json else "\n".join(diff.lines()))
+    return 0 if diff.equal else 1
 
 
 def pack_command(
-    run: str = typer.Argument(None, help="a folder, pack, Git revision or experiment; default: this project"),
+    run: str = RUN,
     out: Path = typer.Option(None, "--out", help="the file to write; default: RUN-COMMIT.larpo.tar in this folder"),
     checkpoints: bool = typer.Option(True, help="with --no-checkpoints: without the folders that hold weights"),
     data_limit: float = typer.Option(1.0, min=0, help="GiB up to which a dataset of one's own goes in"),
 ) -> None:
     """Make one file of a finished run, with all that `larpo audit` needs; the same run makes the same bytes."""
+    from larpo.audit.open import open_run
+    from larpo.audit.pack.write import GIB, pack
+    from larpo.workspace import project_folder
+    from larpo.workspace.git import find_commit
 
-    def work() -> list[str]:
-        from flows import project_folder
-        from larpo.audit.open import open_run
-        from larpo.audit.pack.write import GIB, pack
-        from larpo.workspace.clone import git
-
-        project = project_folder()
-        with open_run(project, run) as found:
-            name = found.folder.name if run is None or Path(run).is_dir() else run.rsplit("/", 1)[-1]
-            head = git(found.folder, "rev-parse", "HEAD", check=False)[:12] or "no-commit"
-            file = out or Path(f"{name}-{head}.larpo.tar")
-            return pack(found, file, checkpoints=checkpoints, data_limit=int(data_limit * GIB)).lines()
-
-    _told(work)
+    with refused(), open_run(project_folder(), run) as packed:
+        name = packed.folder.name if run is None or Path(run).is_dir() else run.rsplit("/", 1)[-1]
+        head = (find_commit(packed.folder, "HEAD") or "no-commit")[:12]
+        file = out or Path(f"{name}-{head}.larpo.tar")
+        lines = pack(packed, file, checkpoints=checkpoints, data_limit=int(data_limit * GIB)).lines()
+    print("\n".join(lines))
 
 
 def unpack_command(
     file: Path = typer.Argument(help="what `larpo pack` made"), folder: Path = typer.Argument(help="a new folder")
 ) -> None:
     """Open a packed run as a project of its own, every byte checked, nothing in it executed."""
+    from larpo.audit.pack.unpack import unpack
 
-    def work() -> list[str]:
-        from larpo.audit.pack.unpack import unpack
-
-        done = unpack(file, folder)
-        return [*done.lines(), f"next: larpo audit {done.folder}"]
-
-    _told(work)
-
-
-def diff_command(run_a: str, run_b: str, as_json: bool) -> int:
-    """Print why two runs differ. As `diff` ends: 0 no difference, 1 some, 2 an error (one line).
-
-    Runs are folders, Git revisions or names of experiments of the project around the working folder.
-    """
-    from flows import project_folder
-    from larpo.audit.diff.explain import explain
-    from larpo.audit.open import open_run
-
-    try:
-        project = project_folder()
-        with open_run(project, run_a) as a, open_run(project, run_b) as b:
-            found = explain(a, b)
-    except (UserError, OSError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    found.a, found.b = run_a, run_b
-    print(json.dumps(found.record(), indent=1, ensure_ascii=False) if as_json else "\n".join(found.lines()))
-    return 0 if found.equal else 1
+    with refused():
+        unpacked = unpack(file, folder)
+    print("\n".join([*unpacked.lines(), f"next: larpo audit {unpacked.folder}"]))

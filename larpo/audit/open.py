@@ -7,114 +7,31 @@ is of bytes read now.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from larpo.audit.record import Record
+from larpo.audit.pack import PACK, Facts
+from larpo.audit.pack.unpack import KEPT, open_pack
+from larpo.audit.record import UNREADABLE, Manifest
 from larpo.config.params import Params
 from larpo.errors import UserError, nearest
 from larpo.hashing import dvc_hash, file_hash, tree_hash_of
 from larpo.load import load_params
-from larpo.workspace.clone import dvc, git
-from larpo.workspace.dvc import GraphNode, node_name, read_graph
+from larpo.models.resolve import Checkpoint
+from larpo.workspace.dvc import Declared, GraphNode, cache_folder, dvc, lister, read_graph, share_cache
+from larpo.workspace.dvc_lock import LOCK, Entry, LockedNode, read_lock
+from larpo.workspace.git import experiments, find_commit, git, top_of
 
-LOCK, PARAMS = "dvc.lock", "params.yaml"
-MANIFEST = ".manifest.json"
+PARAMS = "params.yaml"
 AUDITS = Path(".larpo/audit")
 NO_FILE = "no file"
-PACKED = Path(".larpo/pack/pack.json")
-"""Where an unpacked run keeps what its pack said of itself."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file or folder as dvc.lock records it; a folder's md5 ends with `.dir`."""
-
-    path: str
-    md5: str
-    size: int | None = None
-    files: int | None = None
-
-
-@dataclass(frozen=True)
-class Declared:
-    """One stage of dvc.yaml, its templates resolved. `params`: file → dotted keys, none for a file tracked whole."""
-
-    cmd: str
-    deps: frozenset[str]
-    outs: frozenset[str]
-    params: dict[str, list[str]]
-
-
-@dataclass(frozen=True)
-class LockedNode:
-    """One stage of dvc.lock. `params`: file → dotted key → value; for a file that is tracked whole, its content."""
-
-    name: str
-    cmd: str
-    deps: dict[str, Entry]
-    outs: dict[str, Entry]
-    params: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def manifest(self) -> str | None:
-        """Path of the node's record of itself."""
-        return next((path for path in self.outs if path.endswith(MANIFEST)), None)
-
-    @property
-    def products(self) -> dict[str, Entry]:
-        """Outputs without the manifest, which holds times and names of machines."""
-        return {path: entry for path, entry in self.outs.items() if not path.endswith(MANIFEST)}
-
-
-def read_yaml(path: Path) -> Any:
-    """A file as DVC reads it: by YAML 1.2, in which `2e-05`, as DVC writes it, is a number; a key that stands twice is
-    refused.
-
-    Raises
-    ------
-    UserError
-        It cannot be read.
-    """
-    from dvc.utils.serialize import ParseError, parse_yaml
-
-    try:
-        return parse_yaml(path.read_text("utf-8"), str(path))
-    except (OSError, UnicodeDecodeError, ParseError, RecursionError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:160]
-        raise UserError(f"{path}: not readable as YAML ({reason})") from None
-
-
-def read_lock(path: Path) -> dict[str, LockedNode]:
-    """dvc.lock by node.
-
-    Raises
-    ------
-    UserError
-        Absent, or not what DVC writes.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: not found; an audit needs a finished run: `dvc repro`")
-    try:
-        stages = read_yaml(path)["stages"]
-        found = {}
-        for name, stage in stages.items():
-            sides = [
-                {e["path"]: Entry(e["path"], e["md5"], e.get("size"), e.get("nfiles")) for e in stage.get(side, [])}
-                for side in ("deps", "outs")
-            ]
-            found[name] = LockedNode(name, stage["cmd"], *sides, stage.get("params", {}))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a dvc.lock ({' '.join(str(error).split())[:120]})") from None
-    return found
+T = TypeVar("T")
 
 
 class AuditedRun:
@@ -137,7 +54,13 @@ class AuditedRun:
         self.lock = read_lock(self.folder / LOCK)
         self.graph: dict[str, GraphNode] = read_graph(self.folder)
         self._hashed: dict[Path, str] = {}
+        self._made_once: dict[Callable, Any] = {}
         self.params: Params = load_params(self.folder / PARAMS)
+        self.checkpoints: dict[str, Checkpoint] = {}  # those whose code was looked at, and may run
+
+    def checkpoint(self, folder: str) -> Checkpoint:
+        """A model of the run as what loads it takes it; code of its own runs where `checkpoints` has it."""
+        return self.checkpoints.get(folder) or Checkpoint(folder)
 
     @cached_property
     def producer(self) -> dict[str, str]:
@@ -150,39 +73,28 @@ class AuditedRun:
         return [self.lock[name] for name in self.graph if name in self.lock]
 
     @cached_property
-    def left_out(self) -> frozenset[str]:
-        """Outputs that a pack was made without; dvc.lock still has their hashes."""
-        path = self.folder / PACKED
-        try:
-            facts = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-            return frozenset(row["path"] for row in facts.get("left_out", []))
-        except (OSError, ValueError, AttributeError, KeyError, TypeError):
-            raise UserError(f"{path}: not what `larpo unpack` writes; unpack the run again") from None
-
-    @cached_property
     def missing(self) -> list[str]:
         """Nodes of dvc.yaml that dvc.lock does not know."""
         return [name for name in self.graph if name not in self.lock]
 
     @cached_property
+    def left_out(self) -> frozenset[str]:
+        """Outputs that a pack was made without; dvc.lock still has their hashes."""
+        path = self.folder / KEPT / PACK
+        try:
+            left_out = Facts.model_validate_json(path.read_bytes()).left_out if path.is_file() else []
+            return frozenset(left.path for left in left_out)
+        except (OSError, ValueError):
+            raise UserError(f"{path}: not what `larpo unpack` writes; unpack the run again") from None
+
+    def absent(self, path: str) -> bool:
+        """Whether a pack was made without this output, and it is not here."""
+        return path in self.left_out and not (self.folder / path).exists()
+
+    @cached_property
     def declared(self) -> dict[str, Declared]:
         """What dvc.yaml says of each node."""
-        from dvc.dependency import ParamsDependency
-        from dvc.repo import Repo
-
-        found = {}
-        with Repo(str(self.folder)) as repo:
-            for stage in repo.index.stages:
-                if stage.cmd:
-                    deps = [d for d in stage.deps if not isinstance(d, ParamsDependency)]
-                    tracked = [d for d in stage.deps if isinstance(d, ParamsDependency)]
-                    found[node_name(Path(repo.root_dir), stage)] = Declared(
-                        stage.cmd,
-                        frozenset(d.def_path for d in deps),
-                        frozenset(o.def_path for o in stage.outs),
-                        {d.def_path: list(d.params) for d in tracked},
-                    )
-        return found
+        return {name: node.declared for name, node in self.graph.items() if node.declared}
 
     @cached_property
     def sources(self) -> list[str]:
@@ -193,42 +105,42 @@ class AuditedRun:
         """Whether a node makes it, or what lies in it (the report reads whole folders)."""
         return path in self.producer or any(out.startswith(f"{path}/") for out in self.producer)
 
-    def manifest(self, node: LockedNode) -> dict[str, Any]:
+    def manifest(self, node: LockedNode) -> Manifest:
         """The node's record of itself.
 
         Raises
         ------
         UserError
-            None, or not JSON.
+            None, or of another shape.
         """
         if node.manifest is None:
             raise UserError(f"{node.name}: dvc.lock names no manifest among its outputs")
-        path = self.folder / node.manifest
         try:
-            Record.model_validate_json(content := path.read_bytes())
-            return json.loads(content)
+            return Manifest.model_validate_json((self.folder / node.manifest).read_bytes())
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "content"
             raise UserError(f"{node.manifest}: not a node's manifest: {where}: {first['msg']}") from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise UserError(f"{node.manifest}: not a readable manifest ({error})") from None
 
     @cached_property
-    def _ignore(self) -> Any:
-        from dvc.repo import Repo
+    def manifests(self) -> dict[str, Manifest]:
+        """Those that can be read, by node."""
+        readable = {}
+        for node in self.nodes:
+            with suppress(UserError):
+                readable[node.name] = self.manifest(node)
+        return readable
 
-        with Repo(str(self.folder)) as repo:
-            return repo.dvcignore
+    def recorded(self, name: str) -> Manifest:
+        """A node's manifest, or UNREADABLE."""
+        return self.manifests.get(name, UNREADABLE)
 
-    def files(self, path: str) -> list[str]:
+    @cached_property
+    def files(self) -> Callable[[str], list[str]]:
         """Names of the files in a folder as DVC sees it (.dvcignore left out), relative to it, sorted."""
-        from dvc.fs import LocalFileSystem
-
-        root, names = str(self.folder / path), []
-        for here, _, found in self._ignore.walk(LocalFileSystem(), root):
-            names += [os.path.relpath(os.path.join(here, name), root).replace(os.sep, "/") for name in found]
-        return sorted(names)
+        return lister(self.folder)
 
     def file_md5(self, place: Path) -> str:
         """MD5 of a file's bytes; several checks ask, and weights are read once."""
@@ -255,6 +167,12 @@ class AuditedRun:
         files = sorted(p for p in place.rglob("*") if p.is_file())
         return tree_hash_of({p.relative_to(place).as_posix(): self.file_md5(p) for p in files})
 
+    def once(self, make: Callable[[AuditedRun], T]) -> T:
+        """What `make` makes of this run: several checks need it, and it may take long."""
+        if make not in self._made_once:
+            self._made_once[make] = make(self)
+        return self._made_once[make]
+
     @cached_property
     def evaluated(self) -> list[tuple[str, str]]:
         """Every benchmark with every policy that is measured on it."""
@@ -268,7 +186,7 @@ class AuditedRun:
     @cached_property
     def cache(self) -> Path:
         """DVC's cache of this project."""
-        return Path(dvc(self.folder, "cache", "dir"))
+        return cache_folder(self.folder)
 
     def object(self, md5: str) -> Path:
         """Where the cache keeps what has that hash."""
@@ -286,14 +204,14 @@ class AuditedRun:
             return {e["relpath"]: e["md5"] for e in json.loads(place.read_text("utf-8"))}
         if entry.path in self.producer:
             return None
-        found: dict[str, str] = {}
+        names: dict[str, str] = {}
         for node in self.nodes:
             for path, out in node.outs.items():
                 if path.startswith(f"{entry.path}/"):
                     name = path[len(entry.path) + 1 :]
                     inside = self.listing(out) if out.md5.endswith(".dir") else {"": out.md5}
-                    found |= {f"{name}/{n}" if n else name: md5 for n, md5 in (inside or {}).items()}
-        return found if dvc_hash(found) == entry.md5 else None
+                    names |= {f"{name}/{n}" if n else name: md5 for n, md5 in (inside or {}).items()}
+        return names if dvc_hash(names) == entry.md5 else None
 
 
 @contextmanager
@@ -307,23 +225,17 @@ def open_run(project: Path, run: str | None) -> Iterator[AuditedRun]:
         yield AuditedRun(project if run is None else run)
         return
     if Path(run).is_file():
-        from larpo.audit.pack.unpack import open_pack
-
         with open_pack(Path(run)) as folder:
             yield AuditedRun(folder)
         return
-    commit = find_commit(project, run)
-    top = Path(git(project, "rev-parse", "--show-toplevel"))
+    commit = commit_named(project, run)
     clone = project / AUDITS / commit[:12]
     shutil.rmtree(clone, ignore_errors=True)
     clone.parent.mkdir(parents=True, exist_ok=True)
     (project / AUDITS.parent / ".gitignore").write_text("*\n", "utf-8")
     try:
-        # --shared: the experiment's commit is under no branch, so it would not be copied.
-        git(project, "clone", "--shared", "--quiet", "--no-checkout", str(top), str(clone))
-        git(clone, "checkout", "--quiet", "--detach", commit)
-        folder = clone / project.resolve().relative_to(top.resolve())
-        dvc(folder, "config", "--local", "cache.dir", dvc(project, "cache", "dir"))
+        folder = clone_at(project, commit, clone)
+        share_cache(project, folder)
         try:
             dvc(folder, "checkout", "--force")
         except RuntimeError as error:
@@ -334,15 +246,23 @@ def open_run(project: Path, run: str | None) -> Iterator[AuditedRun]:
         shutil.rmtree(clone, ignore_errors=True)
 
 
-def find_commit(project: Path, run: str) -> str:
+def clone_at(project: Path, commit: str, clone: Path) -> Path:
+    """A clone of the repository that `project` lies in, at one of its commits; returns the project's folder in it."""
+    top = top_of(project)
+    assert top is not None  # it has commits
+    # --shared: objects are read where they are, also those of a commit that is under no branch (an experiment's).
+    git(project, "clone", "--shared", "--quiet", "--no-checkout", str(top), str(clone))
+    git(clone, "checkout", "--quiet", "--detach", commit)
+    return clone / project.resolve().relative_to(top)
+
+
+def commit_named(project: Path, run: str) -> str:
     """Commit of a revision or of an experiment's name."""
-    refs = git(project, "for-each-ref", "--format=%(refname)", "refs/exps", check=False).splitlines()
-    experiments = {r.rsplit("/", 1)[-1]: r for r in refs if not r.startswith("refs/exps/exec/")}
-    name = experiments.get(run, run)
-    commit = git(project, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}", check=False)
+    known = experiments(project)
+    commit = find_commit(project, known.get(run, run))
     if not commit:
         raise UserError(
             f"{run}: no folder with a dvc.yaml, no Git revision and no experiment"
-            + (nearest(run, list(experiments)) if experiments else "; `dvc exp show` lists experiments")
+            + (nearest(run, list(known)) if known else "; `dvc exp show` lists experiments")
         )
     return commit

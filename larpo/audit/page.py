@@ -10,13 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from larpo.audit.card import Answer
 from larpo.audit.results import PARTS, Check, all_hold
 
-ASKS = {
-    "bytes": "Is every file what dvc.lock says?",
-    "lineage": "Does every input come from the recorded output, commit or source?",
-    "science": "Do the numbers follow from the tables?",
-    "again": "Does a node executed again make the same?",
-}
-SHOWN = 20  # failures per check on the page and in JSON; the count is always told
+SHOWN = 20  # failures per check on the page and in JSON; the count is always there
 
 
 def record(facts: dict[str, Any], checks: list[Check], answers: list[Answer]) -> dict[str, Any]:
@@ -45,5 +39,5 @@ def render(audit: dict[str, Any]) -> str:
     """HTML of what `record` made; every text is escaped, nothing is fetched."""
     template = resources.files("larpo.audit").joinpath("page.html.j2").read_text("utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    parts = [(p, ASKS[p], [c for c in audit["checks"] if c["part"] == p]) for p in PARTS]
+    parts = [(p, question, [c for c in audit["checks"] if c["part"] == p]) for p, question in PARTS.items()]
     return environment.from_string(template).render(audit=audit, parts=[p for p in parts if p[2]])

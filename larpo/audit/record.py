@@ -19,13 +19,16 @@ class Source(BaseModel):
 
 class Notes(BaseModel):
     sources: list[Source] = []
-    remote_code: dict[str, dict[str, str]] = {}  # as larpo.models.remote_code.admitted
+    remote_code: dict[str, dict[str, str]] = {}  # parameter → file → SHA-256 of the code that was let run
+    engine: dict[str, Any] | None = None
+    origin: str | None = None
+    model: str | None = None
 
 
 class GitState(BaseModel):
-    commit: str | None = Field(None, pattern=r"^[0-9a-f]{7,64}$")  # else it could be an option of git's
+    commit: str | None = Field(None, pattern=r"^[0-9a-f]{40,64}$")  # else it could be an option of git's
     dirty: bool | None = None
-    changed: list[str] = []
+    changed: list[str] | None = None
 
 
 class Hardware(BaseModel):
@@ -37,8 +40,8 @@ class Hardware(BaseModel):
     gpus: list[str] = []
 
 
-class Record(BaseModel):
-    """A manifest; what else it holds is not looked at."""
+class Manifest(BaseModel):
+    """A node's record of itself; what else it holds is not looked at."""
 
     node: str
     inputs: dict[str, str]
@@ -49,5 +52,17 @@ class Record(BaseModel):
     rows: dict[str, Any] = {}
     packages: dict[str, str] = {}
     hardware: Hardware = Hardware()
+    seed: int | None = None
+    started: str | None = None
     seconds: float = Field(0, ge=0, allow_inf_nan=False)
+    resumed: bool = False
     peak_memory_bytes: int = 0
+
+    @property
+    def remote_code(self) -> dict[str, str]:
+        """SHA-256 by file of the code of checkpoints that the node says it let run."""
+        return {name: digest for files in self.notes.remote_code.values() for name, digest in files.items()}
+
+
+UNREADABLE = Manifest(node="", inputs={}, outputs={}, params={})
+"""In the place of a manifest that is not there or has another shape; the check `manifests` names it."""

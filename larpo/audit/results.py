@@ -8,9 +8,12 @@ from typing import Any, Literal
 
 Verdict = Literal["holds", "fails", "counted", "not checked"]
 """counted: a number for the reader to judge, which cannot fail."""
-PARTS = ("bytes", "lineage", "science", "again")
-"""bytes: files against dvc.lock. lineage: inputs against their producers, back to code and sources. science: numbers
-computed again from the tables. again: nodes executed again."""
+PARTS = {
+    "bytes": "Is every file what dvc.lock says?",
+    "lineage": "Does every input come from the recorded output, commit or source?",
+    "science": "Do the numbers follow from the tables?",
+    "again": "Does a node executed again make the same?",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def unchecked(part: str, name: str, reason: str) -> Check:
     return Check(part, name, "not checked", 0, reason)
 
 
-def judged(part: str, name: str, checked: int, detail: str, failures: Sequence[str]) -> Check:
+def conclude(part: str, name: str, checked: int, detail: str, failures: Sequence[str]) -> Check:
     """Holds where nothing failed; nothing to check is `not checked`, never `holds`."""
     if failures:
         return fails(part, name, checked, detail, failures)

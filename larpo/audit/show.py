@@ -1,4 +1,4 @@
-"""The audit in the terminal: one line per check, the first thing that does not hold below it."""
+"""The audit in the terminal: one line per check, the first things that do not hold below each part."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 STYLES = {
@@ -27,30 +28,29 @@ def print_audit(audit: dict[str, Any], console: Console | None = None) -> None:
         console.width = 120
     for part in dict.fromkeys(c["part"] for c in audit["checks"]):
         checks = [c for c in audit["checks"] if c["part"] == part]
-        console.print(Text(f"\n{part}", style="bold"))
-        _table(console, [(c["name"], c["verdict"], c["detail"]) for c in checks])
-        for check in (c for c in checks if c["failures"]):
+        _table(console, part, [(c["name"], c["verdict"], c["detail"]) for c in checks])
+        for check in checks:
             for line in check["failures"][:FIRST]:
                 console.print(Padding(Text(line, style="red"), (0, 0, 0, 4)))
             if check["failed"] > FIRST:
                 console.print(f"    and {check['failed'] - FIRST} more")
-    console.print(Text("\nreproducibility card", style="bold"))
-    told = [(a["variable"], a["answer"], "; ".join(a["missing"] or a["evidence"])) for a in audit["card"]]
-    _table(console, told)
-    failed = [c for c in audit["checks"] if c["verdict"] == "fails"]
-    if failed:
+    answers = [(a["variable"], a["answer"], "; ".join(a["missing"] or a["evidence"])) for a in audit["card"]]
+    _table(console, "reproducibility card", answers)
+    if failed := [c for c in audit["checks"] if c["verdict"] == "fails"]:
         console.print(Text(f"\ndoes not hold: {failed[0]['name']}: {failed[0]['failures'][0]}", style="bold red"))
-    else:
-        unasked = sum(c["verdict"] == "not checked" for c in audit["checks"])
-        console.print(
-            "\neverything that was checked holds" + (f"; {unasked} not checked, see above" if unasked else "")
-        )
+        return
+    open_questions = sum(c["verdict"] == "not checked" for c in audit["checks"])
+    remark = f"; {open_questions} not checked, see above" if open_questions else ""
+    console.print(f"\neverything that was checked holds{remark}")
 
 
-def _table(console: Console, rows: list[tuple[str, str, str]]) -> None:
+def _table(console: Console, title: str, rows: list[tuple[str, str, str]]) -> None:
     """Names and verdicts whole, the detail cut to what is left of the line."""
-    wide, words = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
     for name, verdict, detail in rows:
-        line = Text(f"  {name:{wide}}  ") + Text(f"{verdict:{words}}", style=STYLES[verdict]) + Text(f"  {detail}")
-        line.truncate(console.width, overflow="ellipsis")
-        console.print(line, no_wrap=True)
+        table.add_row(Text(name), Text(verdict, STYLES[verdict]), Text(detail, no_wrap=True, overflow="ellipsis"))
+    console.print(Text(f"\n{title}", style="bold"))
+    console.print(Padding(table, (0, 0, 0, 2)))

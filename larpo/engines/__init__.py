@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from larpo.config.sections import EngineParams
+from larpo.models.resolve import Model
 from larpo.registry import Registry
 
 
@@ -57,7 +58,7 @@ ENGINES = Registry(
 )
 
 
-def build_engine(params: EngineParams, checkpoint: str, seed: int) -> Engine:
+def build_engine(params: EngineParams, checkpoint: Model, seed: int) -> Engine:
     """Load a checkpoint into the engine that `params.name` names.
 
     Raises

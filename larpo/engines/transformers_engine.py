@@ -16,7 +16,9 @@ from transformers import (
 
 from larpo.config.sections import EngineParams
 from larpo.engines import Completion, Sampling
-from larpo.models.load import check_tokens, end_tokens, load_model, load_tokenizer
+from larpo.models.chat import end_tokens
+from larpo.models.load import check_tokens, load_model, load_tokenizer
+from larpo.models.resolve import Model
 
 
 class Draw(LogitsProcessor):
@@ -44,7 +46,7 @@ class TransformersEngine:
     """Prompts are computed once and their cache is shared by the n responses of each: with short
     responses most of the work would otherwise be the same prompt n times over."""
 
-    def __init__(self, checkpoint: str, params: EngineParams, seed: int):
+    def __init__(self, checkpoint: Model, params: EngineParams, seed: int):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = load_model(checkpoint, params.dtype, **params.options).to(self.device).eval()
         tokenizer = load_tokenizer(checkpoint)
@@ -68,7 +70,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[list[Completion]]:
         """See `larpo.engines.Engine`. One seed drives the whole batch: the batch is part of the recipe."""
-        check_tokens(self.model, prompts, self.checkpoint)
+        check_tokens(self.model, prompts, str(self.checkpoint))
         length = max(map(len, prompts))
         ids = torch.full((len(prompts), length), self.pad, device=self.device)
         mask = torch.zeros_like(ids)

@@ -9,8 +9,10 @@ from larpo.config.sections import EngineParams
 from larpo.engines import Completion, Sampling
 from larpo.errors import ParameterError
 from larpo.hashing import seed_of
-from larpo.models.load import end_tokens, load_tokenizer
+from larpo.models.chat import end_tokens
+from larpo.models.load import load_tokenizer
 from larpo.models.remote_code import CAUSAL_LM, TOKENIZER, trust
+from larpo.models.resolve import Model
 
 
 class VLLMEngine:
@@ -21,7 +23,7 @@ class VLLMEngine:
     are (tensor_parallel_size, gpu_memory_utilization, …) and win over the settings below.
     """
 
-    def __init__(self, checkpoint: str, params: EngineParams, seed: int):
+    def __init__(self, checkpoint: Model, params: EngineParams, seed: int):
         # These are read when vLLM is imported.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -50,7 +52,7 @@ class VLLMEngine:
         settings |= params.options
         self.ends = end_tokens(checkpoint, load_tokenizer(checkpoint))
         try:
-            self.llm = vllm.LLM(**({"model": checkpoint} | settings))
+            self.llm = vllm.LLM(**({"model": str(checkpoint)} | settings))
         except (TypeError, ValueError) as error:
             raise ParameterError(
                 "engine.options", f"vLLM refuses them for {checkpoint} ({' '.join(str(error).split())[:200]})"

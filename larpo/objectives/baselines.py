@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from larpo.errors import UserError
+from larpo.objectives import NonNegative, Positive
 from larpo.objectives.batch import ListBatch, chosen_and_rejected, pick
-from larpo.objectives.registry import NonNegative, Positive, register
 
 
 def _where_strict(batch: ListBatch, losses: Tensor) -> Tensor:
@@ -32,11 +32,6 @@ def _where_strict(batch: ListBatch, losses: Tensor) -> Tensor:
     return torch.where(batch.strict(), losses, 0)
 
 
-def _ipo_at_reference(batch: ListBatch, *, tau: float) -> Tensor:
-    return batch.strict().to(batch.dtype) / (2 * tau) ** 2
-
-
-@register("ipo", at_reference=_ipo_at_reference)
 def ipo(batch: ListBatch, *, tau: Positive = 0.1) -> Tensor:
     """((ρ̄_w − ρ̄_l) − 1/(2τ))², (B,): Azar et al. 2024, Eq. 17, on mean log-ratios.
 
@@ -48,7 +43,6 @@ def ipo(batch: ListBatch, *, tau: Positive = 0.1) -> Tensor:
     return _where_strict(batch, (pick(ratios, chosen) - pick(ratios, rejected) - 1 / (2 * tau)) ** 2)
 
 
-@register("slic_hf")
 def slic_hf(batch: ListBatch, *, delta: NonNegative = 1.0, nll_weight: NonNegative = 0.1) -> Tensor:
     """max(0, δ − s_w + s_l) − λ s_w, (B,), λ = nll_weight: Zhao et al. 2023, on summed log-probabilities.
 
@@ -60,7 +54,6 @@ def slic_hf(batch: ListBatch, *, delta: NonNegative = 1.0, nll_weight: NonNegati
     return _where_strict(batch, F.relu(delta - better + worse) - nll_weight * better)
 
 
-@register("rrhf")
 def rrhf(batch: ListBatch, *, nll_weight: NonNegative = 1.0) -> Tensor:
     """Σ max(0, s̄_j − s̄_i) over r_i > r_j, plus λ times the NLL per token of the first response, (B,).
 
@@ -73,7 +66,6 @@ def rrhf(batch: ListBatch, *, nll_weight: NonNegative = 1.0) -> Tensor:
     return _where_strict(batch, rank - nll_weight * pick(means, batch.first()))
 
 
-@register("cpo")
 def cpo(batch: ListBatch, *, beta: Positive = 0.1, nll_weight: NonNegative = 1.0) -> Tensor:
     """−log σ(β(s_w − s_l)) plus λ times the NLL per token of y_w, (B,): Xu et al. 2024, Eq. 3, λ = nll_weight.
 
@@ -86,12 +78,6 @@ def cpo(batch: ListBatch, *, beta: Positive = 0.1, nll_weight: NonNegative = 1.0
     return _where_strict(batch, -F.logsigmoid(beta * (better - worse)) + nll_weight * nll)
 
 
-def _kto_at_reference(batch: ListBatch, *, beta: float, desirable_weight: float, undesirable_weight: float) -> Tensor:
-    # Every log-ratio is 0, and so is z: σ(0) = ½ twice.
-    return batch.strict().to(batch.dtype) * (desirable_weight + undesirable_weight) / 2
-
-
-@register("kto", at_reference=_kto_at_reference, needs_mismatched=True)
 def kto(
     batch: ListBatch,
     *,
@@ -119,16 +105,9 @@ def kto(
     return _where_strict(batch, desirable_weight * desirable + undesirable_weight * undesirable)
 
 
-def _length_margin(batch: ListBatch, chosen: Tensor, rejected: Tensor, alpha: float) -> Tensor:
-    return alpha * (pick(batch.lengths, chosen) - pick(batch.lengths, rejected)).to(batch.dtype)
+kto.needs_mismatched = True
 
 
-def _rdpo_at_reference(batch: ListBatch, *, beta: float, alpha: float) -> Tensor:
-    margin = _length_margin(batch, *chosen_and_rejected(batch, "rdpo"), alpha)
-    return _where_strict(batch, -F.logsigmoid(margin))
-
-
-@register("rdpo", at_reference=_rdpo_at_reference)
 def rdpo(batch: ListBatch, *, beta: Positive = 0.1, alpha: NonNegative = 0.05) -> Tensor:
     """−log σ(β(ρ_w − ρ_l) + α(|y_w| − |y_l|)), (B,): Park et al. 2024; α = 0 is DPO.
 
@@ -137,11 +116,10 @@ def rdpo(batch: ListBatch, *, beta: Positive = 0.1, alpha: NonNegative = 0.05) -
     """
     chosen, rejected = chosen_and_rejected(batch, "rdpo")
     gamma = batch.gamma(beta)
-    margin = _length_margin(batch, chosen, rejected, alpha)
+    margin = alpha * (pick(batch.lengths, chosen) - pick(batch.lengths, rejected)).to(batch.dtype)
     return _where_strict(batch, -F.logsigmoid(pick(gamma, chosen) - pick(gamma, rejected) + margin))
 
 
-@register("simpo")
 def simpo(batch: ListBatch, *, beta: Positive = 2.0, gamma_beta_ratio: NonNegative = 0.25) -> Tensor:
     """−log σ(β(s̄_w − s̄_l) − γ), (B,): Meng et al. 2024, Eq. 6, on mean log-probabilities without a reference.
 

@@ -15,26 +15,20 @@ does, by a seeded hash) and leaves out prompts whose rewards are all equal.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from larpo.objectives import Positive
 from larpo.objectives.batch import ListBatch, chosen_and_rejected, pick
-from larpo.objectives.registry import Positive, register
 
 # Scores closer than this share a rank in the ΔNDCG weight. At step 0 all γ are 0 up to rounding; without
 # it that rounding would decide the ranks, and with them the loss.
 RANK_RESOLUTION = 1e-3
 
 
-def _pairwise_at_reference(batch: ListBatch, *, beta: float) -> Tensor:
-    return batch.strict().to(batch.dtype) * math.log(2)
-
-
-@register("pairwise", "dpo", at_reference=_pairwise_at_reference)
 def pairwise(batch: ListBatch, *, beta: Positive = 0.1) -> Tensor:
     """−log σ(γ_1 − γ_2), (B,): DPO, Bradley-Terry. Raises UserError unless every list has two responses."""
     chosen, rejected = chosen_and_rejected(batch, "pairwise")
@@ -42,12 +36,6 @@ def pairwise(batch: ListBatch, *, beta: Positive = 0.1) -> Tensor:
     return torch.where(batch.strict(), -F.logsigmoid(pick(gamma, chosen) - pick(gamma, rejected)), 0)
 
 
-def _contrastive_at_reference(batch: ListBatch, *, beta: float) -> Tensor:
-    highest = batch.rewards.where(batch.mask, -torch.inf).amax(1, keepdim=True)
-    return (batch.mask & (batch.rewards < highest)).sum(1, dtype=batch.dtype).log1p()
-
-
-@register("contrastive", at_reference=_contrastive_at_reference)
 def contrastive(batch: ListBatch, *, beta: Positive = 0.1) -> Tensor:
     """−log softmax of the first response among itself and all with a strictly lower reward, (B,)."""
     gamma = batch.gamma(beta)
@@ -59,20 +47,6 @@ def contrastive(batch: ListBatch, *, beta: Positive = 0.1) -> Tensor:
     return torch.cat([positive[:, None], negatives], dim=1).logsumexp(1) - positive
 
 
-def _lambdarank_at_reference(batch: ListBatch, *, beta: float, weight: str) -> Tensor:
-    n = batch.mask.sum(1, dtype=batch.dtype)
-    if weight == "none":
-        both = batch.mask[:, :, None] & batch.mask[:, None, :]
-        tied = (both & (batch.rewards[:, :, None] == batch.rewards[:, None, :])).sum((1, 2))
-        return (n * n - tied) / 2 * math.log(2)
-    # Σ_{i<j} (g_i − g_j)(d_i − d_j) = n Σ g d − Σ g Σ d: gains and discounts both fall with the rank.
-    gains, discounts = _gains(batch), torch.where(batch.mask, _discounts(batch, batch.mask.cumsum(1)), 0)
-    ideal = (gains * discounts).sum(1)
-    pairs = n * ideal - gains.sum(1) * discounts.sum(1)
-    return torch.where(ideal > 0, pairs / ideal, 0) * math.log(2)
-
-
-@register("lambdarank", at_reference=_lambdarank_at_reference)
 def lambdarank(batch: ListBatch, *, beta: Positive = 0.1, weight: Literal["none", "ndcg"] = "none") -> Tensor:
     """−Σ w_ij log σ(γ_i − γ_j) over the pairs with r_i > r_j, (B,); a sum, not a mean.
 
@@ -111,11 +85,6 @@ def _ndcg_weights(batch: ListBatch, gamma: Tensor) -> Tensor:
     return (swaps.abs() / ideal).to(gamma.dtype)
 
 
-def _listmle_at_reference(batch: ListBatch, *, beta: float) -> Tensor:
-    return torch.lgamma(batch.mask.sum(1, dtype=batch.dtype) + 1)
-
-
-@register("listmle", at_reference=_listmle_at_reference)
 def listmle(batch: ListBatch, *, beta: Positive = 0.1) -> Tensor:
     """−log of the Plackett-Luce probability of the columns' order, (B,), Eq. 23.
 

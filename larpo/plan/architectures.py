@@ -11,6 +11,7 @@ import yaml
 
 from larpo.errors import UserError
 from larpo.models import remote_code
+from larpo.models.resolve import Checkpoint, resolve
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -101,15 +102,14 @@ def find_architecture(model: str, code: tuple[str, bool] | None = None) -> Archi
     """
     if model in known_models():
         return known_models()[model]
-    kind, _, package = model.partition(":")
-    if kind == "pypi":
-        return _read(model, *_packaged(package))
+    if model.startswith("pypi:"):
+        return _read(model, resolve(model))
     if (Path(model) / "config.json").is_file():
         if code is not None:
-            remote_code.permitted(model, *code, native=True)
+            remote_code.admit(model, *code, native=True)
         elif remote_code.needs_code(model):
             raise UserError(f"{model}: brings custom code, which is never run here; name another model")
-        return _read(model, model, {})
+        return _read(model, Checkpoint(model))
     raise UserError(
         f"{model}: unknown architecture: give a folder with its config.json, or add it to larpo/plan/models.yaml; "
         f"known are {', '.join(known_models())}"
@@ -139,20 +139,6 @@ def scratch_architecture(section: Any) -> Architecture:
     return replace(arch, parameters=arch.counted())
 
 
-def _packaged(package: str) -> tuple[str, dict[str, Any]]:
-    """What transformers reads a package's configuration from: its one GGUF file, or a folder with config.json."""
-    from larpo.models.initial import _packaged_gguf
-    from larpo.retrieval.encoder import model_source
-
-    try:
-        source, options, _ = _packaged_gguf(package)
-        return source, options
-    except UserError as error:
-        if "not installed" in str(error):
-            raise
-        return model_source(f"pypi:{package}"), {}
-
-
 @cache
 def _read_config(source: str, options: tuple) -> tuple[Any, int]:
     """(configuration, exact number of parameters): the model is built on the meta device, where nothing has memory.
@@ -166,7 +152,7 @@ def _read_config(source: str, options: tuple) -> tuple[Any, int]:
         PreTrainedConfig,
     )
 
-    if remote_code.needs_code(source, **dict(options)):
+    if remote_code.needs_code(Checkpoint(source, dict(options))):
         return PreTrainedConfig.from_dict(PreTrainedConfig.get_config_dict(source, **dict(options))[0]), 0
     config = AutoConfig.from_pretrained(source, **dict(options), trust_remote_code=False)
     name = (getattr(config, "architectures", None) or [""])[0]
@@ -179,9 +165,9 @@ def _read_config(source: str, options: tuple) -> tuple[Any, int]:
         return config, builder.from_config(config, trust_remote_code=False).num_parameters()
 
 
-def _read(name: str, source: str, options: dict[str, Any]) -> Architecture:
+def _read(name: str, checkpoint: Checkpoint) -> Architecture:
     try:
-        config, parameters = _read_config(source, tuple(options.items()))
+        config, parameters = _read_config(checkpoint.source, tuple(checkpoint.options.items()))
         heads, hidden = config.num_attention_heads, config.hidden_size
         decoder = getattr(config, "num_key_value_heads", None) is not None
         architecture = (getattr(config, "architectures", None) or [""])[0]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 from larpo.config.params import Params
-from larpo.graph import Stage, read_stages, unroll
+from larpo.graph import Stage, read_stages, select, unroll
 from larpo.plan.assumptions import Assumptions
 from larpo.plan.checks import all_checks
 from larpo.plan.context import Context
@@ -74,17 +75,17 @@ def plan_node(context: Context, stage: Stage) -> NodePlan:
 
 
 def reading_order(stages: list[Stage], iterations: list[str]) -> list[Stage]:
-    """As declared, but the nodes of one iteration together, behind everything that is declared among them."""
-    keys: dict[str, list[str]] = {}
+    """As declared, but the nodes of one iteration together, behind what they need of the others and before the rest."""
+    keys: dict[str, set[str]] = {}
     for stage in stages:
-        keys.setdefault(stage.kind, []).append(stage.name.partition("@")[2])
-    kinds = list(keys)
-    unrolled = [kind for kind in kinds if set(keys[kind]) <= set(iterations)]
-    last = max(map(kinds.index, unrolled), default=-1)
+        keys.setdefault(stage.kind, set()).add(stage.name.partition("@")[2])
+    unrolled = [kind for kind in keys if keys[kind] <= set(iterations)]
+    needed = select({stage.name: stage for stage in stages}, unrolled)
+    order = {s: i for i, s in enumerate(sorted(iterations, key=int), start=1)}
 
-    def place(stage: Stage) -> tuple[int, int]:
+    def place(stage: Stage) -> float:
         if stage.kind in unrolled:
-            return 1, sorted(iterations, key=int).index(stage.name.partition("@")[2])
-        return (0 if kinds.index(stage.kind) < last else 2), 0
+            return order[stage.name.partition("@")[2]]
+        return 0 if stage.name in needed else math.inf
 
     return sorted(stages, key=place)

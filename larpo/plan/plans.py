@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from larpo.plan.architectures import Architecture
@@ -55,6 +56,38 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Totals:
+    """Sums over nodes, as far as the numbers are known. Clock hours: one node after another, each on its GPUs."""
+
+    nodes: int
+    hours: float
+    clock_hours: float
+    sample_tokens: float
+    train_tokens: float
+    judge_calls: float
+    judge_cost: float
+    unknown: int  # nodes that have a number which is not known
+
+    @classmethod
+    def of(cls, nodes: Iterable[NodePlan]) -> Totals:
+        nodes = list(nodes)
+        sums = {what: sum(e.value for e in estimates(nodes, what) if e.value is not None) for what in SUMMED}
+        clock = sum(n.hours.value / max(n.gpus, 1) for n in nodes if n.hours and n.hours.value is not None)
+        unknown = sum(any(e.value is None for what in SUMMED for e in estimates([n], what)) for n in nodes)
+        return cls(nodes=len(nodes), clock_hours=clock, unknown=unknown, **sums)
+
+
+SUMMED = ("hours", "sample_tokens", "train_tokens", "judge_calls", "judge_cost")
+
+
+def estimates(nodes: Iterable[NodePlan], what: str) -> list[Estimate]:
+    """One of the summed numbers, of the nodes that have it."""
+    owners = [n.judge for n in nodes] if what.startswith("judge") else nodes
+    found = (getattr(owner, what.removeprefix("judge_"), None) for owner in owners)
+    return [estimate for estimate in found if estimate is not None]
+
+
+@dataclass(frozen=True)
 class Plan:
     nodes: tuple[NodePlan, ...]
     checks: tuple[Check, ...]
@@ -65,18 +98,10 @@ class Plan:
     def failed(self) -> list[str]:
         return [c.line for c in self.checks if c.ok is False]
 
-    def sum_of(self, what: str) -> tuple[float, int]:
-        """(sum, number of nodes for which it is not known) of `hours`, `sample_tokens` or `train_tokens`."""
-        found = [e for n in self.nodes if (e := getattr(n, what)) is not None]
-        return sum(e.value for e in found if e.value is not None), sum(e.value is None for e in found)
-
     @property
-    def clock_hours(self) -> float:
-        """Hours of the GPU nodes run one after another, as far as they are known."""
-        return sum(n.hours.value / n.gpus for n in self.nodes if n.hours and n.hours.value is not None)
+    def totals(self) -> Totals:
+        return Totals.of(self.nodes)
 
-    @property
-    def judge_cost(self) -> tuple[float, int]:
-        """(US dollars, number of nodes whose judge has an unknown price)."""
-        costs = [n.judge.cost.value for n in self.nodes if n.judge]
-        return sum(c for c in costs if c is not None), costs.count(None)
+    def unknown(self, what: str) -> int:
+        """Nodes for which one of the summed numbers is not known."""
+        return sum(e.value is None for e in estimates(self.nodes, what))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from larpo.plan.formula import Estimate, gib
 from larpo.plan.plans import NodePlan, Plan
 
+Show = Callable[[float | None], str]
 COLUMNS = ("node", "model", "GPUs", "memory per GPU", "sample", "train", "judge calls", "cost", "GPU hours")
 MARK = {True: "ok  ", False: "FAIL", None: "note"}
 SHOWN_HOURS = 0.005
@@ -32,20 +34,23 @@ def dollars(value: float | None) -> str:
 
 
 def _row(node: NodePlan) -> tuple[str, ...]:
-    def of(estimate: Estimate | None, show) -> str:
-        return "" if estimate is None else show(estimate.value)
+    shown = {label: show(e.value) for label, e, show in _numbers(node)}
+    if node.judge:
+        shown |= {"judge calls": count(node.judge.calls.value), "cost": dollars(node.judge.cost.value)}
+    if node.memory:
+        shown["memory per GPU"] = gib(node.memory_total)
+    head = (node.name, (node.model or "").rpartition("/")[2], str(node.gpus or ""))
+    return (*head, *(shown.get(column, "") for column in COLUMNS[3:]))
 
-    return (
-        node.name,
-        (node.model or "").rpartition("/")[2],
-        str(node.gpus or ""),
-        gib(node.memory_total) if node.memory else "",
-        of(node.sample_tokens, count),
-        of(node.train_tokens, count),
-        of(node.judge.calls, count) if node.judge else "",
-        of(node.judge.cost, dollars) if node.judge else "",
-        of(node.hours, hours),
+
+def _numbers(node: NodePlan) -> list[tuple[str, Estimate, Show]]:
+    """(column, number, how it is shown) of those that a node has."""
+    numbers = (
+        ("sample", node.sample_tokens, count),
+        ("train", node.train_tokens, count),
+        ("GPU hours", node.hours, hours),
     )
+    return [(label, estimate, show) for label, estimate, show in numbers if estimate is not None]
 
 
 def table(rows: list[tuple[str, ...]], left: int = 2) -> list[str]:
@@ -69,21 +74,22 @@ def render_plan(plan: Plan, formulas: bool = True) -> str:
             f"{arch.heads} heads ({arch.kv_heads} kv), vocabulary {arch.vocab:,}, {arch.max_context:,} tokens"
         )
     lines += ["", "Nodes", *(f"  {line}" for line in table([COLUMNS, *map(_row, plan.nodes)]))]
+    totals = plan.totals
     lines += ["", "Totals"]
     for what, label, show in (
         ("sample_tokens", "tokens to sample", count),
         ("train_tokens", "tokens to train on", count),
         ("hours", "GPU hours", hours),
     ):
-        value, unknown = plan.sum_of(what)
-        lines.append(f"  {label}: {show(value)}" + (f", and {unknown} node(s) not known" if unknown else ""))
-    lines.append(f"  hours on the clock, one node after another: {hours(plan.clock_hours)}")
-    value, unknown = plan.judge_cost
+        unknown = plan.unknown(what)
+        more = f", and {unknown} node(s) not known" if unknown else ""
+        lines.append(f"  {label}: {show(getattr(totals, what))}{more}")
+    lines.append(f"  hours on the clock, one node after another: {hours(totals.clock_hours)}")
     if any(node.judge for node in plan.nodes):
-        lines.append(
-            f"  judges: {dollars(value)} (list prices of 2024, check before you rely on them)"
-            + (f", and {unknown} node(s) with an unknown price" if unknown else "")
-        )
+        unknown = plan.unknown("judge_cost")
+        more = f", and {unknown} node(s) with an unknown price" if unknown else ""
+        price = dollars(totals.judge_cost)
+        lines.append(f"  judges: {price} (list prices of 2024, check before you rely on them){more}")
     lines += ["", "Checks", *(f"  {MARK[c.ok]} {c.line}" for c in plan.checks)]
     if formulas:
         lines += ["", "Formulas", *_formulas(plan)]
@@ -95,13 +101,7 @@ def _formulas(plan: Plan) -> list[str]:
     groups: dict[tuple[str, ...], list[str]] = {}
     for node in plan.nodes:
         lines = [f"    {name}: {gib(e.value)} = {e.formula}" for name, e in node.memory.items()]
-        for label, e, show in (
-            ("sample", node.sample_tokens, count),
-            ("train", node.train_tokens, count),
-            ("GPU hours", node.hours, hours),
-        ):
-            if e is not None:
-                lines.append(f"    {label}: {show(e.value)} = {e.formula}")
+        lines += [f"    {label}: {show(e.value)} = {e.formula}" for label, e, show in _numbers(node)]
         if node.judge:
             j = node.judge
             lines.append(f"    judge {j.judge} ({j.model}): {count(j.calls.value)} calls, {j.calls.formula}")
@@ -130,16 +130,15 @@ def to_json(plan: Plan) -> dict[str, Any]:
     tree = dataclasses.asdict(plan)
     for node, entry in zip(plan.nodes, tree["nodes"], strict=True):
         entry["memory_total"] = node.memory_total
-    hours_value, hours_unknown = plan.sum_of("hours")
-    cost, cost_unknown = plan.judge_cost
+    totals = plan.totals
     tree["totals"] = {
-        "gpu_hours": hours_value,
-        "gpu_hours_unknown_nodes": hours_unknown,
-        "clock_hours": plan.clock_hours,
-        "sample_tokens": plan.sum_of("sample_tokens")[0],
-        "train_tokens": plan.sum_of("train_tokens")[0],
-        "judge_usd": cost,
-        "judge_unknown_nodes": cost_unknown,
+        "gpu_hours": totals.hours,
+        "gpu_hours_unknown_nodes": plan.unknown("hours"),
+        "clock_hours": totals.clock_hours,
+        "sample_tokens": totals.sample_tokens,
+        "train_tokens": totals.train_tokens,
+        "judge_usd": totals.judge_cost,
+        "judge_unknown_nodes": plan.unknown("judge_cost"),
     }
     tree["failed"] = plan.failed
     return tree

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from larpo.plan.plans import Totals
 from larpo.plan.render import MARK, count, dollars, hours, render_plan, table, to_json
-from larpo.plan.study import StudyPlan, Totals, sum_up
+from larpo.plan.study import StudyPlan
 
 COLUMNS = ("cell", "nodes", "GPU hours", "clock hours", "sample", "train", "judge calls", "judge cost", "checks failed")
 KEPT = COLUMNS[1:-1]
@@ -25,7 +26,7 @@ def _numbers(t: Totals) -> tuple[str, ...]:
     )
 
 
-def _of_cells(found: StudyPlan, names: tuple[str, ...]) -> str:
+def _of_cells(found: StudyPlan, names: list[str]) -> str:
     """Which cells, in the shorter way; nothing where it is all of them."""
     others = [cell.name for cell in found.cells if cell.name not in names]
     if not others:
@@ -44,16 +45,14 @@ def render_study(found: StudyPlan, formulas: bool = True) -> str:
         "",
         "Needed",
     ]
-    rows = []
-    for need, names in found.needs:
-        rows.append((need.kind, need.name, need.source, need.key, _of_cells(found, names)))
+    rows = [(n.kind, n.name, n.source, n.key, _of_cells(found, names)) for n, names in found.needs]
     lines += [f"  {line}" for line in table(rows, left=5)] if rows else ["  nothing"]
     if missing := [need.name for need, _ in found.needs if need.missing]:
         lines.append(f"  to be supplied here before a run: {', '.join(dict.fromkeys(missing))}")
     lines += ["", f"First cell: {first.name} ({first.label}), seed 0", ""]
     lines += [f"  {line}".rstrip() for line in render_plan(first.plan, formulas).splitlines()[2:]]
     lines += ["", "Cells, one run of each"]
-    cells = [(cell.name, *_numbers(sum_up(cell.plan.nodes)), str(len(cell.plan.failed))) for cell in found.cells]
+    cells = [(cell.name, *_numbers(cell.plan.totals), str(len(cell.plan.failed))) for cell in found.cells]
     lines += [f"  {line}" for line in table([COLUMNS, *cells], left=1)]
     lines += [f"  {c.name}: the same run as {c.same_as}" for c in found.cells if c.same_as]
     lines += ["", f"Totals over {found.runs} runs"]
@@ -74,21 +73,12 @@ def render_overview(studies: list[StudyPlan]) -> str:
 
     def row(name: str, runs: int, t: Totals, failed: int) -> tuple[str, ...]:
         more = f" + {t.unknown}?" if t.unknown else ""
-        clock = f"{t.clock_hours:,.1f}{more}"
-        return (
-            name,
-            str(runs),
-            f"{t.nodes:,}",
-            f"{t.hours:,.1f}{more}",
-            clock,
-            f"{t.judge_calls:,.0f}",
-            dollars(t.judge_cost),
-            str(failed),
-        )
+        work = f"{t.nodes:,}", f"{t.hours:,.1f}{more}", f"{t.clock_hours:,.1f}{more}"
+        return name, str(runs), *work, f"{t.judge_calls:,.0f}", dollars(t.judge_cost), str(failed)
 
     rows += [row(s.study.name, s.runs, s.shared, len(s.failed)) for s in studies]
     once = {key: node for s in studies for key, node in s.once.items()}
-    rows.append(row("all", sum(s.runs for s in studies), sum_up(once.values()), sum(len(s.failed) for s in studies)))
+    rows.append(row("all", sum(s.runs for s in studies), Totals.of(once.values()), sum(len(s.failed) for s in studies)))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
 
 
@@ -100,10 +90,10 @@ def study_json(found: StudyPlan) -> dict[str, Any]:
         "seeds": found.seeds,
         "runs": found.runs,
         "overlays": list(found.overlays),
-        "needs": [dataclasses.asdict(need) | {"cells": list(names)} for need, names in found.needs],
+        "needs": [dataclasses.asdict(need) | {"cells": names} for need, names in found.needs],
         "first_cell": {"name": found.cells[0].name, **to_json(found.cells[0].plan)},
         "cells": [
-            {"name": c.name, "label": c.label, "same_as": c.same_as, **dataclasses.asdict(sum_up(c.plan.nodes))}
+            {"name": c.name, "label": c.label, "same_as": c.same_as, **dataclasses.asdict(c.plan.totals)}
             | {"failed": c.plan.failed}
             for c in found.cells
         ],
@@ -111,6 +101,6 @@ def study_json(found: StudyPlan) -> dict[str, Any]:
             "every_run_by_itself": dataclasses.asdict(found.apart),
             "equal_nodes_once": dataclasses.asdict(found.shared),
         },
-        "checks": [dataclasses.asdict(check) | {"cells": list(names)} for check, names in found.checks],
+        "checks": [dataclasses.asdict(check) | {"cells": names} for check, names in found.checks],
         "failed": found.failed,
     }

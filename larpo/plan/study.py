@@ -9,7 +9,7 @@ Nothing asks a network, loads a model or writes a file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,22 +18,8 @@ from larpo.hashing import digest
 from larpo.plan.assumptions import Assumptions
 from larpo.plan.needs import Need, needs_of
 from larpo.plan.planner import build_plan
-from larpo.plan.plans import Check, NodePlan, Plan
+from larpo.plan.plans import Check, NodePlan, Plan, Totals
 from larpo.studies.spec import Run, ScaleName, Study, expand, load_study, targets
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Sums over nodes; `unknown` counts the nodes that have a number which is not known."""
-
-    nodes: int
-    hours: float
-    clock_hours: float
-    sample_tokens: float
-    train_tokens: float
-    judge_calls: float
-    judge_cost: float
-    unknown: int
 
 
 @dataclass(frozen=True)
@@ -53,8 +39,8 @@ class StudyPlan:
     seeds: int
     overlays: tuple[str, ...]
     cells: tuple[CellPlan, ...]
-    needs: tuple[tuple[Need, tuple[str, ...]], ...]  # with the cells that need it
-    checks: tuple[tuple[Check, tuple[str, ...]], ...]  # with the cells that it is about
+    needs: tuple[tuple[Need, list[str]], ...]  # with the cells that need it
+    checks: tuple[tuple[Check, list[str]], ...]  # with the cells that it is about
     apart: Totals  # every run by itself: an upper bound
     shared: Totals  # equal nodes once
     once: dict[str, NodePlan]  # those nodes by their keys, which are the same in other studies
@@ -67,33 +53,6 @@ class StudyPlan:
     @property
     def failed(self) -> list[str]:
         return [check.line for check, _ in self.checks if check.ok is False]
-
-
-def sum_up(nodes: Iterable[NodePlan]) -> Totals:
-    """Sums as far as the numbers are known. Clock hours: one node after another, each on its GPUs."""
-    nodes = list(nodes)
-
-    def add(values: Iterable[float | None]) -> float:
-        return sum(v for v in values if v is not None)
-
-    judged = [n.judge for n in nodes if n.judge]
-    timed = [n for n in nodes if n.hours is not None and n.hours.value is not None]
-    return Totals(
-        len(nodes),
-        add(n.hours.value for n in timed),
-        add(n.hours.value / max(n.gpus, 1) for n in timed),
-        add(n.sample_tokens.value for n in nodes if n.sample_tokens),
-        add(n.train_tokens.value for n in nodes if n.train_tokens),
-        add(j.calls.value for j in judged),
-        add(j.cost.value for j in judged),
-        sum(_unknown(n) for n in nodes),
-    )
-
-
-def _unknown(node: NodePlan) -> bool:
-    numbers = [node.hours, node.sample_tokens, node.train_tokens]
-    numbers += [node.judge.calls, node.judge.cost] if node.judge else []
-    return any(e is not None and e.value is None for e in numbers)
 
 
 def plan_study(
@@ -153,10 +112,10 @@ def plan_runs(
         seeds,
         tuple(map(str, overlays)),
         tuple(cells),
-        tuple((need, tuple(names)) for need, names in needed.items()),
-        tuple((check, tuple(names)) for check, names in checked.items()),
-        sum_up(everything),
-        sum_up(once.values()),
+        tuple(needed.items()),
+        tuple(checked.items()),
+        Totals.of(everything),
+        Totals.of(once.values()),
         once,
         a,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -11,6 +12,10 @@ import numpy as np
 import pandas as pd
 
 from larpo.statistics import pass_at_n, share_interval
+
+Interval = Callable[[np.ndarray], tuple[float, float]]
+PLAIN = ("mean_length", "mean_reward", "truncated", "unparsed", "length_reward_correlation")
+"""Measures of a checkpoint that have no interval."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +26,26 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
+    @classmethod
+    def of_mean(cls, values: np.ndarray, interval: Interval) -> Estimate:
+        """Of the mean of (N,) values."""
+        return cls(float(values.mean()), *map(_finite, interval(values)))
+
+    @classmethod
+    def read(cls, entry: dict[str, Any] | None, key: str = "value") -> Estimate | None:
+        """As a metrics file holds it; None where it does not."""
+        value = _finite((entry or {}).get(key))
+        return None if value is None else cls(value, _finite(entry.get("low")), _finite(entry.get("high")))
+
     def bounds(self) -> tuple[float | None, float | None]:
         """The interval inside [0, 1], for drawing: a normal interval of a share can reach past it."""
         return (None if self.low is None else max(self.low, 0.0), None if self.high is None else min(self.high, 1.0))
+
+
+def flat(name: str, estimate: Estimate | None, value: str = "") -> dict[str, float | None]:
+    """An estimate under plain names, its value as `name` unless `value` says otherwise; nulls where there is none."""
+    numbers = (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
+    return dict(zip((value or name, f"{name}_low", f"{name}_high"), numbers, strict=True))
 
 
 @dataclass(frozen=True)
@@ -83,19 +105,10 @@ class PolicyScore:
     def flat(self) -> dict[str, Any]:
         """The numbers under plain names, for `scores.json` and `scores.csv`."""
         out: dict[str, Any] = {"items": self.items, "k": self.k}
-        estimates = {"greedy": self.greedy, "pass_1": self.passes.get(1)}
-        estimates["pass_k"] = None if self.k is None else self.passes[self.k]
-        for name, estimate in estimates.items():
-            out["greedy_accuracy" if name == "greedy" else name] = None if estimate is None else estimate.value
-            out[f"{name}_low"] = None if estimate is None else estimate.low
-            out[f"{name}_high"] = None if estimate is None else estimate.high
-        headline = next(iter(self.scores.values()), None)
-        out["score"] = None if headline is None else headline.value
-        out["score_low"] = None if headline is None else headline.low
-        out["score_high"] = None if headline is None else headline.high
-        for name in ("mean_length", "mean_reward", "truncated", "unparsed", "length_reward_correlation"):
-            out[name] = getattr(self, name)
-        return out
+        out |= flat("greedy", self.greedy, "greedy_accuracy")
+        out |= flat("pass_1", self.passes.get(1)) | flat("pass_k", self.passes.get(self.k))
+        out |= flat("score", next(iter(self.scores.values()), None))
+        return out | {name: getattr(self, name) for name in PLAIN}
 
 
 @dataclass(frozen=True)
@@ -129,7 +142,7 @@ def best_of_n_curves(name: str, metrics: dict[str, Any]) -> BestOfN:
     """The metrics file of node best_of_n@NAME as one record."""
 
     def points(key: str) -> list[RecallPoint]:
-        found = ((int(p["n"]), _estimate(p[key], "value")) for p in metrics["points"])
+        found = ((int(p["n"]), Estimate.read(p[key])) for p in metrics["points"])
         return [RecallPoint(n, e) for n, e in found if e is not None]
 
     facts = (metrics["policy"], metrics["benchmark"], metrics["reward"])
@@ -209,43 +222,35 @@ def _finite(value: Any) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def _estimate(entry: dict[str, Any] | None, key: str) -> Estimate | None:
-    value = _finite((entry or {}).get(key))
-    return None if value is None else Estimate(value, _finite(entry.get("low")), _finite(entry.get("high")))
-
-
 def policy_score(metrics: dict[str, Any], evaluations: pd.DataFrame) -> PolicyScore:
     """A checkpoint's metrics file and its `evaluations` table as one record."""
     first = evaluations[evaluations["turn"] == 0]
-    passes = {int(n): _estimate(entry, "value") for n, entry in (metrics.get("pass") or {}).items()}
+    passes = {int(n): Estimate.read(entry) for n, entry in (metrics.get("pass") or {}).items()}
     sampled = first[first["sample"] >= 0]
     outputs = first if sampled.empty else sampled[sampled["temperature"] == sampled["temperature"].iloc[0]]
-    own = {name: _estimate(entry, "value") for name, entry in (metrics.get("scores") or {}).items()}
+    own = {name: Estimate.read(entry) for name, entry in (metrics.get("scores") or {}).items()}
     return PolicyScore(
         policy=str(metrics["policy"]),
         items=metrics.get("items"),
         sampled_items=metrics.get("sampled_items"),
         samples=metrics.get("samples"),
         temperature=metrics.get("temperature"),
-        greedy=_estimate(metrics.get("greedy"), "accuracy"),
+        greedy=Estimate.read(metrics.get("greedy"), "accuracy"),
         passes={n: e for n, e in sorted(passes.items()) if e is not None},
         recall=recall_curve(evaluations),
         scores={name: e for name, e in own.items() if e is not None},
         strategies=[
-            Strategy(s["strategy"], s["n"], s.get("temperature", 0.0), _estimate(s, "value"), s["tokens"])
+            Strategy(s["strategy"], s["n"], s.get("temperature", 0.0), Estimate.read(s), s["tokens"])
             for s in metrics.get("strategies") or []
         ],
         lengths=spread(outputs["n_tokens"].to_numpy()),
-        **{
-            name: _finite(metrics.get(name))
-            for name in ("mean_reward", "mean_length", "truncated", "unparsed", "length_reward_correlation")
-        },
+        **{name: _finite(metrics.get(name)) for name in PLAIN},
     )
 
 
 def retrieval_curve(metrics: dict[str, Any], kind: str) -> list[RecallPoint]:
     """Recall@N of a retriever by `answer` or `gold`; empty where it was not measured."""
-    found = ((int(n), _estimate(entry, "value")) for n, entry in (metrics.get(kind) or {}).items())
+    found = ((int(n), Estimate.read(entry)) for n, entry in (metrics.get(kind) or {}).items())
     return [RecallPoint(n, e) for n, e in sorted(found) if e is not None]
 
 
@@ -262,12 +267,10 @@ def recall_curve(evaluations: pd.DataFrame) -> list[RecallPoint]:
         return []
     group = sampled.groupby("prompt_id", sort=True)["score"]
     samples, correct = group.size().to_numpy(), group.sum().to_numpy().astype(int)
-    curve = []
-    for n in range(1, int(samples.min()) + 1):
-        values = pass_at_n(samples, correct, n)
-        low, high = share_interval(values)
-        curve.append(RecallPoint(n, Estimate(float(values.mean()), low, high)))
-    return curve
+    return [
+        RecallPoint(n, Estimate.of_mean(pass_at_n(samples, correct, n), share_interval))
+        for n in range(1, int(samples.min()) + 1)
+    ]
 
 
 def spread(values: np.ndarray) -> Spread | None:

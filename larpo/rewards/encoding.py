@@ -66,7 +66,7 @@ class Encoder:
         return Encoded(whole[:first] + whole[first + cut :], cut=cut, excess=over - cut)
 
     def _render(self, messages: Messages, open_turn: bool) -> str:
-        from larpo.models.load import apply_template
+        from larpo.models.chat import apply_template
 
         return apply_template(self.tokenizer, messages, self.where, add_generation_prompt=open_turn)
 

@@ -12,7 +12,6 @@ so both orders are compared, as LLM-Blender does.
 from __future__ import annotations
 
 from itertools import permutations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 
 from larpo.errors import UserError
 from larpo.hashing import digest
+from larpo.models.resolve import Model
 from larpo.rewards.checkpoint import read_identity
 from larpo.rewards.encoding import Messages, batches, plain
 
@@ -118,7 +118,7 @@ class PairRMReward:
 
     def __init__(
         self,
-        folder: Path | None,
+        folder: Model | None,
         comparisons: Literal["full", "bubble"] = "full",
         aggregate: Literal["mean_logits", "wins"] = "mean_logits",
         passes: int = 1,

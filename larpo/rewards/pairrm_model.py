@@ -10,20 +10,19 @@ weights (llm-blender/PairRM and llm-blender/PairRM-hf).
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel
+from transformers import DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers.utils import cached_file
 
 from larpo.config.reward import RewardParams
-from larpo.errors import UserError
-from larpo.models.load import UNUSABLE, dtype_of, line
-from larpo.rewards.checkpoint import model_source
+from larpo.errors import UserError, one_line
+from larpo.models.load import open_tokenizer, open_weights
+from larpo.models.remote_code import config_of
+from larpo.models.resolve import Checkpoint, Model, of
+from larpo.rewards.checkpoint import facts_of, where
 
 SOURCE, CANDIDATE1, CANDIDATE2 = "<|source|>", "<|candidate1|>", "<|candidate2|>"
 
@@ -75,48 +74,37 @@ class PairRM(DebertaV2PreTrainedModel):
         return (scores[0] - scores[1]).mean(-1)
 
 
-def fetch_pairrm(params: RewardParams) -> tuple[PairRM, Tokenizer, dict[str, Any]]:
+def fetch_pairrm(params: RewardParams, checkpoint: Checkpoint) -> tuple[PairRM, Tokenizer, dict[str, Any]]:
     """Model, tokenizer with the markers, and facts, from either published layout."""
-    source, options, facts = model_source(params)
+    name = where(params)
+    tokenizer = open_tokenizer(checkpoint, name)
+    raw = config_of(checkpoint)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options, trust_remote_code=False)
-        raw = json.loads(Path(cached_file(source, "config.json", **options)).read_text("utf-8"))
-        config = DebertaV2Config(**_LARGE, drop_out=raw["drop_out"], n_tasks=raw["n_tasks"])
-        if "ranker_type" not in raw:
-            config = DebertaV2Config.from_pretrained(source, **options)
-        model, found = PairRM.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype_of(params.dtype),
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-    except UNUSABLE as error:
+        if "ranker_type" in raw:
+            config = DebertaV2Config(**_LARGE, drop_out=raw["drop_out"], n_tasks=raw["n_tasks"])
+        else:
+            config = DebertaV2Config.from_pretrained(checkpoint.source, **checkpoint.options)
+    except Exception as error:  # noqa: BLE001 - as for every part of a checkpoint (larpo.models.load)
         raise UserError(
-            f"params.yaml: reward.model: cannot load {params.model!r} as PairRM ({line(error)}); expected the files of "
-            "llm-blender/PairRM-hf, weights as .safetensors"
+            f"{name}: cannot load as PairRM ({one_line(error)[:160]}); expected the files of llm-blender/PairRM-hf"
         ) from None
-    if found["missing_keys"]:
+    model, info = open_weights(PairRM, checkpoint, params.dtype, (), name, config=config)
+    if info["missing_keys"]:
         raise UserError(
-            f"params.yaml: reward.model: {params.model!r} lacks {sorted(found['missing_keys'])[0]} and "
-            f"{len(found['missing_keys']) - 1} other weights of PairRM; is reward.kind right?"
+            f"{name} lacks {sorted(info['missing_keys'])[0]} and {len(info['missing_keys']) - 1} other weights of "
+            "PairRM; is reward.kind right?"
         )
     lost = [t for t in (SOURCE, CANDIDATE1, CANDIDATE2) if len(tokenizer.encode(t, add_special_tokens=False)) != 1]
     if lost:
-        raise UserError(f"params.yaml: reward.model: the tokenizer of {params.model!r} has no token {lost[0]}")
+        raise UserError(f"{name}: the tokenizer has no token {lost[0]}")
     if None in (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):
-        raise UserError(f"params.yaml: reward.model: the tokenizer of {params.model!r} lacks [CLS], [SEP] or [PAD]")
-    facts["revision"] = getattr(model.config, "_commit_hash", None) or facts.get("revision")
-    return model, tokenizer, {"parameters": model.num_parameters(), **facts}
+        raise UserError(f"{name}: the tokenizer lacks [CLS], [SEP] or [PAD]")
+    return model, tokenizer, facts_of(model, checkpoint)
 
 
-def load_pairrm(folder: Path, dtype: str) -> tuple[PairRM, Tokenizer]:
+def load_pairrm(model: Model, dtype: str) -> tuple[PairRM, Tokenizer]:
     """PairRM of the node `reward`; its head computes in float32."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-        model = PairRM.from_pretrained(str(folder), dtype=dtype_of(dtype), use_safetensors=True)
-    except UNUSABLE as error:
-        raise UserError(f"{folder}: no usable PairRM ({line(error)}); run `dvc repro reward`") from None
-    model.head_layer.float()
-    return model, tokenizer
+    checkpoint, name = of(model), f"{model}, which `dvc repro reward` makes"
+    loaded, _ = open_weights(PairRM, checkpoint, dtype, (), name)
+    loaded.head_layer.float()
+    return loaded, open_tokenizer(checkpoint, name)

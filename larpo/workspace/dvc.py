@@ -1,7 +1,11 @@
-"""The graph as DVC declares it in dvc.yaml: names, dependencies, order. It is never written down again."""
+"""DVC, asked in one place: the graph as it reads dvc.yaml, what it ignores, its commands."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,6 +16,57 @@ import networkx as nx
 from larpo.errors import UserError, nearest
 from larpo.graph import Meta, kinds, read_meta
 
+# -P: a module of the folder's (it may be a stranger's run) must not stand in for one of ours.
+COMMAND = (sys.executable, "-P", "-m", "dvc", "--wait-for-lock")
+
+
+def environment() -> dict[str, str]:
+    """This process's, as DVC's commands and its stages need it."""
+    # Stages call `python`: the one that runs this must come first.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    """Output of one DVC command, run in `folder`; RuntimeError with DVC's own words where it fails."""
+    done = subprocess.run(
+        [*COMMAND, *arguments], cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"dvc {' '.join(arguments)}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout.strip()
+
+
+def cache_folder(folder: Path) -> Path:
+    from dvc.repo import Repo
+
+    with Repo(str(folder)) as repo:
+        return Path(repo.cache.local_cache_dir)
+
+
+def share_cache(project: Path, clone: Path) -> None:
+    """Let the project in `clone` use the cache of `project`."""
+    dvc(clone, "config", "--local", "cache.dir", str(cache_folder(project)))
+
+
+def own_cache(folder: Path) -> None:
+    """Let the cache of the project in `folder` lie in it, whatever its committed configuration says."""
+    from dvc.dirs import site_cache_dir
+
+    lines = ["[core]", "    analytics = false", f"    site_cache_dir = {site_cache_dir()}"]
+    lines += ["[cache]", "    dir = cache", '    type = "reflink,copy"']
+    (folder / ".dvc/config.local").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+@dataclass(frozen=True)
+class Declared:
+    """One stage of dvc.yaml, its templates resolved. `params`: file → dotted keys, none for a file tracked whole."""
+
+    cmd: str
+    deps: frozenset[str]
+    outs: frozenset[str]
+    params: dict[str, list[str]]
+
 
 @dataclass(frozen=True)
 class GraphNode:
@@ -21,6 +76,7 @@ class GraphNode:
     kind: str
     needs: tuple[str, ...]
     meta: Meta = field(default_factory=Meta)
+    declared: Declared | None = field(default=None, compare=False)
 
 
 def node_name(root: Path, stage: Any) -> str:
@@ -59,12 +115,42 @@ def read_graph(folder: str | Path = ".") -> dict[str, GraphNode]:
                     kind_of(name(stage)),
                     tuple(name(need) for need in sorted(graph.successors(stage), key=place.__getitem__) if need.cmd),
                     known.get(kind_of(name(stage))) or read_meta(kind_of(name(stage)), stage.meta),
+                    _declared(stage),
                 )
                 for stage in order
                 if stage.cmd
             }
     except DvcException as error:
         raise UserError(f"dvc.yaml: {' '.join(str(error).split())}") from None
+
+
+def _declared(stage: Any) -> Declared:
+    from dvc.dependency import ParamsDependency
+
+    return Declared(
+        stage.cmd,
+        frozenset(d.def_path for d in stage.deps if not isinstance(d, ParamsDependency)),
+        frozenset(o.def_path for o in stage.outs),
+        {d.def_path: list(d.params) for d in stage.deps if isinstance(d, ParamsDependency)},
+    )
+
+
+def lister(folder: Path) -> Callable[[str], list[str]]:
+    """A function from a folder's path below `folder` to the names of its files as DVC sees them (.dvcignore left out),
+    relative to it, sorted."""
+    from dvc.fs import LocalFileSystem
+    from dvc.repo import Repo
+
+    with Repo(str(folder)) as repo:
+        ignore = repo.dvcignore
+
+    def files(path: str) -> list[str]:
+        root, names = str(folder / path), []
+        for here, _, inside in ignore.walk(LocalFileSystem(), root):
+            names += [os.path.relpath(os.path.join(here, name), root).replace(os.sep, "/") for name in inside]
+        return sorted(names)
+
+    return files
 
 
 def select(graph: dict[str, GraphNode], targets: list[str] | None) -> dict[str, GraphNode]:

@@ -1,4 +1,4 @@
-"""Whether a node's inputs are the bytes that the nodes before it made.
+"""dvc.lock: what DVC says was run; and whether a node's inputs are the bytes that the nodes before it made.
 
 DVC knows a file by its time and size and reads it only where these changed; a bit that a disk flipped, or a cache
 object that is no longer what its name says, goes unnoticed. A node reads its inputs from end to end anyway.
@@ -9,16 +9,87 @@ from __future__ import annotations
 import configparser
 import json
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML, YAMLError
 
-from larpo.errors import UserError
+from larpo.errors import UserError, one_line
 from larpo.hashing import dvc_hash, file_hash, tree_hash_of
 
-LOCK = Path("dvc.lock")
+LOCK = "dvc.lock"
+MANIFEST = ".manifest.json"
 TRIES, PAUSE = 4, 0.5  # dvc.lock is written in place: beside other stages of a run it may be seen half-written
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or folder as dvc.lock records it; a folder's md5 ends with `.dir`."""
+
+    path: str
+    md5: str
+    size: int | None = None
+    files: int | None = None
+
+
+@dataclass(frozen=True)
+class LockedNode:
+    """One stage of dvc.lock. `params`: file → dotted key → value; for a file that is tracked whole, its content."""
+
+    name: str
+    cmd: str
+    deps: dict[str, Entry]
+    outs: dict[str, Entry]
+    params: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def manifest(self) -> str | None:
+        """Path of the node's record of itself."""
+        return next((path for path in self.outs if path.endswith(MANIFEST)), None)
+
+    @property
+    def products(self) -> dict[str, Entry]:
+        """Outputs without the manifest, which holds times and names of machines."""
+        return {path: entry for path, entry in self.outs.items() if not path.endswith(MANIFEST)}
+
+
+def read_yaml(path: Path) -> Any:
+    """A file as DVC reads it: by YAML 1.2, in which `2e-05`, as DVC writes it, is a number; a key that stands twice is
+    refused.
+
+    Raises
+    ------
+    UserError
+        It cannot be read.
+    """
+    try:
+        return YAML(typ="safe").load(path.read_text("utf-8")) or {}
+    except (OSError, UnicodeDecodeError, YAMLError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as YAML ({one_line(error)[:160]})") from None
+
+
+def read_lock(path: Path) -> dict[str, LockedNode]:
+    """dvc.lock by node.
+
+    Raises
+    ------
+    UserError
+        Absent, or not what DVC writes.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: not found; an audit needs a finished run: `dvc repro`")
+    try:
+        nodes = {}
+        for name, stage in read_yaml(path)["stages"].items():
+            deps, outs = (
+                {e["path"]: Entry(e["path"], e["md5"], e.get("size"), e.get("nfiles")) for e in stage.get(side, [])}
+                for side in ("deps", "outs")
+            )
+            nodes[name] = LockedNode(name, stage["cmd"], deps, outs, stage.get("params", {}))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a dvc.lock ({one_line(error)[:120]})") from None
+    return nodes
 
 
 def check_recorded(hashes: dict[Path, dict[str, str]], stage: str) -> None:
@@ -70,33 +141,23 @@ def _objects(md5: str) -> list[Path]:
 
 def _differing(hashes: dict[Path, dict[str, str]]) -> tuple[Path, str, str] | None:
     """The first input that differs, the node that made it, and its MD5 in dvc.lock."""
-    made = [(name, {o.get("path"): o.get("md5") for o in s.get("outs") or []}) for name, s in _stages().items()]
+    try:
+        locked = read_lock(Path(LOCK))
+    except UserError:
+        return None  # none, or half-written: DVC itself refuses a broken one
     for path, files in hashes.items():
         # More than one where dvc.lock still holds a stage that dvc.yaml no longer has: one of them must fit.
-        named = [(name, outs) for name, outs in made if outs.get(path.as_posix())]
-        known = {outs[path.as_posix()] for _, outs in named}
-        by_hand = {found for _, outs in named for found in _manifested(outs, path)}
+        makers = [node for node in locked.values() if path.as_posix() in node.outs]
+        known = {node.outs[path.as_posix()].md5 for node in makers}
+        by_hand = {_manifested(node, path) for node in makers}
         if known and dvc_hash(files) not in known and tree_hash_of(files) not in by_hand:
-            name, outs = named[-1]
-            return path, name, outs[path.as_posix()]
+            return path, makers[-1].name, makers[-1].outs[path.as_posix()].md5
     return None
 
 
-def _manifested(outs: dict[str, str], path: Path) -> list[str]:
+def _manifested(node: LockedNode, path: Path) -> str | None:
     """What the manifest beside an output says of it."""
-    found = []
-    for out in outs:
-        if out.endswith(".manifest.json"):
-            try:
-                found.append(json.loads(Path(out).read_text("utf-8"))["outputs"][path.as_posix()])
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-    return found
-
-
-def _stages() -> dict[str, dict[str, Any]]:
     try:
-        content = yaml.load(LOCK.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return content["stages"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return {}  # none, or half-written: DVC itself refuses a broken one
+        return json.loads(Path(node.manifest or "").read_text("utf-8"))["outputs"][path.as_posix()]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

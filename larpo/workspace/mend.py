@@ -7,16 +7,18 @@ well as dvc.lock, so that DVC restores those stages instead of running them.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import yaml
+from filelock import FileLock, Timeout
+
+from larpo.errors import UserError
+from larpo.workspace.dvc_lock import read_yaml
+from larpo.workspace.files import write_text
+from larpo.workspace.git import GitError, git_bytes
 
 GUARDS = (".dvc/tmp/lock", ".dvc/tmp/rwlock.lock")  # what a DVC command holds while it writes them
 
@@ -35,21 +37,20 @@ def mend(folder: str | Path = ".") -> list[str]:
         (folder / ".dvc/tmp/rwlock", _is_json, _remove),
         (folder / "dvc.lock", _is_lock, _take_commit),
     ]
-    said = []
     if all(_whole(path, reads) for path, reads, _ in broken):
-        return said
+        return []
     with ExitStack() as held:
         for guard in GUARDS:
             if (folder / guard).exists():
-                file = held.enter_context((folder / guard).open("r+"))
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
+                    held.enter_context(FileLock(folder / guard, blocking=False, fallback_to_soft=False))
+                except Timeout:
                     return []
-        for path, reads, repair in broken:
-            if not _whole(path, reads):
-                said.append(f"{path}: half-written by a command that was killed; {repair(path)}")
-    return said
+        return [
+            f"{path}: half-written by a command that was killed; {repair(path)}"
+            for path, reads, repair in broken
+            if not _whole(path, reads)
+        ]
 
 
 def _whole(path: Path, reads: Callable[[Path], bool]) -> bool:
@@ -70,9 +71,10 @@ def _is_lock(path: Path) -> bool:
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from voluptuous import Invalid
 
+    path.stat()  # FileNotFoundError where there is none
     try:
-        COMPILED_LOCKFILE_SCHEMA(yaml.load(path.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-    except (ValueError, yaml.YAMLError, Invalid):
+        COMPILED_LOCKFILE_SCHEMA(read_yaml(path))
+    except (UserError, Invalid):
         return False
     return True
 
@@ -83,13 +85,12 @@ def _remove(path: Path) -> str:
 
 
 def _take_commit(path: Path) -> str:
-    shown = subprocess.run(["git", "show", f"HEAD:./{path.name}"], cwd=path.parent, capture_output=True, check=False)
-    if shown.returncode:
+    try:
+        committed = git_bytes(path.parent, "show", f"HEAD:./{path.name}").decode()
+    except GitError:
         path.unlink()
         return "removed, DVC restores what ran from its run cache"
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_bytes(shown.stdout)
-    os.replace(temporary, path)
+    write_text(path, committed)
     return "the last commit's is in its place, DVC restores what ran since from its run cache"
 
 

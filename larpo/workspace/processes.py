@@ -3,6 +3,8 @@
 `start` puts a small supervisor between the caller and the command. The supervisor holds the reading end of a
 pipe: when the caller closes it or dies, the supervisor ends the command and every descendant (first SIGTERM,
 then SIGKILL). It lives in a session of its own, so that Ctrl-C in a terminal reaches the caller alone.
+
+A command that nobody supervises, for a user may call DVC, ends by itself: `end_with_dvc`, `end_with_parent`.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,11 +25,11 @@ from typing import Any
 import psutil
 
 GRACE_SECONDS = 10.0
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux's prctl
 
 
-class Ended(BaseException):
-    """The caller is gone or wants the command gone."""
+class Stopped(Exception):
+    """The command was ended, or never started, because its caller wants no more of them."""
 
 
 def start(command: list[str], **options: Any) -> subprocess.Popen:
@@ -46,10 +50,97 @@ def stop(process: subprocess.Popen) -> int:
         return process.wait()
 
 
-def _adopt_orphans() -> None:
-    """Make descendants whose parent ends ours (Linux), so that a detached one is still found."""
+class Commands:
+    """Commands under supervisors, side by side; `stop` ends those that run and refuses further ones."""
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self._guard = threading.Lock()
+        self._running: set[subprocess.Popen] = set()
+
+    def run(self, command: list[str], cwd: Path, environment: dict[str, str], say: Callable[[str], None]) -> int:
+        """Exit status; `say` gets every line that is not empty, as it comes.
+
+        Raises
+        ------
+        Stopped
+        """
+        with self._guard:
+            if self.stopping.is_set():
+                raise Stopped("stopped")
+            process = start(
+                command,
+                cwd=cwd,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            )
+            self._running.add(process)
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line := line.rstrip():
+                    say(line)
+            status = process.wait()
+        finally:
+            with self._guard:
+                self._running.discard(process)
+            stop(process)
+            process.stdout.close()
+        if self.stopping.is_set():
+            raise Stopped("stopped")
+        return status
+
+    def stop(self) -> None:
+        with self._guard:
+            self.stopping.set()
+            running = list(self._running)
+        for process in running:  # all of them are told before any is waited for
+            assert process.stdin is not None
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        for process in running:
+            stop(process)
+
+
+def end_with_parent() -> None:
+    """End this process, by SIGKILL, when the one that started it ends (Linux)."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_with_dvc() -> None:
+    """End this process, which runs a stage of DVC, by SIGKILL, when DVC ends (Linux).
+
+    DVC removes a stage's outputs before it runs it, so what a node would still make after DVC was killed is lost in
+    any case, and would only be in the way of the next run.
+
+    DVC starts a shell. Bash makes itself the command (`exec`); dash, Debian's `sh`, waits for it, and lives on when
+    DVC dies. Then a thread waits for the end of the shell's parent.
+    """
+    end_with_parent()
+    # A kernel without pidfd_open (before 5.3), or DVC is gone and so is the shell.
+    with contextlib.suppress(OSError, psutil.Error):
+        shell = psutil.Process(os.getppid())
+        arguments = shell.cmdline()  # sh -c 'python -m tasks.NODE ...'
+        if sys.platform == "linux" and "-c" in arguments and "-m tasks." in arguments[-1]:
+            dvc = os.pidfd_open(shell.ppid())
+            threading.Thread(target=_end_after, args=(dvc,), daemon=True, name="end-with-dvc").start()
+
+
+def _end_after(process: int) -> None:
+    select.select([process], [], [])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+class Ended(BaseException):
+    """In the supervisor: the caller is gone or wants the command gone."""
 
 
 def _end_descendants(grace: float) -> None:
@@ -79,8 +170,8 @@ def _raise_ended(number: int, frame: FrameType | None) -> None:
     raise Ended
 
 
-def main(command: list[str]) -> int:
-    _adopt_orphans()
+def supervise(command: list[str]) -> int:
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # descendants whose parent ends become ours, so that detached ones are found
     signal.signal(signal.SIGTERM, _raise_ended)
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
@@ -95,4 +186,4 @@ def main(command: list[str]) -> int:
 
 if __name__ == "__main__":
     # os._exit: the watching thread still blocks in a read, and nothing is left to clean up.
-    os._exit(main(sys.argv[1:]))
+    os._exit(supervise(sys.argv[1:]))

@@ -1,20 +1,17 @@
-"""Run one node with `dvc repro --single-item` and say what DVC did with it."""
+"""Run nodes with `dvc repro` and say what DVC did with them."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from larpo.workspace import processes as supervise
+from larpo.workspace.dvc import COMMAND, environment
 from larpo.workspace.mend import mend
+from larpo.workspace.processes import Commands
 
 Outcome = Literal["ran", "restored", "up-to-date"]
 # What DVC says about a stage, before the stage's own command has printed anything.
@@ -37,10 +34,6 @@ class BadInput(NodeFailed):
     """The node refused its input: the same input will be refused again."""
 
 
-class Stopped(NodeFailed):
-    """The run was cancelled while, or before, the node ran."""
-
-
 @dataclass(frozen=True)
 class Done:
     outcome: Outcome
@@ -48,20 +41,27 @@ class Done:
 
 
 class Output:
-    """Reads a node's output line by line and remembers what matters."""
+    """Reads line by line what `dvc repro` prints of `nodes`, and remembers what matters."""
 
-    def __init__(self, name: str):
-        self.verdicts = {text.format(name): outcome for outcome, text in VERDICTS}
-        self.outcome: Outcome | None = None
+    def __init__(self, *nodes: str):
+        self.verdicts = {text.format(name): (name, outcome) for outcome, text in VERDICTS for name in nodes}
+        self.outcomes: dict[str, Outcome] = {}
+        self.node = nodes[0]
         self.exit_status: int | None = None
         self.last = self.refusal = self.complaint = ""
         self.locked = False
 
+    @property
+    def outcome(self) -> Outcome | None:
+        """Of the node that DVC came to last."""
+        return self.outcomes.get(self.node)
+
     def read(self, line: str) -> None:
-        if self.outcome is None:
-            self.outcome = self.verdicts.get(line)
-        if found := EXITED.match(line):
-            self.exit_status = int(found[1])
+        name, outcome = self.verdicts.get(line, ("", None))
+        if outcome and name not in self.outcomes:
+            self.node, self.outcomes[name] = name, outcome
+        if exited := EXITED.match(line):
+            self.exit_status = int(exited[1])
         elif line.startswith("error:"):
             self.refusal = line.removeprefix("error:").strip()
         if line.startswith("ERROR:"):
@@ -70,31 +70,28 @@ class Output:
         elif line.strip():
             self.last = line.strip()
 
-    def failure(self, name: str, status: int) -> NodeFailed:
+    def failure(self, status: int) -> NodeFailed:
         """The error to raise: what the node said, or what DVC said where the node never started."""
         if self.outcome != "ran":
-            return BadInput(f"{name}: {self.complaint or self.last or f'dvc ended with {status}'}")
+            return BadInput(f"{self.node}: {self.complaint or self.last or f'dvc ended with {status}'}")
         reason = self.refusal or self.last or self.complaint
         if self.exit_status == BAD_INPUT:
-            return BadInput(f"{name}: {reason}")
-        return NodeFailed(f"{name}: {reason} (exit status {self.exit_status})")
+            return BadInput(f"{self.node}: {reason}")
+        return NodeFailed(f"{self.node}: {reason} (exit status {self.exit_status})")
 
 
-class NodeRunner:
-    """Runs nodes of one DVC project; `stop` ends those that run and refuses further ones."""
+class Repro:
+    """Runs nodes of the DVC project in `folder`; `stop` ends those that run and refuses further ones.
 
-    def __init__(self, folder: str | Path = "."):
+    Runs that `commands` are shared by are stopped together. `variables` are added to the nodes' environment.
+    """
+
+    def __init__(self, folder: str | Path, commands: Commands | None = None, variables: dict[str, str] | None = None):
         self.folder = Path(folder).resolve()
-        self._stopping = threading.Event()
-        self._guard = threading.Lock()
-        self._running: set[subprocess.Popen] = set()
+        self.commands, self.variables = commands or Commands(), variables or {}
 
-    @property
-    def stopping(self) -> bool:
-        return self._stopping.is_set()
-
-    def run(self, name: str, say: Callable[[str], None] = print) -> Done:
-        """Bring one node up to date, handing each output line to `say`.
+    def run(self, node: str, say: Callable[[str], None] = print) -> Done:
+        """Bring one node up to date, and nothing that it needs, handing each output line to `say`.
 
         Waits while another DVC command holds the project's lock.
 
@@ -102,62 +99,37 @@ class NodeRunner:
         ------
         BadInput, NodeFailed, Stopped
         """
+        start = time.monotonic()
+        output = self._repro([node], ["--single-item"], say)
+        if output.outcome is None:
+            raise RuntimeError(f"{node}: dvc did not say whether the stage ran; expected a line of VERDICTS")
+        return Done(output.outcome, time.monotonic() - start)
+
+    def run_all(self, nodes: Sequence[str], say: Callable[[str], None] = print) -> None:
+        """Bring nodes up to date with all that they need, by one command; raises and waits as `run` does."""
+        self._repro(nodes, [], say)
+
+    def _repro(self, nodes: Sequence[str], options: list[str], say: Callable[[str], None]) -> Output:
+        command = [*COMMAND, "repro", *options, *nodes]
         start, delay = time.monotonic(), 0.5
         while True:
             for line in mend(self.folder):
                 say(line)
-            output, status = self._repro(name, say)
-            if self.stopping:
-                raise Stopped(f"{name}: stopped")
-            if status == 0:
-                if output.outcome is None:
-                    raise RuntimeError(f"{name}: dvc did not say whether the stage ran; expected a line of VERDICTS")
-                return Done(output.outcome, time.monotonic() - start)
-            if not output.locked or time.monotonic() - start > LOCK_WAIT_SECONDS:
-                raise output.failure(name, status)
-            say(f"{name}: another dvc command holds the project, next try in {delay:.1f} s")
-            self._stopping.wait(delay)
-            delay = min(2 * delay, 15.0)
+            output = Output(*nodes)
 
-    def _repro(self, name: str, say: Callable[[str], None]) -> tuple[Output, int]:
-        # Stages call `python`: the one that runs this must come first.
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        environment = os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-        with self._guard:
-            if self.stopping:
-                raise Stopped(f"{name}: stopped before it started")
-            process = supervise.start(
-                command,
-                cwd=self.folder,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-            )
-            self._running.add(process)
-        output = Output(name)
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                output.read(line.rstrip())
-                if line.strip():
-                    say(line.rstrip())
-            return output, process.wait()
-        finally:
-            with self._guard:
-                self._running.discard(process)
-            supervise.stop(process)
-            process.stdout.close()
+            def hear(line: str, output: Output = output) -> None:
+                output.read(line)
+                say(line)
+
+            status = self.commands.run(command, self.folder, environment() | self.variables, hear)
+            if status == 0:
+                return output
+            if not output.locked or time.monotonic() - start > LOCK_WAIT_SECONDS:
+                raise output.failure(status)
+            say(f"{output.node}: another dvc command holds the project, next try in {delay:.1f} s")
+            self.commands.stopping.wait(delay)
+            delay = min(2 * delay, 15.0)
 
     def stop(self) -> None:
         """End every running node with all its processes; nodes asked for later are refused."""
-        with self._guard:
-            self._stopping.set()
-            running = list(self._running)
-        for process in running:
-            assert process.stdin is not None
-            process.stdin.close()
-        for process in running:
-            supervise.stop(process)
+        self.commands.stop()

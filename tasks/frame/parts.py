@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from larpo.workspace.progress import progress, say
 from tasks.frame.files import read_part, write_part
-from tasks.frame.node import Node, progress, say
+from tasks.frame.node import Node
 
 
 def in_parts(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ def score_in_parts(
         Files of responses and prompts, for errors.
     """
     params = node.params.score
-    reward = build_reward(params.reward, params.options, Path(node["reward"]))
+    reward = build_reward(params.reward, params.options, node.checkpoint("reward"))
     if reward.needs_answers and prompts["answer"].isna().any():
         row = int(prompts["answer"].isna().to_numpy().argmax())
         raise UserError(f"{paths[1]}, row {row}: no answer; score.reward={params.reward} needs one for every prompt")

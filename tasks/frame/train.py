@@ -11,8 +11,10 @@ from transformers import PrinterCallback, Trainer
 from larpo.errors import UserError, one_line
 from larpo.models import remote_code
 from larpo.training.curves import LiveMetrics
+from larpo.workspace.git import git_state
+from larpo.workspace.progress import say
 from tasks.frame.files import is_whole_checkpoint
-from tasks.frame.node import Node, git_state, say
+from tasks.frame.node import Node
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
@@ -62,5 +64,5 @@ def run(node: Node, trainer: Trainer, weights: Path, curves: Path) -> None:
         return
     # A pickle of the settings, which the manifest already holds as text.
     (weights / "training_args.bin").unlink(missing_ok=True)
-    remote_code.settle(weights)
+    remote_code.settle(weights, *node.checkpoints.values())
     shutil.copytree(node.scratch / "live", curves)

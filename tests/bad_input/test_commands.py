@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from larpo.workspace.clone import git
+from larpo.workspace.git import git
 from tests.bad_input.harness import Case, both, nothing, param, refused, rows, text
 
 ROW = {"question": "1 + 1?", "answer": "2", "response": "2"}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import larpo.workspace.files
 import tasks.embed
 import tasks.frame.files
 import tasks.frame.train
@@ -71,7 +72,7 @@ def flip(path: Path, place: int = 20) -> None:
 def test_garbled_parts_of_a_sample_are_made_again(here, monkeypatch, capsys):
     folder, expected = here
     shutil.rmtree("data/sample")
-    cut_short(monkeypatch, lambda: tasks.sample.main("1"), tasks.frame.files, "rename", 6)
+    cut_short(monkeypatch, lambda: tasks.sample.main("1"), larpo.workspace.files, "sync", 6)
     parts = sorted(Path("scratch/sample@1").glob("*/0-t1-*.part"))
     assert len(parts) == 5 and list(Path("scratch/sample@1").glob("*/*.tmp")), "cut before it had its name"
     for spoil, part in zip((empty, halve, zero, flip), parts, strict=False):
@@ -93,7 +94,7 @@ def test_garbled_parts_of_a_sample_are_made_again(here, monkeypatch, capsys):
 def test_garbled_parts_of_a_score_are_made_again(here, monkeypatch, capsys):
     folder, expected = here
     monkeypatch.setattr(tasks.score, "PART", 12)
-    cut_short(monkeypatch, lambda: tasks.score.main("1"), tasks.frame.files, "rename", 4)
+    cut_short(monkeypatch, lambda: tasks.score.main("1"), larpo.workspace.files, "sync", 4)
     parts = sorted(Path("scratch/score@1").glob("*/part-*.part"))
     assert len(parts) == 3
     halve(parts[0])

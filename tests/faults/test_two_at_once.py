@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-import tasks.frame.lock
+import larpo.workspace.lock
 import tasks.sample
 from larpo.errors import MachineError
-from tasks.frame.lock import Lock
+from larpo.workspace.lock import Lock
 from tests.conftest import Project
 from tests.faults.kit import Running, assert_nothing_runs, assert_same, products, scratch_left
 
 HOLDER = """
 import time
 from pathlib import Path
-from tasks.frame.lock import Lock
+from larpo.workspace.lock import Lock
 lock = Lock(Path("scratch/sample@1.lock"), "x")
 lock.acquire()
 print("held", flush=True)
@@ -40,7 +40,7 @@ def project(tmp_path, finished_project) -> Project:
 def test_a_node_that_runs_already_is_refused_and_a_dead_one_is_not_in_the_way(project, monkeypatch):
     """A process of its own holds the lock; with kill -9 it is free."""
     monkeypatch.chdir(project.folder)
-    monkeypatch.setattr(tasks.frame.lock, "WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(larpo.workspace.lock, "WAIT_SECONDS", 0.3)
     expected = products(project.folder)
     other = subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True)
     try:

@@ -17,7 +17,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.run import ARTIFACT, RunFailed, larpo
 from larpo.errors import UserError
-from larpo.workspace.clone import Workspace, changed_params
+from larpo.workspace.clone import Workspace
+from larpo.workspace.overrides import changed_params
 from larpo.workspace.repro import Output
 from tests.flows.conftest import NODES, Project, Serving
 

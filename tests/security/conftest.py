@@ -6,7 +6,6 @@ import builtins
 
 import pytest
 
-from larpo.models import remote_code
 from tests.bad_input.conftest import workspace
 
 __all__ = ["workspace"]
@@ -16,5 +15,3 @@ __all__ = ["workspace"]
 def nobody_is_asked(monkeypatch):
     """transformers would ask at the terminal where it is not told."""
     monkeypatch.setattr(builtins, "input", lambda *args: pytest.fail(f"asked at the terminal: {args}"))
-    yield
-    remote_code.begin()

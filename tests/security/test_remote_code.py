@@ -22,7 +22,7 @@ from larpo.engines import build_engine
 from larpo.errors import UserError
 from larpo.load import load_params
 from larpo.models import remote_code
-from larpo.models.initial import fetch_initial_policy
+from larpo.models.initial import fetch_initial_policy, initial_checkpoint
 from larpo.models.load import load_model
 from larpo.plan import Assumptions, build_plan
 from larpo.plan.needs import needs_of
@@ -90,7 +90,7 @@ def test_the_permission_alone_changes_no_byte_and_re_trains_nothing(tiny_policy,
     assert names == sorted(p.name for p in tmp_path.joinpath("False").iterdir())
     for name in names:
         assert (tmp_path / "True" / name).read_bytes() == (tmp_path / "False" / name).read_bytes()
-    assert remote_code.admitted() == {}
+    assert remote_code.record([initial_checkpoint(PolicyParams(model=str(tiny_policy), trust_remote_code=True))]) == {}
     graph = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
     assert [name for name, stage in graph.items() if "policy" in stage.get("do", stage).get("params", [])] == ["policy"]
     assert "trust_remote_code" not in PolicyParams(model="x").model_dump(), "off, no record and no page speaks of it"
@@ -128,10 +128,10 @@ def test_no_copy_in_a_modules_cache_is_what_runs(workspace, brought, marker, mon
 
 
 def test_code_that_changes_after_it_was_admitted_does_not_run(brought, marker):
-    remote_code.admit(brought, KEY, True)
+    checkpoint = remote_code.admit(brought, KEY, True)
     (brought / HELPER).write_text("SCALE = 1.0\n")
     with pytest.raises(UserError, match="has changed since the node started"):
-        load_model(brought, "float32")
+        load_model(checkpoint, "float32")
     assert not marker.exists()
 
 
@@ -183,7 +183,6 @@ def test_a_hub_models_code_is_that_of_the_pinned_commit(brought, marker, tmp_pat
     fetch_initial_policy(params, tmp_path / "made")
     assert marker.read_text() == "x"
     assert (tmp_path / "made" / CODE[0]).read_text() == modeling(marker)
-    remote_code.begin()
     assert turned(tmp_path / "made")
 
 
@@ -200,9 +199,8 @@ def test_vllm_is_told(brought, tiny_policy, monkeypatch, granted):
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
     folder = brought if granted else tiny_policy
-    if granted:
-        remote_code.admit(brought, KEY, True)
-    engine = build_engine(EngineParams(name="vllm"), str(folder), 0)
+    checkpoint = remote_code.admit(folder, KEY, granted)
+    engine = build_engine(EngineParams(name="vllm"), checkpoint, 0)
     assert told.get("trust_remote_code", False) is granted
     assert engine.facts().get("trust_remote_code", False) is granted
 
@@ -232,9 +230,9 @@ def test_a_part_that_states_no_permission_is_an_error_and_no_question(tmp_path, 
     auto_map = CLASSES | {"AutoModel": "modeling_tiny.TinyModel"}
     folder = with_code(decoder(tmp_path / "llama"), tmp_path / "reward", marker, **auto_map)
     (folder / CODE[0]).write_text(modeling(marker, register="# "))
-    remote_code.admit(folder, "reward.trust_remote_code", True)
-    with pytest.raises(UserError, match=r"no usable reward model .*requires you to execute custom code"):
-        load_classifier(folder, "float32")
+    checkpoint = remote_code.admit(folder, "reward.trust_remote_code", True)
+    with pytest.raises(UserError, match=r"no usable checkpoint .*requires you to execute custom code"):
+        load_classifier(checkpoint, "float32")
 
 
 def test_a_plan_runs_none_and_says_what_a_run_would_refuse(workspace, brought, marker):

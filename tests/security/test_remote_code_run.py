@@ -15,7 +15,8 @@ from larpo.audit.bytes.check import check_bytes
 from larpo.audit.lineage.check import check_lineage
 from larpo.audit.lineage.code import NAME
 from larpo.audit.open import AuditedRun
-from larpo.audit.run import Again, check_science, parts_of, reproducibility_card
+from larpo.audit.run import Selection, parts, reproducibility_card
+from larpo.audit.science.check import check_science
 from tasks.frame import warm
 from tests.bad_input.harness import invoke, params
 from tests.conftest import Project
@@ -122,18 +123,18 @@ def test_an_audit_of_a_strangers_run_runs_none(ran, monkeypatch):
     """Whatever the stranger's own parameters say; with --again it does as they say."""
     run, executed = AuditedRun(ran.folder), ran.folder.parent / "executed"
     before = executed.read_text()
-    parts = parts_of(run, Again(), own=False, say=lambda line: None)
-    checks = {c.name: c for c in parts["science"]()}
+    science = parts(run, Selection(), own=False, say=lambda line: None)["science"]
+    checks = {c.name: c for c in science()}
     refused = {name: c.detail for name, c in checks.items() if c.verdict == "not checked"}
     assert set(refused) == {"rewards", "reference log-probabilities", "losses at step 0"}
     assert all("custom code (modeling_tiny.py)" in why and "--again" in why for why in refused.values()), refused
     assert {c.verdict for name, c in checks.items() if name not in refused} == {"holds", "counted"}
     assert executed.read_text() == before
-    asked: list[bool] = []
-    monkeypatch.setattr("larpo.audit.run.check_science", lambda run, trusted: asked.append(trusted) or [])
-    for again, own in [(Again(asked=True), False), (Again(asked=False), False), (Again(asked=False), True)]:
-        parts_of(run, again, own, say=lambda line: None)["science"]()
-    assert asked == [True, False, True]
+    trust: list[bool] = []
+    monkeypatch.setattr("larpo.audit.run.check_science", lambda run, trusted: trust.append(trusted) or [])
+    for requested, own in [(True, False), (False, False), (False, True)]:
+        parts(run, Selection(requested=requested), own, say=lambda line: None)["science"]()
+    assert trust == [True, False, True]
 
 
 def test_a_parameter_that_was_switched_off_stops_every_node_and_the_audit(ran, tmp_path, monkeypatch):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 import tasks.evaluate
 import tasks.generate
@@ -15,21 +15,19 @@ import tasks.items
 from larpo import tables
 from larpo.errors import UserError
 from tests.chat_server import ChatServer
-from tests.conftest import ROOT, TINY_PARAMS
+from tests.conftest import ROOT
+from tests.tasks.conftest import change
 
 
 @pytest.fixture
-def workspace(tmp_path, monkeypatch, tiny_policy) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LARPO_JUDGEMENTS", str(tmp_path / "kept"))
-    shutil.copytree(tiny_policy, "data/policy/0")
-    return tmp_path
+def kept(workspace, monkeypatch) -> Path:
+    """Where judgements are kept."""
+    monkeypatch.setenv("LARPO_JUDGEMENTS", str(workspace / "kept"))
+    return workspace / "kept"
 
 
-def describe(benchmarks: str, judges: str = "{}", policy: Path | str = "x/y") -> None:
-    text = TINY_PARAMS.format(policy=policy)
-    start, end = text.index("benchmarks:"), text.index("retrieval:")
-    Path("params.yaml").write_text(f"{text[:start]}benchmarks:\n{benchmarks}\njudges: {judges}\n{text[end:]}")
+def describe(benchmarks: str, judges: str = "{}") -> None:
+    change(benchmarks=yaml.safe_load(benchmarks), judges=yaml.safe_load(judges))
 
 
 def run(name: str) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
@@ -41,14 +39,13 @@ def run(name: str) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     return outputs, evaluations, json.loads(Path(f"data/evaluate/0-{name}.json").read_text())
 
 
-def test_samples_at_two_temperatures_and_revisions(workspace):
+def test_samples_at_two_temperatures_and_revisions(kept):
     """6 problems: per problem a greedy answer, two revisions; 4 of them 3 samples at each of two temperatures."""
     rows = [{"question": f"{i} + {i}?", "answer": f"#### {2 * i}"} for i in range(6)]
     Path("q.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    describe(
-        "  g: {benchmark: gsm8k, data: ./q.jsonl, generate: {samples: 3, sampled_items: 4, temperatures: [0.5, 1.5], "
-        "refinements: 2, max_new_tokens: 6}}"
-    )
+    entry = "g: {benchmark: gsm8k, data: ./q.jsonl, generate: {samples: 3, sampled_items: 4, temperatures: [0.5, 1.5], "
+    entry += "refinements: 2, max_new_tokens: 6}"
+    describe(entry + "}")
     outputs, evaluations, metrics = run("g")
     assert len(outputs) == 6 * 3 + 4 * 2 * 3
     assert outputs.groupby(["temperature", "turn"]).size().to_dict() == {
@@ -69,14 +66,13 @@ def test_samples_at_two_temperatures_and_revisions(workspace):
     assert [s["n"] for s in metrics["strategies"] if s["strategy"] == "refinement"] == [2, 3]
     # Another filter reads the same outputs again.
     before = Path("data/generate/0-g.parquet").read_bytes()
-    text = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(text.replace("data: ./q.jsonl", "data: ./q.jsonl, options: {filter: strict}"))
+    describe(entry + ", options: {filter: strict}}")
     tasks.items.main("g")
     tasks.evaluate.main("0", "g")
     assert Path("data/generate/0-g.parquet").read_bytes() == before
 
 
-def test_a_judged_benchmark_pays_once(workspace):
+def test_a_judged_benchmark_pays_once(kept):
     """MixEval's format with a model as the parser: 28 questions, 28 requests; evaluated again: none, same bytes."""
     with ChatServer(lambda body: "[[0.5]]" if "Reference" in body["messages"][-1]["content"] else "[[A]]") as server:
         data = ROOT / "data/samples/questions"
@@ -92,10 +88,10 @@ def test_a_judged_benchmark_pays_once(workspace):
     assert Path("data/evaluate/0-q.parquet").read_bytes() == first
     assert metrics["scores"]["free_form"]["value"] == 0.5
     assert evaluations["judgement"].map(json.loads).map(lambda r: r["model"]).eq("judge").all()
-    assert len(list((workspace / "kept").glob("judge-*.jsonl"))) == 1
+    assert len(list(kept.glob("judge-*.jsonl"))) == 1
 
 
-def test_a_missing_key_is_told_before_anything_is_generated(workspace, monkeypatch):
+def test_a_missing_key_is_told_before_anything_is_generated(kept, monkeypatch):
     """With the model parser, named or upstream's by default; the rules need no key."""
     monkeypatch.delenv("SOME_KEY", raising=False)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)

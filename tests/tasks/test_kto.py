@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 import tasks.candidates
 import tasks.lists
@@ -24,24 +25,21 @@ from larpo.errors import UserError
 from larpo.lists.read import mismatched_responses, read_lists
 from larpo.models.load import load_model
 from larpo.training.logps import ResponseList
-from tests.conftest import Project
-
-PAIRS = ("lists: {recipe: top_bottom, top: 2, bottom: 2,", "lists: {recipe: best_worst,")
-KTO = ("objective: lambdarank", "objective: kto")
-MISMATCHED = ("reference: {model: previous,", "reference: {model: previous, mismatched: true,")
+from tests.tasks.conftest import change
 
 
 @pytest.fixture
-def kto_project(project: Project, monkeypatch) -> Project:
-    """A project set to KTO; commands run in its folder."""
-    for change in (PAIRS, KTO, MISMATCHED):
-        project.set(*change)
-    project.run("git", "commit", "-qam", "kto")
-    monkeypatch.chdir(project.folder)
-    return project
+def kto(workspace):
+    """Pairs, and a mismatched response per list."""
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    change(
+        lists={"recipe": "best_worst", "truncated": "keep"},
+        train=raw["train"] | {"objective": "kto"},
+        reference=raw["reference"] | {"mismatched": True},
+    )
 
 
-def test_kto_trains(kto_project):
+def test_kto_trains(kto):
     tasks.policy.main()
     tasks.reward.main()
     for node in (tasks.prompts, tasks.sample, tasks.score, tasks.candidates, tasks.lists, tasks.reference):
@@ -81,11 +79,11 @@ def test_kto_trains(kto_project):
     assert not Path("data/policy/1").exists()
 
 
-def test_kto_without_mismatched_is_refused_before_anything_runs(kto_project):
-    kto_project.set(*MISMATCHED[::-1])
+def test_kto_without_mismatched_is_refused_before_anything_runs(kto):
+    change(reference={"mismatched": False})
     with pytest.raises(UserError, match=r"params.yaml: train.objective: kto .*`reference.mismatched: true`"):
         tasks.policy.main()
-    assert not Path("data").exists()
+    assert not Path("scratch").exists()
 
 
 def test_a_next_list_of_the_same_prompt_is_passed_over():

@@ -7,16 +7,21 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+import tasks.train
 from larpo import tables
+from larpo.errors import UserError
 from larpo.training.list_trainer import TrainingList
 from larpo.training.trainer import Examples, PaddedOrder
 from tests.conftest import Project
+from tests.tasks.conftest import change
 
 TWO_PROCESSES = """
 compute_environment: LOCAL_MACHINE
@@ -30,21 +35,11 @@ mixed_precision: "no"
 """
 
 
-UP_TO_TRAIN = """
-import tasks.candidates, tasks.lists, tasks.policy, tasks.prompts, tasks.reference, tasks.reward, tasks.sample
-import tasks.score
-tasks.policy.main()
-tasks.reward.main()
-for name in ("prompts", "sample", "score", "candidates", "lists", "reference"):
-    getattr(tasks, name).main("1")
-"""
-
-
 @pytest.fixture(scope="module")
-def before_training(tmp_path_factory, tiny_policy) -> Project:
-    """Iteration 1 up to its training, with three lists: two processes cannot share them equally."""
-    project = Project(tmp_path_factory.mktemp("launch") / "project", tiny_policy)
-    project.run(sys.executable, "-c", UP_TO_TRAIN)
+def before_training(tmp_path_factory, finished_project) -> Project:
+    """The finished run with three lists in iteration 1: two processes cannot share them equally."""
+    project = finished_project.copy(tmp_path_factory.mktemp("launch") / "project")
+    (project.folder / "dvc.lock").unlink()  # it holds other lists
     path = project.folder / "data/lists/1.parquet"
     lists = tables.read("lists", str(path))
     kept = lists["prompt_id"].drop_duplicates().iloc[:3]
@@ -141,15 +136,21 @@ def test_bad_input_is_told_from_a_crash(prepared):
     assert "times 2 process(es)" in done.stderr
 
 
-def test_a_missing_or_wrong_configuration_is_one_line(prepared):
-    prepared.set("  save_steps: 1", "  save_steps: 1\n  launch: absent.yaml")
-    done = prepared.node("train", "1", check=False)
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: params.yaml: train.launch: absent.yaml: not found")
-    (prepared.folder / "absent.yaml").write_text("distributed_type: MULTI_GPU\nnum_proceses: 2\n")
-    done = prepared.node("train", "1", check=False)
-    assert done.returncode == 2
-    assert "num_proceses" in done.stderr.strip().splitlines()[-1]
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, r"^params.yaml: train.launch: two.yaml: not found"),
+        ("distributed_type: MULTI_GPU\nnum_proceses: 2\n", r"two.yaml: .*num_proceses"),
+    ],
+)
+def test_a_missing_or_wrong_configuration_is_one_line(workspace, content, words):
+    train = yaml.safe_load(Path("params.yaml").read_text())["train"]
+    change(train=train | {"launch": "two.yaml"})
+    if content:
+        Path("two.yaml").write_text(content)
+    with pytest.raises(UserError, match=words) as caught:
+        tasks.train.main("1")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("lists", "multiple", "padding"), [(3, 2, 1), (4, 2, 0), (5, 8, 3), (1, 8, 7)])

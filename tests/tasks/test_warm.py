@@ -11,13 +11,18 @@ import time
 import psutil
 import pytest
 
-from tasks.frame import warm
+from tests.conftest import Project
 
 
 @pytest.fixture(scope="module")
-def server():
-    with warm.server({"OMP_NUM_THREADS": "1"}) as variables:
-        yield variables
+def home(tmp_path_factory, tiny_policy) -> Project:
+    return Project(tmp_path_factory.mktemp("warm") / "project", tiny_policy)
+
+
+@pytest.fixture
+def project(home):
+    yield home
+    home.run("git", "checkout", "-q", "--", "tasks")
 
 
 def node(project, *command: str, **variables: str) -> subprocess.Popen:
@@ -37,31 +42,31 @@ def forks() -> list[psutil.Process]:
     return [child for p in servers for child in p.children()]
 
 
-def test_a_warm_node_makes_the_same_bytes_and_its_code_is_read_afresh(project, server):
+def test_a_warm_node_makes_the_same_bytes_and_its_code_is_read_afresh(project, warm_nodes):
     for step in (["tasks.policy"], ["tasks.prompts", "1"]):
         done = node(project, *step)
         assert done.wait() == 0, done.stderr.read()
     cold = (project.folder / "data/prompts/1.parquet").read_bytes()
-    done = node(project, "tasks.prompts", "1", **server)
+    done = node(project, "tasks.prompts", "1", **warm_nodes)
     out, err = done.communicate()
     assert (done.returncode, err) == (0, "") and "prompts@1: done" in out
     assert (project.folder / "data/prompts/1.parquet").read_bytes() == cold
     module = project.folder / "tasks/prompts.py"
     module.write_text(module.read_text().replace('"""Write data/prompts', 'print("edited")\n    """Write data/prompts'))
-    assert "edited" in node(project, "tasks.prompts", "1", **server).communicate()[0]
+    assert "edited" in node(project, "tasks.prompts", "1", **warm_nodes).communicate()[0]
 
 
-def test_a_refusal_keeps_its_line_and_status(project, server):
-    done = node(project, "tasks.sample", "1", **server)
+def test_a_refusal_keeps_its_line_and_status(project, warm_nodes):
+    done = node(project, "tasks.candidates", "1", **warm_nodes)
     err = done.communicate()[1]
-    assert done.returncode == 2 and err.startswith("error: data/policy/0: not found")
+    assert done.returncode == 2 and err.startswith("error: data/sample/1.parquet: not found")
 
 
-def test_a_node_ends_with_its_client(project, server):
+def test_a_node_ends_with_its_client(project, warm_nodes):
     """kill -9 of the client: the fork that works for it must not go on writing."""
     module = project.folder / "tasks/prompts.py"
     module.write_text('import time\nprint("started", flush=True)\ntime.sleep(60)\n')
-    client = node(project, "tasks.prompts", "1", **server)
+    client = node(project, "tasks.prompts", "1", **warm_nodes)
     assert client.stdout.readline() == "started\n"
     (fork,) = forks()
     client.send_signal(signal.SIGKILL)
@@ -69,10 +74,10 @@ def test_a_node_ends_with_its_client(project, server):
     assert not psutil.wait_procs([fork], timeout=10)[1]
 
 
-def test_a_killed_node_is_a_failure(project, server):
+def test_a_killed_node_is_a_failure(project, warm_nodes):
     module = project.folder / "tasks/prompts.py"
     module.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
-    client = node(project, "tasks.prompts", "1", **server)
+    client = node(project, "tasks.prompts", "1", **warm_nodes)
     assert client.wait(timeout=20) == 137
 
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from larpo.audit.compare.rules import first_difference
-from larpo.audit.open import PARAMS, AuditedRun, Entry, read_yaml
-from larpo.audit.results import Check, judged, unchecked
-from larpo.audit.science.recompute import ABSENT, different_values
+from larpo.audit.compare.files import first_difference
+from larpo.audit.compare.values import ABSENT, different_values, value_at
+from larpo.audit.open import PARAMS, AuditedRun
+from larpo.audit.results import Check, conclude, unchecked
 from larpo.errors import UserError
+from larpo.workspace.dvc_lock import Entry, read_yaml
 
 PART = "bytes"
 
@@ -34,7 +35,7 @@ def nodes_run(run: AuditedRun) -> Check:
     detail = f"{len(run.nodes)} of {len(run.graph)} nodes of dvc.yaml are in dvc.lock"
     if gone := [name for name in run.lock if name not in run.graph]:
         detail += f"; {len(gone)} more that it no longer declares are left out ({gone[0]} …)"
-    return judged(PART, "every node was run", len(run.graph), detail, missing)
+    return conclude(PART, "every node was run", len(run.graph), detail, missing)
 
 
 def declared_as_run(run: AuditedRun) -> Check:
@@ -42,55 +43,53 @@ def declared_as_run(run: AuditedRun) -> Check:
     failures = []
     for node in run.nodes:
         declared = run.declared[node.name]
-        for what, wanted, found in (
-            ("command", declared.cmd, node.cmd),
-            ("dependencies", declared.deps, frozenset(node.deps)),
-            ("outputs", declared.outs, frozenset(node.outs)),
+        if node.cmd != declared.cmd:
+            failures.append(f"{node.name}: command in dvc.lock: {node.cmd!r}, dvc.yaml declares {declared.cmd!r}")
+        for what, paths, locked in (
+            ("dependencies", declared.deps, set(node.deps)),
+            ("outputs", declared.outs, set(node.outs)),
         ):
-            if wanted != found:
-                differ = f"{found!r}, dvc.yaml declares {wanted!r}"
-                if isinstance(wanted, frozenset):
-                    differ = ", ".join(f"{'+' if p in found else '-'}{p}" for p in sorted(wanted ^ found))
+            if differ := ", ".join(f"{'+' if p in locked else '-'}{p}" for p in sorted(paths ^ locked)):
                 failures.append(f"{node.name}: {what} in dvc.lock: {differ}")
-    return judged(PART, "as declared", len(run.nodes), "commands, dependencies and outputs of every node", failures)
+    return conclude(PART, "as declared", len(run.nodes), "commands, dependencies and outputs of every node", failures)
 
 
 def files_as_locked(run: AuditedRun, name: str, entries: dict[str, Entry]) -> Check:
     failures, size, count, out = [], 0, 0, 0
     for path, entry in entries.items():
-        if path in run.left_out and not (run.folder / path).exists():
+        if run.absent(path):
             out += 1
             continue
-        found = run.md5(path)
+        md5 = run.md5(path)
         size += entry.size or 0
         count += entry.files or 1
-        if found is None:
+        if md5 is None:
             failures.append(f"{path}: missing")
-        elif found != entry.md5:
-            failures.append(what_differs(run, entry, found))
-    told = f"; {out} outputs are not in the pack and were not checked" if out else ""
-    return judged(PART, name, count, f"{count} files, {size:,} bytes against dvc.lock{told}", failures)
+        elif md5 != entry.md5:
+            failures.append(what_differs(run, entry, md5))
+    remark = f"; {out} outputs are not in the pack and were not checked" if out else ""
+    return conclude(PART, name, count, f"{count} files, {size:,} bytes against dvc.lock{remark}", failures)
 
 
-def what_differs(run: AuditedRun, entry: Entry, found: str) -> str:
+def what_differs(run: AuditedRun, entry: Entry, md5: str) -> str:
     """The first file, byte, row or tensor that is not as locked; a hash where the cache has no copy to compare with."""
     path, place = entry.path, run.folder / entry.path
     if entry.md5.endswith(".dir"):
         listing = run.listing(entry)
         if listing is None:
-            return f"{path}: hash {found}, dvc.lock has {entry.md5}; no copy in the cache to tell which file"
+            return f"{path}: hash {md5}, dvc.lock has {entry.md5}; no copy in the cache to tell which file"
         here = set(run.files(path)) if place.is_dir() else set()
         for name in sorted(here | set(listing)):
             if name not in here:
                 return f"{path}/{name}: missing"
             if name not in listing:
                 return f"{path}/{name}: not part of what was recorded"
-            md5 = run.md5(f"{path}/{name}")
-            if md5 != listing[name]:
-                return what_differs(run, Entry(f"{path}/{name}", listing[name]), str(md5))
+            inner = run.md5(f"{path}/{name}")
+            if inner != listing[name]:
+                return what_differs(run, Entry(f"{path}/{name}", listing[name]), str(inner))
     kept = run.cached(entry.md5)
     if kept is None:
-        return f"{path}: hash {found}, dvc.lock has {entry.md5}; no copy in the cache to tell which byte"
+        return f"{path}: hash {md5}, dvc.lock has {entry.md5}; no copy in the cache to tell which byte"
     return f"{path}: {first_difference(kept, place)}"
 
 
@@ -103,39 +102,31 @@ def params_as_locked(run: AuditedRun) -> Check:
             if file not in files:
                 files[file] = _values(run.folder / file)
             recorded = node.params.get(file, {})
-            for key in keys or sorted({*recorded, *files[file]}):
-                count += 1
-                now, then = _at(files[file], key), recorded.get(key, ABSENT)
-                failures += different_values(f"{node.name}: {file}", now, then, key, "dvc.lock has")
-    return judged(PART, "parameters", count, f"{count} values against {PARAMS}", failures)
+            now = {key: value_at(files[file], key) for key in keys or sorted({*recorded, *files[file]})}
+            then = {key: recorded.get(key, ABSENT) for key in now}
+            failures += different_values(f"{node.name}: {file}", now, then, "dvc.lock has", tolerance=0)
+            count += len(now)
+    return conclude(PART, "parameters", count, f"{count} values against {PARAMS}", failures)
 
 
 def _values(path: Path) -> dict[str, Any]:
     """A file of parameters; dvc.yaml may name more than params.yaml."""
-    found = read_yaml(path)
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected keys with values, found {type(found).__name__}")
-    return found
-
-
-def _at(tree: Any, dotted: str) -> Any:
-    for part in dotted.split("."):
-        if not isinstance(tree, dict) or part not in tree:
-            return ABSENT
-        tree = tree[part]
+    tree = read_yaml(path)
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected keys with values, found {type(tree).__name__}")
     return tree
 
 
 def cache_intact(run: AuditedRun) -> Check:
     """Objects of the run in DVC's cache: a broken one would be checked out, or pushed, as if it were right."""
-    wanted: set[str] = set()
+    recorded: set[str] = set()
     for node in run.nodes:
         for entry in node.outs.values():
-            wanted.add(entry.md5)
+            recorded.add(entry.md5)
             if entry.md5.endswith(".dir") and (listing := run.listing(entry)):
-                wanted |= set(listing.values())
+                recorded |= set(listing.values())
     present, failures = 0, []
-    for md5 in sorted(wanted):
+    for md5 in sorted(recorded):
         place = run.object(md5)
         if place.is_file():
             present += 1
@@ -144,5 +135,5 @@ def cache_intact(run: AuditedRun) -> Check:
     if not present:
         return unchecked(PART, "DVC's cache", "it holds nothing of this run")
     detail = f"{present} objects of this run hashed"
-    absent = len(wanted) - present
-    return judged(PART, "DVC's cache", present, detail + (f"; {absent} are not there" if absent else ""), failures)
+    absent = len(recorded) - present
+    return conclude(PART, "DVC's cache", present, detail + (f"; {absent} are not there" if absent else ""), failures)

@@ -1,26 +1,24 @@
-"""When a node that was executed again has made the same: one rule per kind of node.
+"""When a node that was executed again has made the same: rules that dvc.yaml names, in `meta`, by patterns of files.
 
-    node                     product                     equal means
-    ---------------------    ------------------------    ---------------------------------------------------------
-    prompts, items,          tables, page, CSV           the same bytes
-    candidates, lists,
-    evaluate, retrieve,      metrics, another machine    numbers: |Δ| ≤ SUM · (1 + |x|)
-    report
-    score, best_of_n         rewards by a rule           as the row above
-                             rewards by a model          same rows, |Δ reward| ≤ LOGP · (1 + |x|)
-    reference                log-probabilities           same rows, |Δ| ≤ LOGP · (1 + |x|)
-    embed                    vectors                     |Δ| ≤ VECTOR in every element; ids the same bytes
-    policy, reward as        weights                     |Δ| ≤ COPIED · (1 + |x|) in every element
-    fetched
-    sft, train, reward as    weights                     per tensor, root mean square of Δ ≤ STEP · learning rate
-    trained                  curves, metrics             numbers: |Δ| ≤ CURVE · (1 + |x|)
-    sample, generate         same machine                the same bytes
-                             another machine             same prompts, tokens of prompts, temperatures and seeds;
-                                                         and length, share cut off and, where a rule can score,
-                                                         reward shifted by no more than chance
+    rule             of                              equal means
+    -------------    ----------------------------    ---------------------------------------------------------
+    weights          a copied or fetched model       |Δ| ≤ COPIED · (1 + |x|) in every element
+                     a trained one                   per tensor, root mean square of Δ ≤ STEP · learning rate
+    curve            curves, metrics of a training   numbers: |Δ| ≤ CURVE · (1 + |x|)
+    samples          the same machine                the same bytes
+                     another machine                 same prompts, tokens of prompts, temperatures and seeds; and
+                                                     length, share cut off and, where a rule can score, reward
+                                                     shifted by no more than chance
+    rewards          by a rule                       the same bytes
+                     by a model                      same rows, |Δ reward| ≤ LOGP · (1 + |x|)
+    reward_metrics   the same of JSON
+    logps            log-probabilities               same rows, |Δ| ≤ LOGP · (1 + |x|)
+    vectors          an index                        |Δ| ≤ VECTOR in every element
+    metrics          JSON of another machine         numbers: |Δ| ≤ SUM · (1 + |x|)
+    identity         reward.json                     all but the hash of the weights, which are compared themselves
 
-Whatever a row does not name (configurations, tokenizers, ids, text) has to be the same bytes. "The same bytes" is
-asked of the same machine and packages; elsewhere a table or JSON file with the same values, written differently by
+Whatever dvc.yaml does not name (tables, pages, configurations, tokenizers) has to be the same bytes. "The same bytes"
+holds for the same machine and packages; elsewhere a table or JSON file with the same values, written differently by
 another version of its library, is within tolerance.
 
 Why these numbers. Other thread counts, vector units and BLAS add floats in another order. Measured with SmolLM2-135M
@@ -33,7 +31,7 @@ differ by more, and is then told to differ.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -43,18 +41,20 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from larpo.audit.compare.differences import (
+from larpo.audit.compare.files import (
     Unreadable,
     arrays,
     batches,
     files_of,
     first_byte,
     first_difference,
-    first_key,
     first_row,
     row_line,
+    same_content,
 )
-from larpo.audit.compare.samples import Collected, collect, judge
+from larpo.audit.compare.samples import collect, within_chance
+from larpo.audit.compare.values import deviation, first_key, leaves
+from larpo.errors import unknown
 
 How = Literal["bit-identical", "within tolerance", "statistically alike", "differs"]
 HOWS: tuple[How, ...] = ("bit-identical", "within tolerance", "statistically alike", "differs")
@@ -91,7 +91,7 @@ class Terms:
 
     Attributes
     ----------
-    alike
+    repeatable
         Same machine, same packages, an engine that repeats itself: samples must be the same bytes.
     rule
         Rewards come from a rule, not from a model.
@@ -101,7 +101,7 @@ class Terms:
         Rewards (n,) of a frame with columns prompt_id, text, n_tokens, finish_reason; None where no rule can tell.
     """
 
-    alike: bool = True
+    repeatable: bool = True
     rule: bool = True
     learning_rate: float | None = None
     score: Callable[[Any], np.ndarray] | None = None
@@ -110,17 +110,20 @@ class Terms:
 Rule = Callable[[Path, Path, Terms], Comparison]
 
 
-def compare(kind: str, expected: Path, found: Path, terms: Terms | None = None) -> Comparison:
-    """One product (a file or a folder) of a node of that kind, as recorded and as made again."""
+def compare(rules: Mapping[str, str], expected: Path, found: Path, terms: Terms | None = None) -> Comparison:
+    """One product (a file or a folder) of a node, as recorded and as made again.
+
+    `rules`: pattern of a file's name → its rule; the first that fits counts, and the same bytes where none does.
+    """
     expected, found, terms = Path(expected), Path(found), terms or Terms()
     if not (expected.is_dir() and found.is_dir()):
-        return _file(kind, expected, found, terms)
+        return _file(rules, expected, found, terms)
     names = files_of(expected)
     if names != files_of(found):
         return Comparison("differs", "not the same files", first_difference(expected, found))
     parts = []
     for name in names:
-        part = _file(kind, expected / name, found / name, terms)
+        part = _file(rules, expected / name, found / name, terms)
         difference = part.difference and f"{name}: {part.difference}"
         parts.append(Comparison(part.how, part.detail and f"{name}: {part.detail}", difference))
     return worst(parts)
@@ -131,29 +134,27 @@ def worst(parts: Sequence[Comparison]) -> Comparison:
     return max(parts, key=lambda part: HOWS.index(part.how), default=Comparison("bit-identical"))
 
 
-def _file(kind: str, expected: Path, found: Path, terms: Terms) -> Comparison:
+def _file(rules: Mapping[str, str], expected: Path, found: Path, terms: Terms) -> Comparison:
     if not (expected.is_file() and found.is_file()):
         return Comparison("differs", "not there", first_difference(expected, found))
     if first_byte(expected, found) is None:
         return Comparison("bit-identical")
+    name = next((rule for pattern, rule in rules.items() if fnmatchcase(expected.name, pattern)), "bytes")
+    if name not in RULES:
+        raise unknown("rule", name, RULES)
     try:
-        told = _rule(kind, expected.name)(expected, found, terms)
+        part = RULES[name](expected, found, terms)
     except Unreadable as error:
         return Comparison("differs", "not comparable", str(error))
-    if told.how == "differs" and told.difference is None:
-        return Comparison("differs", told.detail, first_difference(expected, found))
-    return told
+    if part.how == "differs" and part.difference is None:
+        return Comparison("differs", part.detail, first_difference(expected, found))
+    return part
 
 
-def _rule(kind: str, name: str) -> Rule:
-    return next((rule for pattern, rule in RULES.get(kind, {}).items() if fnmatchcase(name, pattern)), _exact)
-
-
-def _exact(expected: Path, found: Path, terms: Terms) -> Comparison:
-    difference = first_difference(expected, found)
-    if not terms.alike and difference is not None and difference.startswith("same "):
-        return Comparison("within tolerance", difference.split(":")[0])
-    return Comparison("differs", "has to be the same bytes", difference)
+def _bytes(expected: Path, found: Path, terms: Terms) -> Comparison:
+    if not terms.repeatable and same_content(expected, found):
+        return Comparison("within tolerance", "the same content, written differently")
+    return Comparison("differs", "has to be the same bytes")
 
 
 # Weights and vectors
@@ -179,15 +180,15 @@ def _weights(expected: Path, found: Path, terms: Terms) -> Comparison:
         if delta.size and delta.max() > largest:
             largest, where = float(delta.max()), name
     if rate is None:
-        told = f"largest |Δ| / (1 + |x|) {largest:.2g} in {where}, allowed {COPIED:g}"
-        return Comparison("within tolerance" if largest <= COPIED else "differs", told)
+        detail = f"largest |Δ| / (1 + |x|) {largest:.2g} in {where}, allowed {COPIED:g}"
+        return _within(largest <= COPIED, detail)
     spread = {name: (squares[name] / max(1, sizes[name])) ** 0.5 for name in squares}
     widest = max(spread, key=spread.__getitem__)
-    told = (
+    detail = (
         f"largest |Δ| {largest:.2g}; per tensor, root mean square of Δ at most {spread[widest] / rate:.2g} · learning "
         f"rate ({widest}), allowed {STEP:g}"
     )
-    return Comparison("within tolerance" if spread[widest] <= STEP * rate else "differs", told)
+    return _within(spread[widest] <= STEP * rate, detail)
 
 
 def _vectors(expected: Path, found: Path, terms: Terms) -> Comparison:
@@ -195,21 +196,18 @@ def _vectors(expected: Path, found: Path, terms: Terms) -> Comparison:
     for _, _, x, y in arrays(expected, found):
         if x.size:
             largest = max(largest, float(np.abs(x - y).max()))
-    close = largest <= VECTOR  # false for NaN
-    return Comparison("within tolerance" if close else "differs", f"largest |Δ| {largest:.2g}, allowed {VECTOR:g}")
+    return _within(largest <= VECTOR, f"largest |Δ| {largest:.2g}, allowed {VECTOR:g}")
+
+
+def _within(close: bool, detail: str) -> Comparison:
+    return Comparison("within tolerance" if close else "differs", detail)
 
 
 # Tables with numbers
 
 
-def _columns(tolerance: float, *columns: str) -> Rule:
-    return partial(_within, tolerance, columns)
-
-
-def _within(tolerance: float, columns: Sequence[str], expected: Path, found: Path, terms: Terms) -> Comparison:
-    """All other columns the same, and in `columns` the same nulls and |Δ| ≤ tolerance · (1 + |x|)."""
-    if terms.rule and "reward" in columns:
-        return _exact(expected, found, terms)
+def _columns(columns: Sequence[str], expected: Path, found: Path, terms: Terms) -> Comparison:
+    """All other columns the same, and in `columns` the same nulls and |Δ| ≤ LOGP · (1 + |x|)."""
     largest, where = 0.0, "none"
     for start, x, y in batches(expected, found):
         if x.schema.names != y.schema.names or len(x) != len(y) or not set(columns) <= set(x.schema.names):
@@ -220,14 +218,17 @@ def _within(tolerance: float, columns: Sequence[str], expected: Path, found: Pat
         for column in columns:
             a, b = _floats(x[column]), _floats(y[column])
             off = np.where(np.isnan(a) & np.isnan(b), 0.0, np.abs(a - b) / (1 + np.abs(a)))
-            bad = ~(off <= tolerance)
+            bad = ~(off <= LOGP)
             if bad.any():
                 line = row_line(x, y, int(bad.argmax()), start, column)
-                return Comparison("differs", f"allowed |Δ| ≤ {tolerance:g} · (1 + |x|)", line)
+                return Comparison("differs", f"allowed |Δ| ≤ {LOGP:g} · (1 + |x|)", line)
             if off.size and off.max() > largest:
                 largest, where = float(off.max()), f"{column}, row {start + int(off.argmax())}"
-    told = f"largest |Δ| / (1 + |x|) {largest:.2g} ({where}), allowed {tolerance:g}"
-    return Comparison("within tolerance", told)
+    return Comparison("within tolerance", f"largest |Δ| / (1 + |x|) {largest:.2g} ({where}), allowed {LOGP:g}")
+
+
+def _rewards(expected: Path, found: Path, terms: Terms) -> Comparison:
+    return _bytes(expected, found, terms) if terms.rule else _columns(["reward"], expected, found, terms)
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:
@@ -237,29 +238,19 @@ def _floats(column: pa.ChunkedArray) -> np.ndarray:
 # JSON and curves
 
 
-def _numbers(tolerance: float, ignore: str | None, expected: Path, found: Path, terms: Terms) -> Comparison:
-    """The same keys and texts, and numbers with |Δ| ≤ tolerance · (1 + |x|); the key `ignore` is left out."""
-    largest = [0.0]
-
-    def same(x: Any, y: Any) -> bool:
-        if isinstance(x, float) and isinstance(y, float):
-            off = 0.0 if x == y or (x != x and y != y) else abs(x - y) / (1 + abs(x))
-            largest[0] = max(largest[0], off)
-            return off <= tolerance
-        return type(x) is type(y) and x == y
-
-    values = []
+def _numbers(tolerance: float, ignored: str | None, expected: Path, found: Path, terms: Terms) -> Comparison:
+    """The same keys and texts, and numbers with |Δ| ≤ tolerance · (1 + |x|); the key `ignored` is left out."""
+    trees = []
     for path in (expected, found):
         try:
-            values.append(_json(path) if path.suffix == ".json" else _series(path))
+            tree = _json(path) if path.suffix == ".json" else _series(path)
         except (ValueError, RecursionError) as error:
             raise Unreadable(f"{path.name}: {' '.join(str(error).split())[:120]}") from None
-    if ignore and all(isinstance(v, dict) for v in values):
-        values = [{k: v for k, v in tree.items() if k != ignore} for tree in values]
-    difference = first_key(*values, same)
-    if difference is not None:
+        trees.append({k: v for k, v in tree.items() if k != ignored} if isinstance(tree, dict) else tree)
+    if difference := first_key(*trees, tolerance):
         return Comparison("differs", f"allowed |Δ| ≤ {tolerance:g} · (1 + |x|)", difference)
-    return Comparison("within tolerance", f"largest |Δ| / (1 + |x|) {largest[0]:.2g}, allowed {tolerance:g}")
+    largest = max((deviation(x, y) for _, x, y in leaves(*trees) if isinstance(x, float)), default=0.0)
+    return Comparison("within tolerance", f"largest |Δ| / (1 + |x|) {largest:.2g}, allowed {tolerance:g}")
 
 
 def _json(path: Path) -> Any:
@@ -275,7 +266,7 @@ def _series(path: Path) -> list[dict[str, Any]]:
 def _curve(expected: Path, found: Path, terms: Terms) -> Comparison:
     """Of a training. `reward_accuracy` counts pairs in order; at the first step policy and reference agree and rounding
     alone decides, so it is compared on the same machine only."""
-    if terms.alike:
+    if terms.repeatable:
         return _numbers(CURVE, None, expected, found, terms)
     if expected.stem == COUNTED:
         return Comparison("within tolerance", "counts pairs that rounding orders; not compared on another machine")
@@ -283,7 +274,7 @@ def _curve(expected: Path, found: Path, terms: Terms) -> Comparison:
 
 
 def _metrics(expected: Path, found: Path, terms: Terms) -> Comparison:
-    return (_exact if terms.alike else partial(_numbers, SUM, None))(expected, found, terms)
+    return (_bytes if terms.repeatable else partial(_numbers, SUM, None))(expected, found, terms)
 
 
 def _reward_metrics(expected: Path, found: Path, terms: Terms) -> Comparison:
@@ -293,31 +284,26 @@ def _reward_metrics(expected: Path, found: Path, terms: Terms) -> Comparison:
 # Samples
 
 
-def _sampled(expected: Path, found: Path, terms: Terms) -> Comparison:
-    if terms.alike:
+def _samples(expected: Path, found: Path, terms: Terms) -> Comparison:
+    if terms.repeatable:
         return Comparison("differs", "same machine and packages: has to be the same bytes")
-    got: Collected = collect(expected, found)
-    if got.difference is not None:
-        return Comparison("differs", "what is asked has to be the same", got.difference)
-    alike, told = judge(got, terms.score)
-    return Comparison("statistically alike", told) if alike else Comparison("differs", told, got.first)
+    pairs = collect(expected, found)
+    if pairs.difference is not None:
+        return Comparison("differs", "what is asked has to be the same", pairs.difference)
+    by_chance, detail = within_chance(pairs, terms.score)
+    return Comparison("statistically alike", detail) if by_chance else Comparison("differs", detail, pairs.first)
 
 
-_MODEL_REWARD = _columns(LOGP, "reward")
-RULES: dict[str, dict[str, Rule]] = {
-    "policy": {"*.safetensors": _weights},
-    "sft": {"*.safetensors": _weights, "metrics.json": _curve, "*.tsv": _curve},
-    "train": {"*.safetensors": _weights, "metrics.json": _curve, "*.tsv": _curve},
-    # reward.json holds a hash of the weights, which are compared themselves.
-    "reward": {"*.safetensors": _weights, "metrics.json": _curve, "reward.json": partial(_numbers, 0.0, "weights")},
-    "sample": {"*.parquet": _sampled},
-    "generate": {"*.parquet": _sampled},
-    "score": {"*.parquet": _MODEL_REWARD},
-    "best_of_n": {"*.parquet": _MODEL_REWARD, "*.json": _reward_metrics},
-    "reference": {"*.parquet": _columns(LOGP, "reference_logp", "mismatched_logp")},
-    "embed": {"*.npy": _vectors},
-    "evaluate": {"*.json": _metrics},
-    "retrieve": {"*.json": _metrics},
-    "report": {"*.json": _metrics},
+RULES: dict[str, Rule] = {
+    "bytes": _bytes,
+    "weights": _weights,
+    "curve": _curve,
+    "samples": _samples,
+    "rewards": _rewards,
+    "reward_metrics": _reward_metrics,
+    "logps": partial(_columns, ["reference_logp", "mismatched_logp"]),
+    "vectors": _vectors,
+    "metrics": _metrics,
+    "identity": partial(_numbers, 0.0, "weights"),
 }
-"""Kind of node → pattern of a file's name → its rule; files that none names are compared byte by byte."""
+"""What dvc.yaml may name."""

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from larpo.audit.compare.differences import batches, first_row, row_line
+from larpo.audit.compare.files import batches, first_row, row_line
 
 LEVEL = 1e-3
 """Of one node's comparison; divided by the number of its tests (Bonferroni)."""
@@ -31,12 +31,11 @@ ANSWERED = ("response_id", "text", "token_ids", "n_tokens", "finish_reason")
 
 
 @dataclass
-class Collected:
+class Pairs:
     """Pairs of rows. `difference`: where the two were not asked the same; then nothing else is filled."""
 
     rows: int = 0
     greedy_rows: int = 0
-    greedy_same: int = 0
     first: str | None = None
     difference: str | None = None
     expected: list[pd.DataFrame] = field(default_factory=list)
@@ -64,64 +63,63 @@ def sign_flip(differences: np.ndarray) -> tuple[float, float]:
     return z, float((np.abs(sums) >= abs(total) - 1e-9 * norm).mean())
 
 
-def collect(expected: Path, found: Path) -> Collected:
+def collect(expected: Path, found: Path) -> Pairs:
     """Pair the rows of two tables `responses` or `outputs`, in batches; keeps the pairs whose answers differ."""
-    got = Collected()
+    pairs = Pairs()
     for start, x, y in batches(expected, found):
         if x.schema.names != y.schema.names or len(x) != len(y):
-            return Collected(difference="not the same columns and rows")
+            return Pairs(difference="not the same columns and rows")
         revised = pa.array(np.zeros(len(x), bool)) if "turn" not in x.schema.names else pc.greater(x["turn"], 0)
-        asked = [name for name in x.schema.names if name not in (*ANSWERED, "prompt_token_ids")]
-        if (row := first_row(x.select(asked), y.select(asked))) is not None:
-            return Collected(difference=row_line(x, y, row, start, _other(x, y, row, asked)))
+        given = [name for name in x.schema.names if name not in (*ANSWERED, "prompt_token_ids")]
+        if (row := first_row(x.select(given), y.select(given))) is not None:
+            return Pairs(difference=row_line(x, y, row, start, _other(x, y, row, given)))
         # A revision's prompt holds the answer before it; a gold solution is no sample.
         fixed = np.flatnonzero(~revised.to_numpy(zero_copy_only=False))
         a, b = x.take(fixed), y.take(fixed)
         if (row := first_row(a.select(["prompt_token_ids"]), b.select(["prompt_token_ids"]))) is not None:
-            return Collected(difference=row_line(x, y, int(fixed[row]), start, "prompt_token_ids"))
+            return Pairs(difference=row_line(x, y, int(fixed[row]), start, "prompt_token_ids"))
         if "origin" in x.schema.names:
             gold = np.flatnonzero(pc.not_equal(x["origin"], "policy").to_numpy())
             if (row := first_row(x.take(gold), y.take(gold))) is not None:
-                return Collected(difference=row_line(x, y, int(gold[row]), start))
-        _pair(got, x, y, start)
-    return got
+                return Pairs(difference=row_line(x, y, int(gold[row]), start))
+        _pair(pairs, x, y, start)
+    return pairs
 
 
 def _other(x: pa.Table, y: pa.Table, row: int, names: list[str]) -> str:
     return next(c for c in names if not x[c].slice(row, 1).equals(y[c].slice(row, 1)))
 
 
-def _pair(got: Collected, x: pa.Table, y: pa.Table, start: int) -> None:
+def _pair(pairs: Pairs, x: pa.Table, y: pa.Table, start: int) -> None:
     columns = ["text", "token_ids", "finish_reason"]
     same = np.ones(len(x), bool)
     if first_row(x.select(columns), y.select(columns)) is not None:
         for c in columns:
             same &= np.array([a == b for a, b in zip(x[c].to_pylist(), y[c].to_pylist(), strict=True)], bool)
     greedy = x["temperature"].to_numpy() == 0
-    got.rows += len(x)
-    got.greedy_rows += int(greedy.sum())
-    got.greedy_same += int((greedy & same).sum())
+    pairs.rows += len(x)
+    pairs.greedy_rows += int(greedy.sum())
     other = np.flatnonzero(~same)
     if not len(other):
         return
-    if got.first is None:
+    if pairs.first is None:
         row = int(other[0])
-        got.first = row_line(x, y, row, start, _other(x, y, row, columns))
-    for table, kept in ((x, got.expected), (y, got.found)):
+        pairs.first = row_line(x, y, row, start, _other(x, y, row, columns))
+    for table, kept in ((x, pairs.expected), (y, pairs.found)):
         rows = table.take(other)
         frame = rows.select(["prompt_id", "text", "finish_reason"]).to_pandas()
         frame["n_tokens"] = pc.list_value_length(rows["token_ids"]).to_numpy()
         kept.append(frame.assign(greedy=greedy[other]))
 
 
-def judge(got: Collected, score: Callable[[Any], np.ndarray] | None) -> tuple[bool, str]:
+def within_chance(pairs: Pairs, score: Callable[[Any], np.ndarray] | None) -> tuple[bool, str]:
     """Whether the pairs differ by no more than chance, and one line with shares, shifts and p.
 
     Tests, separately over greedy and sampled rows: length in tokens, share cut off, and with `score` the reward.
     """
-    if not got.expected:
-        return True, f"all {got.rows} answers identical"
-    frames = [pd.concat(parts, ignore_index=True) for parts in (got.expected, got.found)]
+    if not pairs.expected:
+        return True, f"all {pairs.rows} answers identical"
+    frames = [pd.concat(parts, ignore_index=True) for parts in (pairs.expected, pairs.found)]
     measures = {
         "length": [frame["n_tokens"].to_numpy(dtype=float) for frame in frames],
         "cut off": [(frame["finish_reason"] == "length").to_numpy(dtype=float) for frame in frames],
@@ -129,16 +127,16 @@ def judge(got: Collected, score: Callable[[Any], np.ndarray] | None) -> tuple[bo
     if score is not None:
         measures["reward"] = [np.asarray(score(frame), dtype=float) for frame in frames]
     greedy = frames[0]["greedy"].to_numpy()
-    sampled_rows = got.rows - got.greedy_rows
-    groups = [(n, m, t) for n, m, t in (("greedy", greedy, got.greedy_rows), ("sampled", ~greedy, sampled_rows)) if t]
+    rows = {"greedy": (greedy, pairs.greedy_rows), "sampled": (~greedy, pairs.rows - pairs.greedy_rows)}
+    groups = {name: group for name, group in rows.items() if group[1]}
     level = LEVEL / (len(measures) * len(groups))
-    told, alike = [], True
-    for group, mask, total in groups:
+    lines, by_chance = [], True
+    for group, (mask, total) in groups.items():
         line = f"{group}: {total - int(mask.sum())} of {total} identical"
         for name, (x, y) in measures.items():
             delta = (y - x)[mask]
             z, p = sign_flip(delta)
-            alike &= p >= level
+            by_chance &= p >= level
             line += f", {name} {delta.sum() / total:+.3g} (z {z:.2f}, p {p:.2g})"
-        told.append(line)
-    return alike, f"{'; '.join(told)}; sign-flip test of pairs, each at {level:.1g}"
+        lines.append(line)
+    return by_chance, f"{'; '.join(lines)}; sign-flip test of pairs, each at {level:.1g}"

@@ -10,8 +10,9 @@ from typing import Any
 
 import networkx as nx
 
-from larpo.audit.diff.changes import Change, declared, hints, recorded
-from larpo.audit.open import AuditedRun, LockedNode
+from larpo.audit.compare.files import first_difference
+from larpo.audit.diff.changes import Change, around, declared, hints
+from larpo.audit.open import AuditedRun
 from larpo.hashing import file_hash
 from larpo.workspace.dvc import kind_of
 
@@ -87,34 +88,33 @@ class Diff:
 
     def lines(self) -> list[str]:
         """For the terminal."""
-        told = [f"a  {self.a}", f"b  {self.b}"]
-        told += [f"not there, so compared by dvc.lock alone: {path}" for path in self.missing]
+        lines = [f"a  {self.a}", f"b  {self.b}"]
+        lines += [f"not there, so compared by dvc.lock alone: {path}" for path in self.missing]
         if self.equal:
-            return [*told, f"no difference: {self.nodes} nodes equal"]
+            return [*lines, f"no difference: {self.nodes} nodes equal"]
         for label, names in (("a", self.only_a), ("b", self.only_b)):
             if names:
-                told.append(f"only in {label}: {', '.join(names)}")
+                lines.append(f"only in {label}: {', '.join(names)}")
         for run, node, path, md5, lies in self.altered:
-            told.append(
-                f"altered after the run: {run}: {path} of {node}: dvc.lock records {md5[:12]}, found {lies[:12]}"
-            )
+            hashes = f"dvc.lock records {md5[:12]}, found {lies[:12]}"
+            lines.append(f"altered after the run: {run}: {path} of {node}: {hashes}")
         if self.first:
-            told.append(f"first difference: {self.first}, after {self.before} equal nodes")
+            lines.append(f"first difference: {self.first}, after {self.before} equal nodes")
         if self.row:
-            told.append(f"  {self.row}")
+            lines.append(f"  {self.row}")
         if self.changes:
-            told.append("what changed:")
-            told += [f"  {change.line}  [{_names(change.nodes)}]" for change in self.changes]
+            lines.append("what changed:")
+            lines += [f"  {change.line}  [{_names(change.nodes)}]" for change in self.changes]
         if self.harmless:
-            told.append(f"made the same bytes all the same: {_names(self.harmless)}")
-        told += [f"no cause among what is declared: {name}: {why}" for name, why in self.unexplained.items()]
+            lines.append(f"made the same bytes all the same: {_names(self.harmless)}")
+        lines += [f"no cause among what is declared: {name}: {why}" for name, why in self.unexplained.items()]
         if self.surroundings and self.changes:
-            told.append("differs as well, and may matter:")
-            told += [f"  {change.line}  [{_names(change.nodes)}]" for change in self.surroundings]
+            lines.append("differs as well, and may matter:")
+            lines += [f"  {change.line}  [{_names(change.nodes)}]" for change in self.surroundings]
         if self.follows:
             kinds = ", ".join(f"{kind} ({count})" for kind, count in self.follows.items())
-            told.append(f"follows from it: {kinds}")
-        return told + self._score_lines()
+            lines.append(f"follows from it: {kinds}")
+        return lines + self._score_lines()
 
     def _score_lines(self) -> list[str]:
         shown = [score for score in self.scores if not score[2].endswith(BOUNDS)]
@@ -144,50 +144,46 @@ def explain(a: AuditedRun, b: AuditedRun) -> Diff:
     node declares.
     """
     order = [name for name in merged_order(a, b) if name in a.lock or name in b.lock]
-    found = Diff(str(a.folder), str(b.folder), len(order))
-    lying = {"a": _lying(a), "b": _lying(b)}
-    for label, run in (("a", a), ("b", b)):
-        _compare_with_lock(found, label, run, lying[label])
+    diff = Diff(str(a.folder), str(b.folder), len(order))
+    lying = [{path: run.md5(path) for node in run.nodes for path in node.outs} for run in (a, b)]
+    for label, run, hashes in zip("ab", (a, b), lying, strict=True):
+        _compare_with_lock(diff, label, run, hashes)
     changes: dict[tuple[str, ...], Change] = {}
     surroundings: dict[tuple[str, ...], Change] = {}
     for name in order:
         one, other = a.lock.get(name), b.lock.get(name)
         if one is None or other is None:
-            (found.only_b if one is None else found.only_a).append(name)
-            found.first = found.first or name
+            (diff.only_b if one is None else diff.only_a).append(name)
+            diff.first = diff.first or name
             continue
         own = declared(a, b, name)
-        made = [
-            {p: e.md5 for p, e in node.deps.items() if p not in run.sources} for run, node in ((a, one), (b, other))
-        ]
         new = [change for change in own if _key(change) not in changes]
-        for change in own:
-            _note(changes, change, name)
-        parted = {p: e.md5 for p, e in one.products.items()} != {p: e.md5 for p, e in other.products.items()}
-        differs = parted or any(lying["a"].get(p) != lying["b"].get(p) for p in _present(lying, one.products))
-        if differs:
-            found.diverged.append(name)
-        elif new:
-            found.harmless.append(name)
-        if found.first is None:
+        _note(changes, own, name)
+        sides = ((a, one), (b, other))
+        read = [{p: e.md5 for p, e in node.deps.items() if p not in run.sources} for run, node in sides]
+        made = [{p: e.md5 for p, e in node.products.items()} for _, node in sides]
+        here = [p for p in one.products if lying[0].get(p) and lying[1].get(p)]
+        parted = [p for p in here if lying[0][p] != lying[1][p]]
+        differs = made[0] != made[1] or bool(parted)
+        if diff.first is None:
             if differs or own:
-                found.first = name
+                diff.first = name
             else:
-                found.before += 1
-        if found.row is None and differs:
-            found.row = _first_row(a, b, name, lying)
+                diff.before += 1
         if not differs:
+            diff.harmless += [name] if new else []
             continue
-        around = recorded(a, b, name)
-        if own and (new or made[0] == made[1]):
-            found.caused.append(name)
-        elif parted and made[0] == made[1]:
-            found.unexplained[name] = _why(a, b, name, around)
-        for change in around:
-            _note(surroundings, change, name)
-    found.changes, found.surroundings = list(changes.values()), list(surroundings.values())
-    found.scores = _scores(a, b)
-    return found
+        diff.diverged.append(name)
+        diff.row = diff.row or _first_row(a, b, parted)
+        seen = around(a, b, name)
+        _note(surroundings, seen, name)
+        if own and (new or read[0] == read[1]):
+            diff.caused.append(name)
+        elif made[0] != made[1] and read[0] == read[1]:
+            diff.unexplained[name] = _why(a, b, name, seen)
+    diff.changes, diff.surroundings = list(changes.values()), list(surroundings.values())
+    diff.scores = _scores(a, b)
+    return diff
 
 
 def merged_order(a: AuditedRun, b: AuditedRun) -> list[str]:
@@ -205,62 +201,42 @@ def merged_order(a: AuditedRun, b: AuditedRun) -> list[str]:
         return list(place)
 
 
-def _read(run: AuditedRun, node: LockedNode) -> dict[str, str]:
-    """Path → md5 of what it read that other nodes made."""
-    return {path: entry.md5 for path, entry in node.deps.items() if path not in run.sources}
-
-
 def _key(change: Change) -> tuple[str, ...]:
     # "reads" and "command" name the node; another node's are another change.
     return (change.kind, change.what, change.before, change.after)
 
 
-def _note(known: dict[tuple[str, ...], Change], change: Change, node: str) -> None:
-    before = known.get(_key(change), change)
-    known[_key(change)] = replace(before, nodes=(*before.nodes, node))
+def _note(known: dict[tuple[str, ...], Change], changes: list[Change], node: str) -> None:
+    for change in changes:
+        before = known.get(_key(change), change)
+        known[_key(change)] = replace(before, nodes=(*before.nodes, node))
 
 
-def _lying(run: AuditedRun) -> dict[str, str | None]:
-    """Hash of every output as it lies there now."""
-    return {path: run.md5(path) for node in run.nodes for path in node.outs}
-
-
-def _present(lying: dict[str, dict[str, str | None]], paths: dict[str, Any]) -> list[str]:
-    return [path for path in paths if lying["a"].get(path) and lying["b"].get(path)]
-
-
-def _compare_with_lock(found: Diff, label: str, run: AuditedRun, lying: dict[str, str | None]) -> None:
+def _compare_with_lock(diff: Diff, label: str, run: AuditedRun, lying: dict[str, str | None]) -> None:
     for node in run.nodes:
         for path, entry in node.outs.items():
-            if lying[path] is None:
-                found.missing.append(f"{label}: {path}")
-            elif lying[path] != entry.md5:
-                found.altered.append((label, node.name, path, entry.md5, lying[path]))
+            if (md5 := lying[path]) is None:
+                diff.missing.append(f"{label}: {path}")
+            elif md5 != entry.md5:
+                diff.altered.append((label, node.name, path, entry.md5, md5))
 
 
-def _why(a: AuditedRun, b: AuditedRun, name: str, around: list[Change]) -> str:
+def _why(a: AuditedRun, b: AuditedRun, name: str, seen: list[Change]) -> str:
     """One line on outputs that differ though all that is declared is equal."""
-    by_kind = {kind: [c for c in around if c.kind == kind] for kind in ("packages", "engine", "machine")}
     texts = []
-    same = "code, parameters and inputs"
-    for kind, changes in by_kind.items():
-        if changes:
-            values = ", ".join(f"{c.what} {c.before} → {c.after}" for c in changes)
-            texts.append(f"the {kind} {'differs' if kind != 'packages' else 'differ'}: {values}")
+    for kind, verb in (("packages", "differ"), ("engine", "differs"), ("machine", "differs")):
+        if values := ", ".join(f"{c.what} {c.before} → {c.after}" for c in seen if c.kind == kind):
+            texts.append(f"the {kind} {verb}: {values}")
     texts += hints(a, b, name)
+    same = "code, parameters and inputs"
     if texts:
         return f"same {same}; " + "; ".join(texts)
     return f"not reproducible: {same}, packages and machine are recorded as equal"
 
 
-def _first_row(a: AuditedRun, b: AuditedRun, name: str, lying: dict[str, dict[str, str | None]]) -> str | None:
-    """Where the node's first differing output differs, of the bytes that lie there now."""
-    from larpo.audit.compare.rules import first_difference
-
-    products = a.lock[name].products
-    for path in _present(lying, products):
-        if lying["a"][path] == lying["b"][path]:
-            continue
+def _first_row(a: AuditedRun, b: AuditedRun, paths: list[str]) -> str | None:
+    """Where the first of these outputs differs, of the bytes that lie there now."""
+    for path in paths:
         places = [run.folder / path for run in (a, b)]
         if all(place.is_dir() for place in places):
             sides = [{f: file_hash(p / f) for f in run.files(path)} for run, p in zip((a, b), places, strict=True)]
@@ -274,13 +250,16 @@ def _first_row(a: AuditedRun, b: AuditedRun, name: str, lying: dict[str, dict[st
 
 
 def _scores(a: AuditedRun, b: AuditedRun) -> list[tuple[str, str, str, Any, Any]]:
-    """Leaves of report/scores.json that differ; nothing where a run has none."""
-    sides = [_leaves(run.folder / SCORES) for run in (a, b)]
-    keys = [*sides[0], *(key for key in sides[1] if key not in sides[0])]
-    return [(*key, sides[0].get(key), sides[1].get(key)) for key in keys if sides[0].get(key) != sides[1].get(key)]
+    """Measures of report/scores.json that differ; nothing where a run has none."""
+    sides = [_measures(run.folder / SCORES) for run in (a, b)]
+    return [
+        (*key, *(side.get(key) for side in sides))
+        for key in dict.fromkeys([*sides[0], *sides[1]])
+        if sides[0].get(key) != sides[1].get(key)
+    ]
 
 
-def _leaves(path: Path) -> dict[tuple[str, str, str], Any]:
+def _measures(path: Path) -> dict[tuple[str, str, str], Any]:
     try:
         tree = json.loads(path.read_text("utf-8"))
         return {

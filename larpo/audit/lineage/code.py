@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from larpo.audit.open import AuditedRun
-from larpo.audit.results import Check, judged
+from larpo.audit.results import Check, conclude
 from larpo.errors import UserError
 from larpo.models import remote_code
 
@@ -15,51 +14,42 @@ NAME = "code of checkpoints"
 
 def untrusted(run: AuditedRun, folders: Sequence[str], trusted: bool, classes: Sequence[str]) -> str | None:
     """Why the checkpoints in `folders` cannot be loaded by these of transformers' Auto classes; None where they can,
-    and their code, where they bring some, is admitted then. The run's folder is the working folder."""
+    and `run.checkpoints` has them, with their code, where they bring some. The run's folder is the working folder."""
     for folder in folders:
-        if found := remote_code.references(folder, classes):
+        if references := remote_code.references(folder, classes):
             if not trusted:
-                return (
-                    f"{folder} brings custom code ({remote_code.names_of(found)}) and the run is not this project's; "
-                    "it is executed with --again alone"
-                )
+                brought = f"{folder} brings custom code ({remote_code.names_of(references)})"
+                return f"{brought} and the run is not this project's; it is executed with --again alone"
             try:
-                remote_code.admit(folder, *run.params.may_run_code(folder))
+                run.checkpoints[folder] = remote_code.admit(folder, *run.params.may_run_code(folder))
             except UserError as error:
                 return str(error)
     return None
 
 
-def check_code(run: AuditedRun, manifests: dict[str, dict[str, Any]]) -> Iterator[Check]:
+def check_code(run: AuditedRun) -> Iterator[Check]:
     """Of a run whose checkpoints bring code: each node that had one recorded the files that lie there, by SHA-256."""
-    failures, told, count = [], {}, 0
+    failures, executed, count = [], {}, 0
     for node in run.nodes:
         # A node that makes a checkpoint puts the code that it ran into it.
-        near = [*node.deps, *node.outs]
-        folders = [p for p in near if p == "data/reward" or p.startswith("data/policy/")]
-        found: dict[str, str] = {}
+        folders = [p for p in (*node.deps, *node.outs) if p == "data/reward" or p.startswith("data/policy/")]
+        here: dict[str, str] = {}
         for folder in folders:
             if (run.folder / folder).is_dir():
                 try:
-                    found |= remote_code.hashes_of(remote_code.files_of(run.folder / folder))
+                    here |= remote_code.hashes_of(remote_code.files_of(run.folder / folder))
                 except UserError as error:
                     failures.append(f"{node.name}: {error}")
-        recorded = executed(manifests.get(node.name, {}))
-        if not found and not recorded:
+        recorded = run.recorded(node.name).remote_code
+        if not here and not recorded:
             continue
         count += 1
-        told |= recorded
+        executed |= recorded
         absent = any(not (run.folder / folder).is_dir() for folder in folders)
-        if found != recorded and not absent:
-            differ = sorted(n for n in found.keys() | recorded.keys() if found.get(n) != recorded.get(n))
+        if here != recorded and not absent:
+            differ = sorted(n for n in here.keys() | recorded.keys() if here.get(n) != recorded.get(n))
             failures.append(f"{node.manifest}: notes.remote_code is not what lies there: {', '.join(differ)}")
     if count:
-        files = ", ".join(f"{name} sha256 {digest[:12]}" for name, digest in sorted(told.items()))
+        files = ", ".join(f"{name} sha256 {digest[:12]}" for name, digest in sorted(executed.items()))
         detail = f"{count} nodes executed code that a checkpoint brought: {files or 'none recorded'}"
-        yield judged("lineage", NAME, count, detail, failures)
-
-
-def executed(manifest: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 by file of the code of checkpoints that a node says it let run."""
-    noted = manifest.get("notes", {}).get("remote_code", {})
-    return {name: digest for files in noted.values() for name, digest in files.items()}
+        yield conclude("lineage", NAME, count, detail, failures)

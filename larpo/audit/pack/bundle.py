@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from larpo.errors import UserError
+from larpo.workspace.git import GitError, git_bytes
 
 BRANCH = "refs/heads/run"
 NAMED = "refs/manifests/"
@@ -48,17 +48,7 @@ def run_git(folder: Path, *arguments: str, given: bytes | None = None, check: bo
     """Output of git, without the user's and the system's configuration; empty where it failed and `check` is off."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | ISOLATED
     # safe.directory holds for the user's own settings alone, so a folder of another user needs it here.
-    done = subprocess.run(
-        ["git", "-c", "safe.directory=*", *arguments],
-        cwd=folder,
-        env=environment,
-        input=given,
-        capture_output=True,
-        check=False,
-    )
-    if check and done.returncode:
-        raise RuntimeError(" ".join(done.stderr.decode("utf-8", "replace").split())[-200:] or f"git {arguments[0]}")
-    return done.stdout if done.returncode == 0 else b""
+    return git_bytes(folder, "-c", "safe.directory=*", *arguments, given=given, check=check, environment=environment)
 
 
 def write_bundle(folder: Path, commits: Iterable[str], path: Path) -> tuple[str, list[str]]:
@@ -111,11 +101,11 @@ def clone_bundle(bundle: Path, folder: Path, commit: str) -> None:
         for setting in SAFE[:1]:
             run_git(folder, "config", *setting.split("=", 1))
         safe = [part for setting in SAFE for part in ("-c", setting)]
-        wanted = [f"{BRANCH}:{BRANCH}", f"{NAMED}*:{NAMED}*"]
-        run_git(folder, *safe, "fetch", "-q", "--no-tags", "--no-write-fetch-head", str(bundle.resolve()), *wanted)
-        found = run_git(folder, "rev-parse", BRANCH).decode().strip()
-        if found != commit:
-            raise UserError(f"{bundle.name}: its branch is at commit {found[:12]}, pack.json says {commit[:12]}")
+        refs = [f"{BRANCH}:{BRANCH}", f"{NAMED}*:{NAMED}*"]
+        run_git(folder, *safe, "fetch", "-q", "--no-tags", "--no-write-fetch-head", str(bundle.resolve()), *refs)
+        head = run_git(folder, "rev-parse", BRANCH).decode().strip()
+        if head != commit:
+            raise UserError(f"{bundle.name}: its branch is at commit {head[:12]}, pack.json says {commit[:12]}")
         run_git(folder, *safe, "checkout", "-q", "-f", BRANCH.removeprefix("refs/heads/"))
-    except RuntimeError as error:
-        raise UserError(f"{bundle.name}: not a history that Git accepts ({error})") from None
+    except GitError as error:
+        raise UserError(f"{bundle.name}: not a history that Git accepts ({error.reason[-200:]})") from None

@@ -15,10 +15,13 @@ from rocrate.model.computerlanguage import ComputerLanguage
 from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
-from larpo.audit.diff.changes import manifest_of
-from larpo.audit.open import AuditedRun, Entry, LockedNode
+from larpo.audit.open import AuditedRun
+from larpo.audit.pack import BUNDLE, README, Facts
+from larpo.audit.record import Manifest
+from larpo.graph import read_stages
+from larpo.workspace.dvc import kind_of
+from larpo.workspace.dvc_lock import MANIFEST, Entry, LockedNode
 
-METADATA = "ro-crate-metadata.json"
 VERSION = "1.1"
 WORKFLOW = "https://w3id.org/workflowhub/workflow-ro-crate/1.0"
 PROFILES = {
@@ -41,86 +44,176 @@ FORMATS = {
     ".bundle": "application/x-git",
     ".safetensors": "application/octet-stream",
 }
-MADE = {
-    "policy": "the policy the run starts from",
-    "sft": "a policy after supervised fine-tuning",
-    "prompts": "prompts of an iteration",
-    "sample": "responses that the policy sampled",
-    "reward": "the reward model, or a line that says there is none",
-    "score": "rewards of the responses",
-    "candidates": "all scored responses up to this iteration",
-    "lists": "ordered lists of responses to train on",
-    "reference": "log-probabilities of the lists' responses under the reference policy",
-    "train": "a trained policy and its training curves",
-    "items": "what a benchmark asks",
-    "generate": "what a policy answered",
-    "evaluate": "answers with scores, and a benchmark's metrics",
-    "best_of_n": "Best-of-N under the run's reward",
-    "embed": "vectors of a retrieval corpus",
-    "retrieve": "nearest passages and Recall@N",
-    "report": "the run's report",
-}
+GRAPH = "run/dvc.yaml"
 
 
-def describe(run: AuditedRun, pack: Mapping[str, Any], members: Mapping[str, tuple[int, str]]) -> bytes:
+def describe(run: AuditedRun, pack: Facts, members: Mapping[str, tuple[int, str]]) -> bytes:
     """ro-crate-metadata.json.
 
     Parameters
     ----------
-    pack
-        The content of pack.json.
     members
         Name in the pack → (size in bytes, sha256) of every file, this one and the checksums aside.
     """
-    manifests = {node.name: manifest_of(run, node.name) for node in run.nodes}
-    started, ended = _span(manifests)
-    crate = ROCrate(version=VERSION)
-    crate.metadata.extra_contexts.append(TERMS)
-    profiles = (crate.metadata.profile, WORKFLOW)
-    crate.metadata["conformsTo"] = [{"@id": url} for url in profiles]
-    crate.name = str(getattr(run.params.report, "title", None) or "LARPO run")
-    crate.description = (
-        f"A run of LARPO at commit {pack['commit'][:12]}: {len(run.nodes)} nodes with their outputs, code, parameters "
-        "and records, packed by `larpo pack` to be checked by `larpo audit`."
-    )
-    # Not the clock's: the same run makes the same pack.
-    crate.root_dataset["datePublished"] = ended or "1970-01-01"
-    crate.root_dataset["conformsTo"] = [
-        crate.add(ContextEntity(crate, url, {"@type": "CreativeWork", "name": name, "version": version}))
-        for url, (name, version) in PROFILES.items()
-    ]
-    crate.root_dataset["license"] = _licence(crate, run, members)
-    files = {name: _file(crate, name, *members[name]) for name in members if not _output_of(run, name)}
-    workflow = _workflow(crate, members["run/dvc.yaml"], pack["commit"])
-    crate.mainEntity = workflow
-    files["README.md"]["about"] = crate.root_dataset
-    code = files["repository.bundle"]
-    code["name"], code["version"] = "the code and its history as a Git bundle", pack["commit"]
-    code["description"] = f"git clone -b run repository.bundle; commit {pack['commit']}"
-    outputs = {path: _output(crate, path, node, entry, members, pack) for node, path, entry in _outputs(run)}
-    sources = _sources(crate, manifests)
-    actions = [
-        _action(crate, run, node, manifests[node.name], outputs, files, sources, pack["commit"]) for node in run.nodes
-    ]
-    whole = {
-        "@type": "CreateAction",
-        "name": "the run",
-        "description": "dvc repro",
-        "instrument": workflow,
-        "object": [files[name] for name in ("run/params.yaml",) if name in files] + sources.get("", []),
-        "result": [outputs[path] for path in outputs if path.startswith("report/")] or list(outputs.values()),
-    } | ({"startTime": started, "endTime": ended} if started else {})
-    crate.root_dataset["mentions"] = [_entity(crate, "#run", whole), *actions]
-    text = json.dumps(crate.metadata.generate(), indent=1, sort_keys=True, ensure_ascii=False)
+    description = Description(run, pack, members)
+    description.fill()
+    text = json.dumps(description.crate.metadata.generate(), indent=1, sort_keys=True, ensure_ascii=False)
     return (text + "\n").encode("utf-8")
 
 
-def _entity(crate: ROCrate, identifier: str, properties: dict[str, Any]) -> ContextEntity:
-    """An entity whose properties may be other entities."""
-    made = crate.add(ContextEntity(crate, identifier, {"@type": properties.pop("@type")}))
-    for name, value in properties.items():
-        made[name] = _plain(value)
-    return made
+class Description:
+    """The crate in the making."""
+
+    def __init__(self, run: AuditedRun, pack: Facts, members: Mapping[str, tuple[int, str]]):
+        self.run, self.pack, self.members = run, pack, members
+        self.crate = ROCrate(version=VERSION)
+        self.left_out = {left.path for left in pack.left_out}
+        self.kinds = {kind: body.get("do", body).get("desc", "") for kind, body in read_stages().items()}
+
+    def fill(self) -> None:
+        crate, root = self.crate, self.crate.root_dataset
+        crate.metadata.extra_contexts.append(TERMS)
+        crate.metadata["conformsTo"] = [{"@id": url} for url in (crate.metadata.profile, WORKFLOW)]
+        crate.name = str(getattr(self.run.params.report, "title", None) or "LARPO run")
+        crate.description = (
+            f"A run of LARPO at commit {self.pack.commit[:12]}: {len(self.run.nodes)} nodes with their outputs, "
+            "code, parameters and records, packed by `larpo pack` to be checked by `larpo audit`."
+        )
+        times = [pair for node in self.run.nodes if (pair := _times(self.run.recorded(node.name)))]
+        # Not the clock's: the same run makes the same pack.
+        root["datePublished"] = max(end for _, end in times) if times else "1970-01-01"
+        root["conformsTo"] = [
+            crate.add(ContextEntity(crate, url, {"@type": "CreativeWork", "name": name, "version": version}))
+            for url, (name, version) in PROFILES.items()
+        ]
+        root["license"] = self.licence()
+        self.files = {name: self.file(name) for name in self.members if name != GRAPH and not self.made(name)}
+        crate.mainEntity = self.workflow()
+        self.files[README]["about"] = root
+        code = self.files[BUNDLE]
+        code["name"], code["version"] = "the code and its history as a Git bundle", self.pack.commit
+        code["description"] = f"git clone -b run {BUNDLE}; commit {self.pack.commit}"
+        self.outputs = {
+            path: self.output(node, path, entry) for node in self.run.nodes for path, entry in node.outs.items()
+        }
+        self.sources: dict[str, Any] = {}
+        actions = [self.action(node) for node in self.run.nodes]
+        report = [output for path, output in self.outputs.items() if path.startswith("report/")]
+        whole = {
+            "@type": "CreateAction",
+            "name": "the run",
+            "description": "dvc repro",
+            "instrument": crate.mainEntity,
+            "object": [self.files[name] for name in ("run/params.yaml",) if name in self.files]
+            + list(self.sources.values()),
+            "result": report or list(self.outputs.values()),
+        }
+        if times:
+            whole |= {"startTime": min(start for start, _ in times), "endTime": max(end for _, end in times)}
+        root["mentions"] = [self.entity("#run", whole), *actions]
+
+    def entity(self, identifier: str, properties: dict[str, Any]) -> ContextEntity:
+        """An entity whose properties may be other entities."""
+        made = self.crate.add(ContextEntity(self.crate, identifier, {"@type": properties.pop("@type")}))
+        for name, value in properties.items():
+            made[name] = _plain(value)
+        return made
+
+    def file(self, name: str) -> Any:
+        size, sha256 = self.members[name]
+        facts = {"name": name, "contentSize": str(size), "sha256": sha256}
+        facts["encodingFormat"] = FORMATS.get(PurePosixPath(name).suffix, "application/octet-stream")
+        return self.crate.add_file(dest_path=name, properties=facts)
+
+    def workflow(self) -> Any:
+        language = {"name": "DVC pipeline", "url": {"@id": "https://dvc.org/"}, "alternateName": "dvc.yaml"}
+        self.crate.add(dvc := ComputerLanguage(self.crate, identifier="https://dvc.org/", properties=language))
+        size, sha256 = self.members[GRAPH]
+        facts = {"name": "the graph of LARPO", "version": self.pack.commit}
+        facts |= {"contentSize": str(size), "sha256": sha256, "encodingFormat": FORMATS[".yaml"]}
+        return self.crate.add_workflow(dest_path=GRAPH, properties=facts, lang=dvc)
+
+    def made(self, name: str) -> bool:
+        """Whether a member is an output, or lies in one: those are described as outputs."""
+        path = PurePosixPath(name.removeprefix("run/"))
+        return name.startswith("run/") and any(str(p) in self.run.producer for p in (path, *path.parents))
+
+    def output(self, node: LockedNode, path: str, entry: Entry) -> Any:
+        what = self.kinds.get(kind_of(node.name), "").rstrip(".") or "an output"
+        if path == node.manifest:
+            what = "the node's record of itself"
+        facts: dict[str, Any] = {"name": path, "description": f"{node.name}: {what}"}
+        facts["md5"] = entry.md5.removesuffix(".dir")
+        folder = entry.md5.endswith(".dir")
+        if path in self.left_out:
+            facts |= {"@type": "Dataset" if folder else "CreativeWork", "contentSize": str(entry.size)}
+            facts["description"] += "; left out of this pack"
+            return self.entity(f"#{path}", facts)
+        if folder:
+            facts["description"] += f"; {entry.files} files, md5 as DVC makes it of their names and md5s"
+            made = self.crate.add_dataset(dest_path=f"run/{path}/", properties=facts)
+            inside = [name for name in self.members if name.startswith(f"run/{path}/")]
+            made["hasPart"] = _plain([self.file(name) for name in inside])
+            made["contentSize"] = str(sum(self.members[name][0] for name in inside))
+            return made
+        made = self.file(f"run/{path}")
+        for name, value in facts.items():
+            made[name] = value
+        return made
+
+    def given(self, manifest: Manifest) -> list[Any]:
+        """Models and datasets from outside that a node read."""
+        entities = []
+        for source in manifest.notes.sources:
+            identifier = f"#source/{source.kind}/{source.name}/{source.version}".replace(" ", "-")
+            if identifier not in self.sources:
+                facts = {"@type": "CreativeWork", "name": source.name, "description": source.kind}
+                more = {"version": source.version, "identifier": source.hash, "license": source.licence}
+                facts |= {key: value for key, value in more.items() if value}
+                self.sources[identifier] = self.entity(identifier, facts)
+            entities.append(self.sources[identifier])
+        return entities
+
+    def action(self, node: LockedNode) -> ContextEntity:
+        """The execution of one node: command, what it read, what it made, when, with which parameters."""
+        manifest = self.run.recorded(node.name)
+        module = node.cmd.split()[2] if node.cmd.startswith("python -m ") else node.cmd
+        code = manifest.git.commit or self.pack.commit
+        tool = f"#{module}@{code[:12]}"
+        if self.crate.get(tool) is None:
+            facts = {"@type": "SoftwareApplication", "name": module, "softwareVersion": code}
+            self.entity(tool, facts | {"description": f"a module of {BUNDLE}"})
+        read = [self.outputs[path] for path in node.deps if path in self.outputs]
+        for path in node.deps:  # whole folders of outputs, which the report reads
+            if path not in self.outputs and path not in self.run.sources:
+                inside = [p for p in self.outputs if p.startswith(f"{path}/") and not p.endswith(MANIFEST)]
+                read += [self.outputs[p] for p in inside]
+        read += [self.files[f"run/{path}"] for path in node.deps if f"run/{path}" in self.files]
+        settings = [
+            self.entity(
+                f"#{node.name}/{key}",
+                {"@type": "PropertyValue", "name": key, "value": json.dumps(value, sort_keys=True, ensure_ascii=False)},
+            )
+            for key, value in manifest.params.items()
+        ]
+        facts = {
+            "@type": "CreateAction",
+            "name": node.name,
+            "description": node.cmd,
+            "instrument": self.crate.get(tool),
+            "object": [*read, *self.given(manifest), *settings],
+            "result": [self.outputs[path] for path in node.outs],
+        }
+        if times := _times(manifest):
+            facts |= dict(zip(("startTime", "endTime"), times, strict=True))
+        return self.entity(f"#{node.name}", facts)
+
+    def licence(self) -> Any:
+        """The repository's licence file, by name; a line that none is stated where there is none."""
+        facts = {"@type": "CreativeWork", "name": self.run.licence or "no licence is stated"}
+        if self.run.licence:
+            facts["description"] = f"a file of {BUNDLE}"
+        return self.entity("#licence", facts)
 
 
 def _plain(value: Any) -> Any:
@@ -128,140 +221,11 @@ def _plain(value: Any) -> Any:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def _file(crate: ROCrate, name: str, size: int, sha256: str) -> Any:
-    facts = {"name": name, "contentSize": str(size), "sha256": sha256}
-    facts["encodingFormat"] = FORMATS.get(PurePosixPath(name).suffix, "application/octet-stream")
-    return crate.add_file(dest_path=name, properties=facts)
-
-
-def _workflow(crate: ROCrate, file: tuple[int, str], commit: str) -> Any:
-    language = {"name": "DVC pipeline", "url": {"@id": "https://dvc.org/"}, "alternateName": "dvc.yaml"}
-    crate.add(dvc := ComputerLanguage(crate, identifier="https://dvc.org/", properties=language))
-    facts = {"name": "the graph of LARPO", "version": commit, "contentSize": str(file[0]), "sha256": file[1]}
-    facts["encodingFormat"] = FORMATS[".yaml"]
-    return crate.add_workflow(dest_path="run/dvc.yaml", properties=facts, lang=dvc)
-
-
-def _outputs(run: AuditedRun) -> list[tuple[LockedNode, str, Entry]]:
-    return [(node, path, entry) for node in run.nodes for path, entry in node.outs.items()]
-
-
-def _output_of(run: AuditedRun, name: str) -> bool:
-    """Whether a member is an output, or lies in one: those are described as outputs."""
-    path = name.removeprefix("run/")
-    if name == "run/dvc.yaml":
-        return True  # the workflow
-    return name != path and any(str(p) in run.producer for p in (PurePosixPath(path), *PurePosixPath(path).parents))
-
-
-def _output(
-    crate: ROCrate,
-    path: str,
-    node: LockedNode,
-    entry: Entry,
-    members: Mapping[str, tuple[int, str]],
-    pack: Mapping[str, Any],
-) -> Any:
-    kind = node.name.split("@")[0]
-    what = "the node's record of itself" if path == node.manifest else MADE.get(kind, "an output")
-    facts: dict[str, Any] = {"name": path, "description": f"{node.name}: {what}", "md5": entry.md5.removesuffix(".dir")}
-    if path in {left["path"] for left in pack["left_out"]}:
-        facts |= {"@type": "Dataset" if entry.md5.endswith(".dir") else "CreativeWork"}
-        facts["description"] += "; left out of this pack"
-        return _entity(crate, f"#{path}", facts | {"contentSize": str(entry.size)})
-    if entry.md5.endswith(".dir"):
-        facts["description"] += f"; {entry.files} files, md5 as DVC makes it of their names and md5s"
-        found = crate.add_dataset(dest_path=f"run/{path}/", properties=facts)
-        inside = [name for name in members if name.startswith(f"run/{path}/")]
-        found["hasPart"] = _plain([_file(crate, name, *members[name]) for name in inside])
-        found["contentSize"] = str(sum(members[name][0] for name in inside))
-        return found
-    made = _file(crate, f"run/{path}", *members[f"run/{path}"])
-    for name, value in facts.items():
-        made[name] = value
-    return made
-
-
-def _sources(crate: ROCrate, manifests: Mapping[str, dict[str, Any]]) -> dict[str, list[Any]]:
-    """Models and datasets from outside, by the node that read them; under "" all of them."""
-    made: dict[str, Any] = {}
-    found: dict[str, list[Any]] = {"": []}
-    for name, manifest in manifests.items():
-        for source in (manifest.get("notes") or {}).get("sources") or []:
-            identifier = "#source/" + "/".join(str(source.get(k)) for k in ("kind", "name", "version"))
-            identifier = identifier.replace(" ", "-")
-            if identifier not in made:
-                facts = {"@type": "CreativeWork", "name": str(source.get("name")), "description": str(source["kind"])}
-                facts |= {"version": source["version"]} if source.get("version") else {}
-                facts |= {"identifier": source["hash"]} if source.get("hash") else {}
-                facts |= {"license": source["licence"]} if source.get("licence") else {}
-                made[identifier] = _entity(crate, identifier, facts)
-                found[""].append(made[identifier])
-            found.setdefault(name, []).append(made[identifier])
-    return found
-
-
-def _action(
-    crate: ROCrate,
-    run: AuditedRun,
-    node: LockedNode,
-    manifest: dict[str, Any],
-    outputs: dict[str, Any],
-    files: dict[str, Any],
-    sources: dict[str, list[Any]],
-    commit: str,
-) -> ContextEntity:
-    """The execution of one node: command, what it read, what it made, when, with which parameters."""
-    module = node.cmd.split()[2] if node.cmd.startswith("python -m ") else node.cmd
-    code = (manifest.get("git") or {}).get("commit") or commit
-    tool = f"#{module}@{code[:12]}"
-    if crate.get(tool) is None:
-        facts = {"@type": "SoftwareApplication", "name": module, "softwareVersion": code}
-        _entity(crate, tool, facts | {"description": "a module of repository.bundle"})
-    read = [outputs[path] for path in node.deps if path in outputs]
-    for path in node.deps:  # whole folders of outputs, which the report reads
-        if path not in outputs and path not in run.sources:
-            read += [outputs[p] for p in outputs if p.startswith(f"{path}/") and not p.endswith(".manifest.json")]
-    settings = [
-        _entity(
-            crate,
-            f"#{node.name}/{key}",
-            {"@type": "PropertyValue", "name": key, "value": json.dumps(value, sort_keys=True, ensure_ascii=False)},
-        )
-        for key, value in (manifest.get("params") or {}).items()
-    ]
-    given = [files[f"run/{path}"] for path in node.deps if f"run/{path}" in files]
-    facts = {
-        "@type": "CreateAction",
-        "name": node.name,
-        "description": node.cmd,
-        "instrument": crate.get(tool),
-        "object": [*read, *given, *sources.get(node.name, []), *settings],
-        "result": [outputs[path] for path in node.outs],
-    }
-    started, ended = _times(manifest)
-    if started:
-        facts |= {"startTime": started, "endTime": ended}
-    return _entity(crate, f"#{node.name}", facts)
-
-
-def _times(manifest: dict[str, Any]) -> tuple[str | None, str | None]:
+def _times(manifest: Manifest) -> tuple[str, str] | None:
+    """When a node began and ended."""
     try:
-        start = datetime.fromisoformat(manifest["started"]).astimezone(UTC)
-        end = start + timedelta(seconds=float(manifest["seconds"]))
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None, None
+        start = datetime.fromisoformat(manifest.started or "").astimezone(UTC)
+        end = start + timedelta(seconds=manifest.seconds)
+    except (ValueError, OverflowError):
+        return None
     return start.isoformat(timespec="seconds"), end.isoformat(timespec="seconds")
-
-
-def _span(manifests: Mapping[str, dict[str, Any]]) -> tuple[str | None, str | None]:
-    times = [pair for pair in map(_times, manifests.values()) if pair[0]]
-    return (min(s for s, _ in times), max(e for _, e in times)) if times else (None, None)
-
-
-def _licence(crate: ROCrate, run: AuditedRun, members: Mapping[str, tuple[int, str]]) -> Any:
-    """The repository's licence file, by name; a line that none is stated where there is none."""
-    if run.licence is None:
-        return _entity(crate, "#licence", {"@type": "CreativeWork", "name": "no licence is stated"})
-    facts = {"@type": "CreativeWork", "name": run.licence, "description": "a file of repository.bundle"}
-    return _entity(crate, "#licence", facts)

@@ -16,14 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from larpo.audit.open import LOCK, LockedNode, read_lock
+from larpo.audit.pack import BUNDLE, CHECKSUMS, FORMAT, METADATA, PACK, README, Facts
 from larpo.audit.pack.bundle import clone_bundle, run_git
-from larpo.audit.pack.crate import METADATA
-from larpo.audit.pack.write import BUNDLE, CHECKSUMS, FORMAT, PACK, README
-from larpo.errors import UserError
+from larpo.errors import UserError, one_line
 from larpo.hashing import dvc_hash, dvc_object
+from larpo.workspace.dvc import own_cache
+from larpo.workspace.dvc_lock import LOCK, LockedNode, read_lock
 
 TOP = frozenset({PACK, README, METADATA, BUNDLE, CHECKSUMS})
 BELOW = ("run", "audit")
@@ -43,15 +42,15 @@ class Unpacked:
     folder: Path
     commit: str
     files: int
-    facts: dict[str, Any]
+    facts: Facts
     absent: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        left = {x["path"] for x in self.facts["left_out"]}
-        told = [f"not in the pack: {p}" + (" (left out by its sender)" if p in left else "") for p in self.absent]
-        told += [f"needed to run again: {x['path']} ({x['why']})" for x in self.facts["needed"]]
-        told += [f"uncommitted when it was packed: {path}" for path in self.facts["uncommitted"]]
-        return [*told, f"{self.folder}: commit {self.commit[:12]}, {self.files} files, every byte as dvc.lock says"]
+        left = {x.path for x in self.facts.left_out}
+        lines = [f"not in the pack: {p}" + (" (left out by its sender)" if p in left else "") for p in self.absent]
+        lines += [f"needed to run again: {x.path} ({x.why})" for x in self.facts.needed]
+        lines += [f"uncommitted when it was packed: {path}" for path in self.facts.uncommitted]
+        return [*lines, f"{self.folder}: commit {self.commit[:12]}, {self.files} files, every byte as dvc.lock says"]
 
 
 @contextmanager
@@ -82,15 +81,15 @@ def unpack(file: Path, folder: Path) -> Unpacked:
         except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
             raise UserError(f"{file}: not a pack, or damaged ({error})") from None
         facts = _facts(file, scratch / "members")
-        clone_bundle(scratch / "members" / BUNDLE, scratch / "clone", facts["commit"])
-        project = scratch / "clone" / facts["folder"]
+        clone_bundle(scratch / "members" / BUNDLE, scratch / "clone", facts.commit)
+        project = scratch / "clone" / facts.folder
         _check_project(project, scratch / "clone", facts)
         absent = _place(scratch / "members", members, project, facts)
         _keep(scratch / "members", members, project)
         os.replace(scratch / "clone", folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return Unpacked(folder / facts["folder"], facts["commit"], len(members), facts, absent)
+    return Unpacked(folder / facts.folder, facts.commit, len(members), facts, absent)
 
 
 def check_name(name: str) -> PurePosixPath:
@@ -154,38 +153,33 @@ def _extract(file: Path, target: Path) -> dict[str, str]:
     return md5s
 
 
-def _facts(file: Path, members: Path) -> dict[str, Any]:
-    """pack.json, with the kinds of values that are read from it."""
+def _facts(file: Path, members: Path) -> Facts:
+    """pack.json; it may have been written by anyone."""
     try:
-        facts = json.loads((members / PACK).read_text("utf-8"))
-        if facts["format"] != FORMAT:
-            raise UserError(f"{file}: format {facts['format']!r}, expected {FORMAT!r}; use the larpo that made it")
-        kinds = {"commit": str, "folder": str, "left_out": list, "needed": list, "uncommitted": list}
-        wrong = [key for key, kind in kinds.items() if not isinstance(facts[key], kind)]
-        for row in facts["left_out"]:
-            wrong += [] if isinstance(row["path"], str) and isinstance(row["files"], dict) else ["left_out"]
-        wrong += [] if all({"path", "why"} <= set(row) for row in facts["needed"]) else ["needed"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: {PACK} is not what `larpo pack` writes ({error})") from None
-    if wrong:
-        raise UserError(f"{file}: {PACK}: {wrong[0]} is not what `larpo pack` writes")
-    if facts["folder"]:
-        check_name(f"run/{facts['folder']}")
+        tree = json.loads((members / PACK).read_text("utf-8"))
+        if isinstance(tree, dict) and tree.get("format") != FORMAT:
+            found = f"format {tree.get('format')!r}, expected {FORMAT!r}"
+            raise UserError(f"{file}: {found}; use the larpo that made it")
+        facts = Facts.model_validate(tree, strict=True)
+    except ValueError as error:
+        raise UserError(f"{file}: {PACK} is not what `larpo pack` writes ({one_line(error)[:120]})") from None
+    if facts.folder:
+        check_name(f"run/{facts.folder}")
     return facts
 
 
-def _check_project(project: Path, clone: Path, facts: dict[str, Any]) -> None:
+def _check_project(project: Path, clone: Path, facts: Facts) -> None:
     """The commit has a DVC project where pack.json says, with nothing of DVC's but its configuration."""
     if not (project / ".dvc").is_dir():
-        raise UserError(f"commit {facts['commit'][:12]}: no .dvc folder in {facts['folder'] or 'its top'}")
-    prefix = f"{facts['folder']}/" if facts["folder"] else ""
+        raise UserError(f"commit {facts.commit[:12]}: no .dvc folder in {facts.folder or 'its top'}")
+    prefix = f"{facts.folder}/" if facts.folder else ""
     for path in run_git(clone, "ls-files", "-z").decode("utf-8", "replace").split("\0"):
         inside = path.removeprefix(f"{prefix}.dvc/")
         if (inside != path and inside.split("/")[0] not in COMMITTED_DVC) or path.split("/")[0] == ".larpo":
-            raise UserError(f"commit {facts['commit'][:12]}: holds {path}, which would be believed; not opened")
+            raise UserError(f"commit {facts.commit[:12]}: holds {path}, which would be believed; not opened")
 
 
-def _place(members: Path, md5s: dict[str, str], project: Path, facts: dict[str, Any]) -> list[str]:
+def _place(members: Path, md5s: dict[str, str], project: Path, facts: Facts) -> list[str]:
     """Move run/ into the project and fill its cache; returns outputs of dvc.lock that are not in the pack.
 
     Every output has to have the hash of dvc.lock.
@@ -195,9 +189,9 @@ def _place(members: Path, md5s: dict[str, str], project: Path, facts: dict[str, 
     if not nodes:
         raise UserError(f"run/{LOCK}: not in the pack")
     objects, absent = _objects(nodes, {name[4:]: md5 for name, md5 in md5s.items() if name.startswith("run/")})
-    for left in facts["left_out"]:  # their files' hashes are known all the same
-        if left["path"] in absent and left["files"]:
-            objects[dvc_hash(left["files"])] = dvc_object(left["files"])
+    for left in facts.left_out:  # their files' hashes are known all the same
+        if left.path in absent and left.files:
+            objects[dvc_hash(left.files)] = dvc_object(left.files)
     cache = project / ".dvc/cache/files/md5"
     for md5, content in objects.items():
         place = cache / md5[:2] / md5[2:]
@@ -207,7 +201,7 @@ def _place(members: Path, md5s: dict[str, str], project: Path, facts: dict[str, 
         else:
             shutil.copyfile(members / "run" / content, place)
         place.chmod(0o444)
-    _configure(project)
+    own_cache(project)
     for name in md5s:
         if name.startswith("run/"):
             target = project / name[4:]
@@ -238,15 +232,6 @@ def _objects(nodes: dict[str, LockedNode], found: dict[str, str]) -> tuple[dict[
                 objects[md5] = dvc_object(listing)
             objects |= {found[p]: p for p in ([f"{path}/{name}" for name in listing] or [path])}
     return objects, absent
-
-
-def _configure(project: Path) -> None:
-    """DVC's cache lies in the project, whatever the committed configuration says."""
-    from dvc.dirs import site_cache_dir
-
-    lines = ["[core]", "    analytics = false", f"    site_cache_dir = {site_cache_dir()}"]
-    lines += ["[cache]", "    dir = cache", '    type = "reflink,copy"']
-    (project / ".dvc/config.local").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def _keep(members: Path, md5s: dict[str, str], project: Path) -> None:

@@ -1,15 +1,4 @@
-"""A finished run as one file: its history, outputs, parameters and records. The same run makes the same bytes.
-
-    pack.json               what is in it, what was left out, what a reader has to bring
-    README.md               how to open it
-    ro-crate-metadata.json  the same for machines (RO-Crate)
-    repository.bundle       the code with its history
-    audit/                  the audit's page and JSON, where there is one
-    run/                    dvc.yaml, dvc.lock, params.yaml, every output, data from outside, judges' replies
-    checksums.sha256        of all of the above, as `sha256sum -c` reads it
-
-Files stand under their own names and not as DVC's objects, so that a pack can be read without DVC.
-"""
+"""A finished run packed: what goes in, what is left out, and the file itself."""
 
 from __future__ import annotations
 
@@ -20,25 +9,23 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from dvc.utils.serialize import load_yaml
-
-from larpo.audit.diff.changes import CODE, commit_of, manifest_of
-from larpo.audit.lineage.commits import Commit
-from larpo.audit.open import LOCK, PARAMS, AuditedRun
+from larpo.audit.lineage.commits import CODE, Commit
+from larpo.audit.open import PARAMS, AuditedRun
+from larpo.audit.pack import BUNDLE, CHECKSUMS, METADATA, PACK, README, Facts, LeftOut, Needed
 from larpo.audit.pack.bundle import run_git, write_bundle
+from larpo.audit.pack.crate import describe
 from larpo.benchmarks.judge import store_folder
 from larpo.errors import UserError
 from larpo.hashing import digest, dvc_hash
 from larpo.workspace.clone import named_paths
-from tasks.frame.node import progress
+from larpo.workspace.dvc_lock import LOCK, read_yaml
+from larpo.workspace.progress import progress
 
-FORMAT = "larpo-pack 1"
-PACK, README, BUNDLE, CHECKSUMS = "pack.json", "README.md", "repository.bundle", "checksums.sha256"
-FRAME = ("dvc.yaml", LOCK, PARAMS, "requirements/lock.txt")
+FRAME = ("dvc.yaml", str(LOCK), PARAMS, "requirements/lock.txt")
 """Packed as they lie, whether committed or not."""
 CARD = ("report/audit.json", "report/audit.html")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
@@ -70,22 +57,20 @@ class Member:
 
     def hashed(self) -> Member:
         md5, sha, size = hashlib.md5(), hashlib.sha256(), 0
-        for block in self.blocks():
-            md5.update(block)
-            sha.update(block)
-            size += len(block)
+        with self.open() as file:
+            while block := file.read(1 << 20):
+                md5.update(block)
+                sha.update(block)
+                size += len(block)
         self.size, self.md5, self.sha256 = size, md5.hexdigest(), sha.hexdigest()
         return self
 
-    def blocks(self) -> Iterator[bytes]:
+    def open(self) -> IO[bytes]:
         if self.source is None:
-            yield self.content
-            return
+            return io.BytesIO(self.content)
         if self.source.is_symlink():
             raise UserError(f"{self.source}: a symbolic link; a pack holds files, replace it by what it points to")
-        with open(self.source, "rb") as file:
-            while block := file.read(1 << 20):
-                yield block
+        return open(self.source, "rb")
 
 
 @dataclass
@@ -96,15 +81,15 @@ class Packed:
     size: int
     sha256: str
     files: int
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Facts
 
     def lines(self) -> list[str]:
         facts = self.facts
-        told = [f"left out: {x['path']} ({_mib(x['size'] or 0)}); its hash stays in {LOCK}" for x in facts["left_out"]]
-        told += [f"not in the pack, needed to run again: {x['path']} ({x['why']})" for x in facts["needed"]]
-        told += [f"uncommitted, packed as it lies: {path}" for path in facts["uncommitted"]]
-        told += [f"a manifest names commit {c[:12]}, which is in no history here" for c in facts["unknown_commits"]]
-        return [*told, f"{self.path}: {self.files} files, {_mib(self.size)}", f"sha256 {self.sha256}"]
+        lines = [f"left out: {x.path} ({_mib(x.size or 0)}); its hash stays in {LOCK}" for x in facts.left_out]
+        lines += [f"not in the pack, needed to run again: {x.path} ({x.why})" for x in facts.needed]
+        lines += [f"uncommitted, packed as it lies: {path}" for path in facts.uncommitted]
+        lines += [f"a manifest names commit {c[:12]}, which is in no history here" for c in facts.unknown_commits]
+        return [*lines, f"{self.path}: {self.files} files, {_mib(self.size)}", f"sha256 {self.sha256}"]
 
 
 def _mib(size: int) -> str:
@@ -127,29 +112,26 @@ def pack(run: AuditedRun, out: Path, *, checkpoints: bool = True, data_limit: in
     UserError
         The run is not finished, an output is not there or not what dvc.lock records, or there is no commit.
     """
-    if missing := [name for name in run.graph if name not in run.lock]:
-        raise UserError(f"{missing[0]}: not in {LOCK}, so the run is not finished; `dvc repro {missing[0]}`")
+    if run.missing:
+        raise UserError(f"{run.missing[0]}: not in {LOCK}, so the run is not finished; `dvc repro {run.missing[0]}`")
     members: dict[str, Member] = {}
     left_out = _outputs(run, members, checkpoints)
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / BUNDLE
-        named = {c for node in run.nodes if (c := commit_of(manifest_of(run, node.name)))}
+        named = {c for manifest in run.manifests.values() if (c := manifest.git.commit)}
         head, unknown = write_bundle(run.folder, named, bundle)
         uncommitted, needed = _beside(run, members, head, data_limit)
         prefix = run_git(run.folder, "rev-parse", "--show-prefix").decode().strip().rstrip("/")
-        facts = {
-            "format": FORMAT,
-            "commit": head,
-            "folder": prefix,
-            "left_out": left_out,
-            "needed": needed,
-            "uncommitted": uncommitted,
-            "unknown_commits": unknown,
-        }
+        facts = Facts(
+            commit=head,
+            folder=prefix,
+            left_out=left_out,
+            needed=needed,
+            uncommitted=uncommitted,
+            unknown_commits=unknown,
+        )
         inside = [*_frame(run, facts), Member(BUNDLE, bundle), *_card(run)]
         inside = [member.hashed() for member in inside] + [members[name] for name in sorted(members)]
-        from larpo.audit.pack.crate import METADATA, describe  # imports Jinja and requests
-
         sizes = {m.name: (m.size, m.sha256) for m in inside}
         inside.insert(2, Member(METADATA, content=describe(run, facts, sizes)).hashed())
         sums = "".join(f"{m.sha256}  {m.name}\n" for m in inside)
@@ -158,7 +140,7 @@ def pack(run: AuditedRun, out: Path, *, checkpoints: bool = True, data_limit: in
     return Packed(out, out.stat().st_size, sha256, len(inside), facts)
 
 
-def _outputs(run: AuditedRun, members: dict[str, Member], checkpoints: bool) -> list[dict[str, Any]]:
+def _outputs(run: AuditedRun, members: dict[str, Member], checkpoints: bool) -> list[LeftOut]:
     """Add every output, each checked against dvc.lock; returns what is left out."""
     left_out = []
     outputs = [(node, entry) for node in run.nodes for entry in node.outs.values()]
@@ -168,21 +150,19 @@ def _outputs(run: AuditedRun, members: dict[str, Member], checkpoints: bool) -> 
         if not (place.is_dir() if folder else place.is_file()):
             raise UserError(f"{name}: not there; `dvc checkout` or `dvc repro {node.name}`, then pack")
         files = [f"/{file}" for file in run.files(entry.path)] if folder else [""]
-        found = [Member(f"run/{entry.path}{file}", run.folder / f"{entry.path}{file}").hashed() for file in files]
-        listing = {m.name.removeprefix(f"run/{entry.path}/"): m.md5 for m in found}
-        if (md5 := dvc_hash(listing) if folder else found[0].md5) != entry.md5:
+        inside = [Member(f"run/{entry.path}{file}", run.folder / f"{entry.path}{file}").hashed() for file in files]
+        listing = {m.name.removeprefix(f"run/{entry.path}/"): m.md5 for m in inside}
+        if (md5 := dvc_hash(listing) if folder else inside[0].md5) != entry.md5:
             raise UserError(f"{name}: not what {LOCK} records (expected {entry.md5}, found {md5}); `dvc checkout`")
         if not checkpoints and any(file.endswith(WEIGHTS) for file in files):
-            left = {"path": entry.path, "md5": entry.md5, "size": entry.size, "files": listing if folder else {}}
-            left_out.append(left)
+            files = listing if folder else {}
+            left_out.append(LeftOut(path=entry.path, md5=entry.md5, size=entry.size, files=files))
         else:
-            members |= {member.name: member for member in found}
+            members |= {member.name: member for member in inside}
     return left_out
 
 
-def _beside(
-    run: AuditedRun, members: dict[str, Member], head: str, data_limit: int
-) -> tuple[list[str], list[dict[str, Any]]]:
+def _beside(run: AuditedRun, members: dict[str, Member], head: str, data_limit: int) -> tuple[list[str], list[Needed]]:
     """Add what is neither output nor as committed: changed files, data of one's own, judges' replies.
 
     Returns the uncommitted files, and what a reader has to bring.
@@ -190,13 +170,13 @@ def _beside(
     commit = Commit(run.folder, head)
     changed = run_git(run.folder, "diff", "--name-only", "-z", "--relative", "--diff-filter=d", head).decode()
     code = [path for path in run.sources if path.startswith(CODE) or path.endswith(".py")]
-    wanted = {path for path in changed.split("\0") if path} | {path for path in FRAME if (run.folder / path).exists()}
+    beside = {path for path in changed.split("\0") if path} | {path for path in FRAME if (run.folder / path).exists()}
     for path in code:
         committed = commit.files(path)
         lying = run.files(path) if (run.folder / path).is_dir() else [""]
-        wanted |= {f"{path}/{file}" if file else path for file in lying if file not in committed}
+        beside |= {f"{path}/{file}" if file else path for file in lying if file not in committed}
     uncommitted = []
-    for path in sorted(wanted):
+    for path in sorted(beside):
         member = Member(f"run/{path}", run.folder / path).hashed()
         as_committed = commit.files(path).get("") == member.md5
         if not as_committed:
@@ -204,7 +184,7 @@ def _beside(
         if not as_committed or path in FRAME:
             members.setdefault(member.name, member)
     needed = []
-    tree = load_yaml(run.folder / PARAMS)
+    tree = read_yaml(run.folder / PARAMS)
     data = [run.folder / path for path in run.sources if path not in code]
     # What manifests name comes first: whether it exists here must not decide whether a reader is told of it.
     places = [*data, *_recorded(run), *named_paths(tree, run.folder), *_bare_names(tree, run.folder)]
@@ -218,36 +198,31 @@ def _beside(
     return uncommitted, needed
 
 
-def _add_data(
-    run: AuditedRun, members: dict[str, Member], commit: Commit, place: Path, limit: int
-) -> dict[str, Any] | None:
+def _add_data(run: AuditedRun, members: dict[str, Member], commit: Commit, place: Path, limit: int) -> Needed | None:
     """Add a file or folder that parameters name; where it is not added, what has to be known of it."""
     if not place.is_relative_to(run.folder):
-        return {"path": str(place), "why": "outside the run's folder"}
+        return Needed(path=str(place), why="outside the run's folder")
     path = place.relative_to(run.folder).as_posix()
     made = [out for out in run.producer if f"{out}/".startswith(f"{path}/") or path.startswith(f"{out}/")]
     if made or path == ".":
         return None
     committed = commit.files(path)
     if not place.exists():
-        return None if committed else {"path": path, "why": "not there any more"}
+        return None if committed else Needed(path=path, why="not there any more")
     files = [f"{path}/{f}" for f in run.files(path)] if place.is_dir() else [path]
     files = [f for f in files if f[len(path) + 1 :] not in committed and f"run/{f}" not in members]
     size = sum((run.folder / f).stat().st_size for f in files)
     if size > limit:
-        return {"path": path, "why": f"{_mib(size)}, over the limit of {_mib(limit)}"}
+        return Needed(path=path, why=f"{_mib(size)}, over the limit of {_mib(limit)}")
     members |= {f"run/{f}": Member(f"run/{f}", run.folder / f).hashed() for f in files}
     return None
 
 
 def _recorded(run: AuditedRun) -> list[Path]:
-    """Local models and datasets that the nodes' manifests name (larpo.sources.provenance)."""
-    found = set()
-    for node in run.nodes:
-        for source in (manifest_of(run, node.name).get("notes") or {}).get("sources") or []:
-            if source.get("kind") in ("folder", "file"):
-                found.add(Path(os.path.normpath(run.folder / str(source["name"]))))
-    return sorted(found)
+    """Local models and datasets that the nodes' manifests name."""
+    sources = [source for manifest in run.manifests.values() for source in manifest.notes.sources]
+    local = {source.name for source in sources if source.kind in ("folder", "file")}
+    return sorted(Path(os.path.normpath(run.folder / name)) for name in local)
 
 
 def _bare_names(tree: Any, folder: Path) -> Iterator[Path]:
@@ -259,9 +234,9 @@ def _bare_names(tree: Any, folder: Path) -> Iterator[Path]:
         yield folder / tree
 
 
-def _frame(run: AuditedRun, facts: dict[str, Any]) -> list[Member]:
-    text = json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    readme = READ_ME.format(commit=facts["commit"], nodes=len(run.nodes))
+def _frame(run: AuditedRun, facts: Facts) -> list[Member]:
+    text = json.dumps(facts.model_dump(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    readme = READ_ME.format(commit=facts.commit, nodes=len(run.nodes))
     return [Member(PACK, content=text.encode()), Member(README, content=readme.encode())]
 
 
@@ -270,19 +245,20 @@ def _card(run: AuditedRun) -> list[Member]:
     return [Member(f"audit/{Path(p).name}", run.folder / p) for p in CARD if (run.folder / p).is_file()]
 
 
-class _Hashing(io.RawIOBase):
-    """Writes to a file and hashes what is written."""
+class Hashed:
+    """A file that hashes what passes through it."""
 
-    def __init__(self, path: Path):
-        self.file, self.sha256 = open(path, "xb"), hashlib.sha256()  # noqa: SIM115 (closed by `close`)
+    def __init__(self, file: IO[bytes]):
+        self.file, self.sha256 = file, hashlib.sha256()
 
-    def write(self, data: Any) -> int:
+    def read(self, size: int = -1) -> bytes:
+        data = self.file.read(size)
+        self.sha256.update(data)
+        return data
+
+    def write(self, data: bytes) -> int:
         self.sha256.update(data)
         return self.file.write(data)
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
 
 
 def _write(members: list[Member], out: Path) -> str:
@@ -290,28 +266,17 @@ def _write(members: list[Member], out: Path) -> str:
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        with _Hashing(temporary) as file, tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-            for member in progress(members, "pack: written", "bytes", lambda m: m.size + 1):
-                info = tarfile.TarInfo(member.name)
-                info.size, info.mode = member.size, 0o644  # no time, no owner: the same run, the same bytes
-                with io.BytesIO(member.content) if member.source is None else open(member.source, "rb") as source:
-                    reader = _Checked(source)
-                    tar.addfile(info, reader)
-                if reader.sha256.hexdigest() != member.sha256:
-                    raise UserError(f"{member.name}: changed while it was packed; pack again when nothing runs")
+        with open(temporary, "xb") as file:
+            hashed = Hashed(file)
+            with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+                for member in progress(members, "pack: written", "bytes", lambda m: m.size + 1):
+                    info = tarfile.TarInfo(member.name)
+                    info.size, info.mode = member.size, 0o644  # no time, no owner: the same run, the same bytes
+                    with member.open() as source:
+                        tar.addfile(info, reader := Hashed(source))
+                    if reader.sha256.hexdigest() != member.sha256:
+                        raise UserError(f"{member.name}: changed while it was packed; pack again when nothing runs")
         os.replace(temporary, out)
-        return file.sha256.hexdigest()
+        return hashed.sha256.hexdigest()
     finally:
         temporary.unlink(missing_ok=True)
-
-
-class _Checked:
-    """A reader that hashes what is read."""
-
-    def __init__(self, file: Any):
-        self.file, self.sha256 = file, hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.file.read(size)
-        self.sha256.update(data)
-        return data

@@ -14,12 +14,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
-from larpo.audit.open import LOCK, PARAMS, AuditedRun, Entry, LockedNode
+from larpo.audit.open import PARAMS, AuditedRun, clone_at
 from larpo.hashing import dvc_hash, file_hash
-from larpo.workspace.clone import git, named_paths
+from larpo.workspace.clone import named_paths
 from larpo.workspace.dvc import kind_of
+from larpo.workspace.dvc_lock import LOCK, Entry, LockedNode, read_yaml
+from larpo.workspace.git import find_commit, git, top_of
 
 FICLONE = 0x40049409  # Linux: a copy that shares its blocks until one of the two is written
 DEPTH = "1/2/3"  # a path `../../x` of params.yaml stays within the temporary folder
@@ -87,17 +87,13 @@ class Clone:
 
     def __init__(self, run: AuditedRun, commit: str, home: Path):
         self.run, self.commit = run, commit
-        top = git(run.folder, "rev-parse", "--show-toplevel", check=False)
-        if not top:
+        if top_of(run.folder) is None:
             raise Unfit(f"{run.folder} lies in no Git repository")
-        if not git(run.folder, "rev-parse", "--verify", "-q", "--end-of-options", f"{commit}^{{commit}}", check=False):
+        if find_commit(run.folder, commit) is None:
             raise Unfit(f"commit {commit[:12]} of its manifest is not in the repository")
         self.top = home / DEPTH / commit[:12]
         self.top.parent.mkdir(parents=True, exist_ok=True)
-        # --shared: objects are read where they are; a commit may be under no branch (a DVC experiment's).
-        git(home, "clone", "--shared", "--quiet", "--no-checkout", top, str(self.top))
-        git(self.top, "checkout", "--quiet", "--detach", commit)
-        self.folder = self.top / run.folder.relative_to(Path(top).resolve())
+        self.folder = clone_at(run.folder, commit, self.top)
         self._lay_over()
         self.code = AuditedRun(self.folder)
 
@@ -156,21 +152,20 @@ class Clone:
             names = self.run.files(path)
             for name in names:
                 copy(source / name, target / name)
-            found = dvc_hash({name: file_hash(target / name) for name in names})
+            md5 = dvc_hash({name: file_hash(target / name) for name in names})
         else:
             copy(source, target)
-            found = file_hash(target)
-        if found != entry.md5:
-            raise Changed(f"{path}: md5 {found}, dvc.lock records {entry.md5}")
+            md5 = file_hash(target)
+        if md5 != entry.md5:
+            raise Changed(f"{path}: md5 {md5}, dvc.lock records {entry.md5}")
 
     def _link(self) -> None:
         """Link data and models that parameters name and neither Git nor a node provides."""
-        made = list(self.run.producer)
         home = self.top.parents[len(Path(DEPTH).parts)]
-        for path in named_paths(yaml.safe_load((self.run.folder / PARAMS).read_text("utf-8")), self.run.folder):
+        for path in named_paths(read_yaml(self.run.folder / PARAMS), self.run.folder):
             name = os.path.relpath(path, self.run.folder)
             here = Path(os.path.normpath(self.folder / name))
-            ours = any(out == name or out.startswith(f"{name}/") for out in made)
+            ours = any(out == name or out.startswith(f"{name}/") for out in self.run.producer)
             if not ours and here.is_relative_to(home) and not os.path.lexists(here):
                 here.parent.mkdir(parents=True, exist_ok=True)
                 here.symlink_to(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from larpo.audit.open import PARAMS
+from larpo.audit.rerun.clone import copy
 from larpo.benchmarks import build_benchmark
 from larpo.config.params import Params
 from larpo.config.sections import JudgeParams
@@ -34,8 +35,6 @@ def without_asking(answers: Path, store: Path, folder: Path) -> None:
     """Copy the answers to `store`, and let every judge in the params.yaml of `folder` be on a server that needs a key
     and does not exist: a request that the store does not answer is then refused before it is sent. An answer's key
     holds the judge's model and the request, not the server."""
-    from larpo.audit.rerun.clone import copy
-
     for file in answers.glob("*.jsonl"):
         copy(file, store / file.name)
     path = folder / PARAMS

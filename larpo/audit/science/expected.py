@@ -1,42 +1,24 @@
-"""What a run says it asked and got, held against what its parameters ask for: ids, texts, tokens and rows.
-
-As in `larpo.audit.science.recompute` every function returns lines, one per difference; none means that all is as it
-must be.
-"""
+"""What a run says it asked and got, held against what its parameters ask for: ids, texts, tokens and rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from transformers import PreTrainedTokenizerBase
 
-from larpo.audit.science.recompute import different_rows
 from larpo.config.sections import GenerateParams
 from larpo.hashing import digest, seed_of
-from larpo.sources.prompts import prompt_id
 
 
-def prompt_ids(where: str, prompts: pd.DataFrame) -> list[str]:
-    """A prompt's id is the hash of its source and its messages."""
-    again = [prompt_id(s, m) for s, m in zip(prompts["source"], prompts["messages"], strict=True)]
-    return different_rows(where, prompts, prompts.assign(prompt_id=again), ["prompt_id"])
-
-
-def response_ids(where: str, responses: pd.DataFrame) -> list[str]:
+def response_ids(responses: pd.DataFrame) -> list[str]:
     """A response's id is the hash of its prompt, iteration, temperature, place among its prompt's and tokens."""
-    places = responses.groupby("prompt_id", sort=False).cumcount()
-    again = [
+    places = responses.groupby("prompt_id", sort=False).cumcount().tolist()
+    facts = [responses[c].tolist() for c in ("prompt_id", "iteration", "origin", "temperature", "token_ids")]
+    return [
         digest("response", prompt, str(iteration), "gold" if origin == "gold" else temperature, place, ids.tolist())
-        for prompt, iteration, origin, temperature, place, ids in zip(
-            *(responses[c].tolist() for c in ("prompt_id", "iteration", "origin", "temperature")),
-            places.tolist(),
-            responses["token_ids"],
-            strict=True,
-        )
+        for prompt, iteration, origin, temperature, ids, place in zip(*facts, places, strict=True)
     ]
-    return different_rows(where, responses, responses.assign(response_id=again), ["response_id"])
 
 
 def batch_seeds(count: int, seed: int, tag: str, batch_size: int, per_prompt: bool) -> list[int]:
@@ -66,44 +48,28 @@ def sampled_rows(
     return pd.DataFrame(rows, columns=["prompt_id", "iteration", "temperature", "seed", "origin"])
 
 
-def output_rows(items: Sequence[str], wanted: GenerateParams) -> pd.DataFrame:
+def output_rows(items: Sequence[str], generate: GenerateParams) -> pd.DataFrame:
     """The rows of an `outputs` table: per item the greedy answer, its revisions, and samples at each temperature."""
-    chosen = set(sorted(items)[: wanted.sampled_items])
+    chosen = set(sorted(items)[: generate.sampled_items])
     rows = []
     for item in items:
-        rows += [(item, 0.0, -1, turn) for turn in range(wanted.refinements + 1)]
+        rows += [(item, 0.0, -1, turn) for turn in range(generate.refinements + 1)]
         if item in chosen:
-            rows += [(item, t, sample, 0) for t in wanted.temperatures for sample in range(wanted.samples)]
+            rows += [(item, t, sample, 0) for t in generate.temperatures for sample in range(generate.samples)]
     return pd.DataFrame(rows, columns=["prompt_id", "temperature", "sample", "turn"])
 
 
-def texts(where: str, rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """A text is its token ids, decoded."""
-    again = tokenizer.batch_decode([ids.tolist() for ids in rows["token_ids"]], skip_special_tokens=True)
-    return different_rows(where, rows, rows.assign(text=again), ["text"])
-
-
-def prompt_tokens(where: str, rows: pd.DataFrame, expected: Iterable[list[int]]) -> list[str]:
-    """The tokens that a policy continued are those of the prompt."""
-    wrong = (not np.array_equal(a, b) for a, b in zip(rows["prompt_token_ids"], expected, strict=True))
-    return [
-        f"{where}, row {row}: prompt_token_ids are not those of its prompt"
-        for row, is_wrong in zip(rows.index, wrong, strict=True)
-        if is_wrong
-    ]
-
-
 def endings(where: str, rows: pd.DataFrame, ends: Sequence[int], most: int, exact: bool) -> list[str]:
-    """`stop` ends with the first end token; `length` has none, and `most` tokens (no more, where not `exact`: a
-    model's context may be shorter)."""
+    """Lines on rows of the file `where` that ended otherwise than they say: `stop` ends with the first end token;
+    `length` has none, and `most` tokens (no more, where not `exact`: a model's context may be shorter)."""
     lines = []
     for row, ids, reason in zip(rows.index, rows["token_ids"], rows["finish_reason"], strict=True):
         ended = np.flatnonzero(np.isin(ids, list(ends)))
         whole = len(ended) == 1 and ended[0] == len(ids) - 1
         cut = not len(ended) and (len(ids) == most or not exact)
         if len(ids) > most or not (whole if reason == "stop" else reason == "length" and cut):
-            told = f"the first end token is at {ended[0]}" if len(ended) else "no end token"
+            end = f"the first end token is at {ended[0]}" if len(ended) else "no end token"
             lines.append(
-                f"{where}, row {row}: finish_reason is {reason!r}; it has {len(ids)} tokens of at most {most}, {told}"
+                f"{where}, row {row}: finish_reason is {reason!r}; it has {len(ids)} tokens of at most {most}, {end}"
             )
     return lines

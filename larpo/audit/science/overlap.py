@@ -10,7 +10,6 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 SHINGLE = 5  # characters
@@ -91,9 +90,9 @@ def near_duplicates(training: list[str], evaluation: list[str], threshold: float
     from datasketch import MinHash, MinHashLSH
 
     def sketch(text: str) -> MinHash:
-        found = MinHash(num_perm=PERMUTATIONS, seed=seed)
-        found.update_batch([s.encode("utf-8") for s in shingles(text)])
-        return found
+        made = MinHash(num_perm=PERMUTATIONS, seed=seed)
+        made.update_batch([s.encode("utf-8") for s in shingles(text)])
+        return made
 
     index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
     rows: dict[str, int] = {}
@@ -101,7 +100,7 @@ def near_duplicates(training: list[str], evaluation: list[str], threshold: float
         if text and text not in rows:
             rows[text] = row
             index.insert(text, sketch(text))
-    found = []
+    near = []
     for row, text in enumerate(evaluation):
         if not text or text in rows:
             continue
@@ -110,8 +109,8 @@ def near_duplicates(training: list[str], evaluation: list[str], threshold: float
         if similar:
             # Of equally similar ones the first in training, whatever order the index gives.
             similarity, other = max(similar, key=lambda pair: (pair[0], -rows[pair[1]]))
-            found.append(Near(row, rows[other], similarity, text, other))
-    return sorted(found, key=lambda n: (-n.similarity, n.evaluation_row))
+            near.append(Near(row, rows[other], similarity, text, other))
+    return sorted(near, key=lambda n: (-n.similarity, n.evaluation_row))
 
 
 def shingles(text: str) -> set[str]:
@@ -135,10 +134,3 @@ def _grams(text: str) -> Iterator[int]:
     words = text.split()
     for i in range(len(words) - WORDS + 1):
         yield hash(" ".join(words[i : i + WORDS]))
-
-
-def sample_rows(count: int, wanted: int, seed: int) -> np.ndarray:
-    """Sorted positions of at most `wanted` of `count` things, all where there are no more."""
-    if count <= wanted:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(seed).choice(count, size=wanted, replace=False))

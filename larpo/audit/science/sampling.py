@@ -13,17 +13,17 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from larpo import tables
+from larpo.audit.compare.values import different_column, different_rows
 from larpo.audit.open import AuditedRun
-from larpo.audit.results import Check, judged, unchecked
-from larpo.audit.science import expected as asked
-from larpo.audit.science.recompute import different_rows
+from larpo.audit.results import Check, conclude, unchecked
+from larpo.audit.science import expected
 from larpo.benchmarks import build_benchmark
 from larpo.benchmarks.refinement import revised
 from larpo.config.sections import SourceParams
 from larpo.hashing import seed_of
-from larpo.models.gold import gold_rows, turn_end
-from larpo.models.load import end_tokens, load_tokenizer, render_prompts
-from larpo.sources.prompts import draw
+from larpo.models.chat import end_tokens, gold_rows, render_prompts, turn_end
+from larpo.models.load import load_tokenizer
+from larpo.sources.prompts import draw, prompt_id
 
 PART = "science"
 
@@ -32,11 +32,16 @@ def ids(run: AuditedRun, name: str) -> Check:
     failures, count = [], 0
     for s in run.params.iterations:
         prompts = tables.read("prompts", path := f"data/prompts/{s}.parquet")
-        failures += asked.prompt_ids(path, prompts)
+        ids = [
+            prompt_id(source, messages) for source, messages in zip(prompts["source"], prompts["messages"], strict=True)
+        ]
+        failures += different_column(path, prompts, prompt_id=ids)
         responses = tables.read("responses", path := f"data/sample/{s}.parquet")
-        failures += asked.response_ids(path, responses)
+        failures += different_column(path, responses, response_id=expected.response_ids(responses))
         count += len(prompts) + len(responses)
-    return judged(PART, name, count, f"{count} ids of prompts and responses hashed again from their content", failures)
+    return conclude(
+        PART, name, count, f"{count} ids of prompts and responses hashed again from their content", failures
+    )
 
 
 def prompts(run: AuditedRun, name: str) -> Check:
@@ -49,7 +54,7 @@ def prompts(run: AuditedRun, name: str) -> Check:
             continue
         seed = seed_of(params.seed, "prompts", s if params.prompts.draw == "fresh" else "same")
         again = draw(params.prompts, params.prompts.per_iteration, seed, held_out=False)
-        failures += different_rows(path, recorded, again, list(tables.SCHEMAS["prompts"].names))
+        failures += different_rows(path, recorded, again, tables.SCHEMAS["prompts"].names)
         count += len(recorded)
     return _made(name, count, "prompts drawn again by the seed", failures, unread)
 
@@ -70,7 +75,7 @@ def items(run: AuditedRun, name: str) -> Check:
         if why:
             unread.append(why)
             continue
-        failures += different_rows(path, recorded, bench.items(), list(tables.SCHEMAS["items"].names))
+        failures += different_rows(path, recorded, bench.items(), tables.SCHEMAS["items"].names)
         count += len(recorded)
     return _made(name, count, "items made again from their source", failures, unread)
 
@@ -79,7 +84,7 @@ def _made(name: str, count: int, detail: str, failures: list[str], unread: list[
     why = "; ".join(dict.fromkeys(unread))
     if not failures and (unread or not count):
         return unchecked(PART, name, why or "none")
-    return judged(PART, name, count, f"{count} {detail}{'; ' if why else ''}{why}", failures)
+    return conclude(PART, name, count, f"{count} {detail}{'; ' if why else ''}{why}", failures)
 
 
 def _elsewhere(run: AuditedRun, source: SourceParams, node: str) -> str | None:
@@ -87,7 +92,7 @@ def _elsewhere(run: AuditedRun, source: SourceParams, node: str) -> str | None:
     if source.source == "dataset" and not Path(source.dataset or "").is_file():
         return f"{source.dataset} is not here, and nothing is fetched"
     if source.source == "reasoning_gym":
-        recorded = run.manifest(run.lock[node]).get("packages", {}).get("reasoning-gym")
+        recorded = run.recorded(node).packages.get("reasoning-gym")
         try:
             here = version("reasoning-gym")
         except PackageNotFoundError:
@@ -106,11 +111,11 @@ def rows(run: AuditedRun, name: str) -> Check:
         order = tables.read("prompts", f"data/prompts/{s}.parquet")["prompt_id"].tolist()
         seed = seed_of(params.seed, "sample", s)
         seeds = [
-            asked.batch_seeds(len(order), seed, f"{i}-t{t:g}", params.engine.batch_size, own)
+            expected.batch_seeds(len(order), seed, f"{i}-t{t:g}", params.engine.batch_size, own)
             for i, t in enumerate(iteration.temperatures)
         ]
         n = params.sample.responses // len(iteration.temperatures)
-        again = asked.sampled_rows(order, int(s), iteration.temperatures, n, seeds)
+        again = expected.sampled_rows(order, int(s), iteration.temperatures, n, seeds)
         sampled = recorded[recorded["origin"] != "gold"]
         failures += different_rows(path, sampled, again, list(again.columns))
         if not params.sample.gold and len(sampled) < len(recorded):
@@ -119,10 +124,10 @@ def rows(run: AuditedRun, name: str) -> Check:
     for benchmark, policy in run.evaluated:
         recorded = tables.read("outputs", path := f"data/generate/{policy}-{benchmark}.parquet")
         order = tables.read("items", f"data/items/{benchmark}.parquet")["prompt_id"].tolist()
-        again = asked.output_rows(order, params.benchmarks[benchmark].generate)
+        again = expected.output_rows(order, params.benchmarks[benchmark].generate)
         failures += different_rows(path, recorded, again, list(again.columns))
         count += len(recorded)
-    return judged(PART, name, count, f"{count} responses and outputs, as many and as params.yaml asks", failures)
+    return conclude(PART, name, count, f"{count} responses and outputs, as many and as params.yaml asks", failures)
 
 
 def tokens(run: AuditedRun, name: str) -> Check:
@@ -133,7 +138,7 @@ def tokens(run: AuditedRun, name: str) -> Check:
 
     def of(policy: str) -> tuple[PreTrainedTokenizerBase, list[int]]:
         folder = f"data/policy/{policy}"
-        known[policy] = known.get(policy) or load_tokenizer(folder)
+        known[policy] = known.get(policy) or load_tokenizer(run.checkpoint(folder))
         return known[policy], end_tokens(folder, known[policy])
 
     for s, iteration in params.iterations.items():
@@ -141,8 +146,8 @@ def tokens(run: AuditedRun, name: str) -> Check:
         tokenizer, ends = of(iteration.previous)
         source = tables.read("prompts", f"data/prompts/{s}.parquet")
         sampled = recorded[recorded["origin"] != "gold"]
-        failures += asked.texts(path, recorded, tokenizer)
-        failures += asked.endings(path, sampled, ends, params.sample.max_new_tokens, exact)
+        failures += different_column(path, recorded, text=_texts(recorded, tokenizer))
+        failures += expected.endings(path, sampled, ends, params.sample.max_new_tokens, exact)
         failures += _prompts_of(path, recorded, source, tokenizer)
         gold = recorded[recorded["origin"] == "gold"]
         if params.sample.gold and len(gold):
@@ -151,23 +156,21 @@ def tokens(run: AuditedRun, name: str) -> Check:
         count += len(recorded)
     for benchmark, policy in run.evaluated:
         recorded = tables.read("outputs", path := f"data/generate/{policy}-{benchmark}.parquet")
-        wanted = params.benchmarks[benchmark].generate
+        generate = params.benchmarks[benchmark].generate
         tokenizer, ends = of(policy)
-        failures += asked.texts(path, recorded, tokenizer)
-        failures += asked.endings(path, recorded, ends, wanted.max_new_tokens, exact)
-        lengths = recorded["token_ids"].map(len)
-        failures += different_rows(path, recorded, recorded.assign(n_tokens=lengths), ["n_tokens"])
+        failures += different_column(path, recorded, text=_texts(recorded, tokenizer))
+        failures += expected.endings(path, recorded, ends, generate.max_new_tokens, exact)
+        failures += different_column(path, recorded, n_tokens=recorded["token_ids"].map(len))
         source = tables.read("items", f"data/items/{benchmark}.parquet")
         failures += _prompts_of(path, recorded[recorded["turn"] == 0], source, tokenizer)
-        for turn in range(1, wanted.refinements + 1):
+        for turn in range(1, generate.refinements + 1):
             answers = recorded[(recorded["sample"] < 0) & (recorded["turn"] == turn - 1)].set_index("prompt_id")["text"]
             source = source[source["prompt_id"].isin(answers.index)]
-            found = answers.loc[source["prompt_id"]]
-            source = source.assign(messages=revised(source["messages"], found))
+            source = source.assign(messages=revised(source["messages"], answers.loc[source["prompt_id"]]))
             failures += _prompts_of(path, recorded[recorded["turn"] == turn], source, tokenizer)
         count += len(recorded)
     detail = f"{count} responses and outputs decoded again; their prompts' tokens and how they ended"
-    return judged(PART, name, count, detail, failures)
+    return conclude(PART, name, count, detail, failures)
 
 
 def _prompts_of(path: str, recorded: pd.DataFrame, source: pd.DataFrame, tokenizer: Any) -> list[str]:
@@ -177,4 +180,12 @@ def _prompts_of(path: str, recorded: pd.DataFrame, source: pd.DataFrame, tokeniz
     unknown = [row for row, prompt in recorded["prompt_id"].items() if prompt not in known]
     if unknown:
         return [f"{path}, row {unknown[0]}: its prompt was never asked"]
-    return asked.prompt_tokens(path, recorded, (known[p] for p in recorded["prompt_id"]))
+    return [
+        f"{path}, row {row}: prompt_token_ids are not those of its prompt"
+        for row, ids, prompt in zip(recorded.index, recorded["prompt_token_ids"], recorded["prompt_id"], strict=True)
+        if ids.tolist() != list(known[prompt])
+    ]
+
+
+def _texts(recorded: pd.DataFrame, tokenizer: Any) -> list[str]:
+    return tokenizer.batch_decode([ids.tolist() for ids in recorded["token_ids"]], skip_special_tokens=True)

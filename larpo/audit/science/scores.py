@@ -3,64 +3,85 @@
 from __future__ import annotations
 
 from larpo import tables
+from larpo.audit.compare.values import different_rows, different_values
 from larpo.audit.open import AuditedRun
-from larpo.audit.results import Check, judged
-from larpo.audit.science.recompute import different_rows, different_values
+from larpo.audit.results import Check, conclude
+from larpo.audit.science.rewards import different_rewards
 from larpo.benchmarks import build_benchmark
 from larpo.report.read import read_json
 from larpo.retrieval.scores import recall_at
 from larpo.statistics import best_of_n_curve
 
 PART = "science"
-ASKED = [name for name in tables.SCHEMAS["outputs"].names if not name.endswith("token_ids")]
+GIVEN = [name for name in tables.SCHEMAS["outputs"].names if not name.endswith("token_ids")]
 
 
 def outputs_scored(run: AuditedRun, name: str) -> Check:
     """Parsed answers and scores of every output; a judge's verdicts are taken as they were recorded."""
-    failures, count, judged_by = [], 0, []
+    failures, count, by_judge = [], 0, []
     for benchmark, policy in run.evaluated:
         bench, path = build_benchmark(run.params, benchmark), f"data/evaluate/{policy}-{benchmark}.parquet"
         recorded = tables.read("evaluations", path)
         outputs = tables.read("outputs", f"data/generate/{policy}-{benchmark}.parquet")
-        failures += different_rows(path, recorded, outputs, ASKED)
+        failures += different_rows(path, recorded, outputs, GIVEN)
         items = tables.read("items", f"data/items/{benchmark}.parquet")
-        asked = recorded[["prompt_id"]].merge(items, on="prompt_id", how="left")
-        failures += different_rows(path, recorded, asked, ["messages", "answer"])
+        questions = recorded[["prompt_id"]].merge(items, on="prompt_id", how="left")
+        failures += different_rows(path, recorded, questions, ["messages", "answer"])
         if getattr(bench, "judge", None) is not None:
-            judged_by.append(benchmark)
+            by_judge.append(benchmark)
             continue
         if len(recorded) == len(outputs):
             failures += different_rows(path, recorded, bench.score(items, outputs), ["parsed", "score"])
         count += len(outputs)
     detail = f"{count} raw outputs parsed and scored again"
-    if judged_by:
-        detail += f"; not of {', '.join(dict.fromkeys(judged_by))}, whose judge is not asked again"
-    return judged(PART, name, count, detail, failures)
+    if by_judge:
+        detail += f"; not of {', '.join(dict.fromkeys(by_judge))}, whose judge is not asked again"
+    return conclude(PART, name, count, detail, failures)
 
 
 def metrics(run: AuditedRun, name: str) -> Check:
     """Accuracies, Pass@N, win rates with their intervals, from the tables of scored outputs."""
-    failures, count = [], 0
+    again = {}
     for benchmark, policy in run.evaluated:
         stem = f"data/evaluate/{policy}-{benchmark}"
-        again = {
-            "benchmark": benchmark,
-            "policy": policy,
-            **build_benchmark(run.params, benchmark).aggregate(
-                tables.read("items", f"data/items/{benchmark}.parquet"), tables.read("evaluations", f"{stem}.parquet")
-            ),
-        }
-        failures += different_values(f"{stem}.json", read_json(f"{stem}.json"), again)
-        count += 1
-    for key, wanted in run.params.best_of_n.items():
+        items, scores = (
+            tables.read("items", f"data/items/{benchmark}.parquet"),
+            tables.read("evaluations", f"{stem}.parquet"),
+        )
+        made = build_benchmark(run.params, benchmark).aggregate(items, scores)
+        again[stem] = {"benchmark": benchmark, "policy": policy, **made}
+    partial = {}  # keys of JSON files that hold more
+    for key, params in run.params.best_of_n.items():
         stem = f"data/evaluate/best_of_n-{key}"
-        points = best_of_n_curve(tables.read("scored", f"{stem}.parquet"), wanted.ns)
-        failures += different_values(f"{stem}.json", read_json(f"{stem}.json")["points"], points, "points")
-        count += 1
-    for key, wanted in run.params.retrieval.items():
+        partial[stem] = {"points": best_of_n_curve(tables.read("scored", f"{stem}.parquet"), params.ns)}
+    for key, params in run.params.retrieval.items():
         stem = f"data/evaluate/retrieval-{key}"
+        partial[stem] = recall_at(tables.read("retrievals", f"{stem}.parquet"), params.ns)
+    failures = []
+    for stem, values in {**again, **partial}.items():
         recorded = read_json(f"{stem}.json")
-        again = recall_at(tables.read("retrievals", f"{stem}.parquet"), wanted.ns)
-        failures += different_values(f"{stem}.json", {k: recorded.get(k) for k in again}, again)
-        count += 1
-    return judged(PART, name, count, f"{count} metrics files computed again from their tables", failures)
+        if stem in partial:
+            recorded = {key: recorded.get(key) for key in values}
+        failures += different_values(f"{stem}.json", recorded, values)
+    count = len(again) + len(partial)
+    return conclude(PART, name, count, f"{count} metrics files computed again from their tables", failures)
+
+
+def picked(run: AuditedRun, name: str) -> Check:
+    """Rows, scores and rewards of the samples that best of N picks among."""
+    failures, count = [], 0
+    for key, params in run.params.best_of_n.items():
+        which, path = f"{params.policy}-{params.benchmark}", f"data/evaluate/best_of_n-{key}.parquet"
+        recorded = tables.read("scored", path)
+        outputs = tables.read("outputs", f"data/generate/{which}.parquet")
+        scores = tables.read("evaluations", f"data/evaluate/{which}.parquet")[[*tables.OUTPUT_KEY, "score"]]
+        samples = outputs[(outputs["sample"] >= 0) & (outputs["turn"] == 0)]
+        samples = samples[samples["temperature"] == samples["temperature"].iloc[0]].reset_index(drop=True)
+        again = samples.merge(scores, on=tables.OUTPUT_KEY, how="left")
+        count += len(recorded)
+        if lines := different_rows(path, recorded, again, ["prompt_id", "sample", "n_tokens", "score"]):
+            failures += lines
+            continue
+        items = tables.read("items", f"data/items/{params.benchmark}.parquet")
+        failures += different_rewards(run, path, recorded, samples, items, ["reward"])[0]
+    return conclude(PART, name, count, "rows and scores against the benchmark's, rewards computed again", failures)

@@ -48,34 +48,22 @@ def test_numbers_are_printed_so_that_they_can_be_computed():
     assert {value: number(value) for value in shown} == shown
 
 
+# Of DeBERTa's configuration, as PairRM has it.
+RELATIVE = {"relative_attention": True, "type_vocab_size": 0, "position_biased_input": False, "share_att_key": True}
+RELATIVE |= {"pos_att_type": ["p2c", "c2p"], "norm_rel_ebd": "layer_norm"}
+
+
 def configuration(arch: Architecture) -> transformers.PretrainedConfig:
     """The transformers configuration of an entry of models.yaml."""
-    settings: dict[str, Any] = {
-        "vocab_size": arch.vocab,
-        "hidden_size": arch.hidden,
-        "intermediate_size": arch.intermediate,
-        "num_hidden_layers": arch.layers,
-        "num_attention_heads": arch.heads,
-        "max_position_embeddings": 512 if arch.model_type in ("bert", "deberta-v2") else arch.max_context,
-    }
+    small = arch.model_type in ("bert", "deberta-v2")
+    settings: dict[str, Any] = {"vocab_size": arch.vocab, "hidden_size": arch.hidden, "num_hidden_layers": arch.layers}
+    settings |= {"intermediate_size": arch.intermediate, "num_attention_heads": arch.heads}
+    settings |= {"max_position_embeddings": 512 if small else arch.max_context}
     if arch.kind == "decoder":
-        settings |= {
-            "num_key_value_heads": arch.kv_heads,
-            "head_dim": arch.head_dim,
-            "tie_word_embeddings": arch.tied,
-            "num_labels": 1,
-        }
+        settings |= {"num_key_value_heads": arch.kv_heads, "head_dim": arch.head_dim, "num_labels": 1}
+        settings |= {"tie_word_embeddings": arch.tied}
     if arch.model_type == "deberta-v2":
-        settings |= {
-            "relative_attention": True,
-            "position_buckets": arch.relative_positions // 2,
-            "type_vocab_size": 0,
-            "position_biased_input": False,
-            "share_att_key": True,
-            "pos_att_type": ["p2c", "c2p"],
-            "norm_rel_ebd": "layer_norm",
-            "max_relative_positions": -1,
-        }
+        settings |= RELATIVE | {"position_buckets": arch.relative_positions // 2, "max_relative_positions": -1}
     return transformers.AutoConfig.for_model(arch.model_type, **settings)
 
 
@@ -120,20 +108,8 @@ def test_packaged_and_folder_models(tiny_policy, tmp_path):
             find_architecture(name)
 
 
-TOY = Architecture(
-    "toy",
-    "decoder",
-    layers=2,
-    hidden=4,
-    intermediate=8,
-    heads=2,
-    kv_heads=1,
-    head_dim=2,
-    vocab=10,
-    max_context=64,
-    parameters=1000,
-    tied=False,
-)
+TOY = Architecture("toy", "decoder", 2, 4, 8, 2, 1, 2, 10, 64, 1000)
+"""Two layers, hidden 4, MLP 8, two heads of 2 and one for keys and values, ten words, 64 tokens, 1,000 parameters."""
 NORMAL = {"tokens": 10, "predicted": 6, "dtype": "float32", "autocast": False, "checkpointing": False}
 
 
@@ -201,9 +177,8 @@ def test_decoding_by_hand():
     8 · (10 + 4/2) · 32 B = 7,072 B: at 1e6 B/s, half used, 14.144 ms; computing takes 2 · 1,000 · 8 / 5e8 = 32 µs.
     32 tokens in 4 steps: 56.576 ms. Prompts: 8 · 10 tokens · (2,000 + 4 · 2 · 4 · 5) / 5e8 = 0.3456 ms."""
     a = Assumptions(fp32_flops=1e9, memory_bytes_per_s=1e6, forward_utilisation=0.5)
-    hours = decoding_hours(
-        TOY, prompts=8, prompt_tokens=10, new_tokens=32, response=4, sequences=8, dtype="float32", utilisation=0.5, a=a
-    )
+    read = {"prompts": 8, "prompt_tokens": 10, "new_tokens": 32, "response": 4, "sequences": 8}
+    hours = decoding_hours(TOY, **read, dtype="float32", utilisation=0.5, a=a)
     assert hours.value == pytest.approx((4 * 14.144e-3 + 0.3456e-3) / 3600)
 
 
@@ -226,15 +201,8 @@ def test_activations_are_those_that_autograd_keeps(tiny_policy):
 
     from larpo.training.logps import ResponseList, pack, response_logps
 
-    config = LlamaConfig(
-        vocab_size=11,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        attn_implementation="sdpa",
-    )
+    size = {"vocab_size": 11, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 6}
+    config = LlamaConfig(**size, num_attention_heads=4, num_key_value_heads=2, attn_implementation="sdpa")
     model = LlamaForCausalLM(config).train()
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
@@ -303,20 +271,8 @@ def test_attention_of_relative_positions():
             most[0] = max(most[0], sum(alive.values()))
             return out
 
-    config = transformers.DebertaV2Config(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=heads,
-        intermediate_size=64,
-        relative_attention=True,
-        position_buckets=8,
-        share_att_key=True,
-        pos_att_type=["p2c", "c2p"],
-        norm_rel_ebd="layer_norm",
-        position_biased_input=False,
-        type_vocab_size=0,
-    )
+    size = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+    config = transformers.DebertaV2Config(**size, num_attention_heads=heads, position_buckets=8, **RELATIVE)
     model = transformers.DebertaV2Model(config).eval()
     with torch.inference_mode(), Watch():
         model(torch.zeros(rows, length, dtype=torch.long), torch.ones(rows, length, dtype=torch.long))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,15 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType, patch_environment
 from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.fsdp import CPUOffloadPolicy
+from typer.testing import CliRunner
 
+from flows.cli import app
 from larpo.config.overlays import lay_over
 from larpo.config.params import parse_params
 from larpo.errors import UserError
 from larpo.plan import Assumptions, build_plan, load_with
 from larpo.plan.launch import read_launch
-from tests.conftest import ROOT, larpo_command
+from tests.conftest import ROOT
 from tests.larpo.plan.test_plan_runs import paper
 
 LAUNCHES = {"configs/fsdp-8x80gb.yaml": (8, False), "configs/fsdp-1x80gb-offload.yaml": (1, True)}
@@ -82,23 +83,19 @@ def test_overlays(tmp_path):
         load_with(base, [tmp_path / "absent.yaml"])
 
 
-def test_the_command():
+def test_the_command(monkeypatch):
     """`larpo plan` on the project's own parameters: text, JSON, exit codes 0, 1 (does not fit) and 2 (bad input)."""
-
-    def plan(*arguments: str) -> subprocess.CompletedProcess:
-        return larpo_command(ROOT, "plan", *arguments)
-
-    done = plan("--json")
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(ROOT)
+    done = CliRunner().invoke(app, ["plan", "--json"])
+    assert done.exit_code == 0, done.stderr
     tree = json.loads(done.stdout)
     assert tree["architectures"][0]["parameters"] == 134_515_008
     assert tree["failed"] == []
     # The questions that ship with the project are 28, counted from their files.
     asked = next(n for n in tree["nodes"] if n["name"] == "generate@0-question_sample")
     assert asked["sample_tokens"]["value"] == 28 * 12
-    done = plan("--gpu-memory", "4", "--no-formulas")
-    assert done.returncode == 1
-    assert "FAIL train: " in done.stdout
-    done = plan("--assume", "gpu=2")
-    assert done.returncode == 2
+    done = CliRunner().invoke(app, ["plan", "--gpu-memory", "4", "--no-formulas"])
+    assert done.exit_code == 1 and "FAIL train: " in done.stdout
+    done = CliRunner().invoke(app, ["plan", "--assume", "gpu=2"])
+    assert done.exit_code == 2
     assert done.stderr.startswith("error: larpo plan: --assume 'gpu=2': expected NAME=VALUE; did you mean 'gpus'?")

@@ -76,9 +76,10 @@ def test_which_candidates_enter():
 
 def test_offline_training_on_one_large_set():
     """60,000 prompts · 10 responses · 450 tokens in one iteration; the data set has 61,135 prompts, so 70,000 fail."""
-    once = {"iterations": {"3": {"previous": "0", "temperatures": [0.8]}}, "prompts.held_out": 0}
+    once = {"iterations": {"1": {"previous": "0", "temperatures": [0.8]}}, "prompts.held_out": 0}
+    once["evaluate.policies"] = ["0", "1"]
     plan = plan_of(**once, **{"prompts.per_iteration": 60_000})
-    assert node(plan, "sample@3").sample_tokens.value == 270_000_000
+    assert node(plan, "sample@1").sample_tokens.value == 270_000_000
     assert plan.failed == []
     line = "prompts.per_iteration: 70,000 of 61,135 (HuggingFaceH4/ultrafeedback_binarized)"
     assert plan_of(**once, **{"prompts.per_iteration": 70_000}).failed == [line]

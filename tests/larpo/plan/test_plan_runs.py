@@ -9,6 +9,7 @@ import pytest
 
 from larpo.config.params import parse_params
 from larpo.errors import UserError
+from larpo.graph import read_stages, unroll
 from larpo.plan import Assumptions, build_plan, render_plan, to_json
 
 
@@ -92,10 +93,10 @@ def test_judges_by_hand():
     assert asked.prompt.value == pytest.approx(1286.73, abs=0.01)
     assert asked.cost.value == pytest.approx(10.382, abs=0.001)
     assert node(plan, "evaluate@3-hard").judge.cost.value == pytest.approx(0.4445, abs=1e-4)
-    assert plan.judge_cost == (pytest.approx(2 * (10.3823 + 0.4445), abs=1e-3), 0)
+    assert (plan.totals.judge_cost, plan.unknown("judge_cost")) == (pytest.approx(2 * (10.3823 + 0.4445), abs=1e-3), 0)
     assert node(plan, "evaluate@0-gsm8k").judge is None
     unknown = plan_of(**{"judges.gpt4.model": "meta-llama/Meta-Llama-3-70B-Instruct"})
-    assert unknown.judge_cost[1] == 2
+    assert unknown.unknown("judge_cost") == 2
     assert "unknown price" in render_plan(unknown)
     local = plan_of(**{"judges.gpt4.base_url": "http://127.0.0.1:8000/v1", "judges.gpt4.model": "any"})
     assert node(local, "evaluate@0-alpaca").judge.cost.value == 0
@@ -171,17 +172,29 @@ def test_fine_tuning():
     unknown = build_plan(params)
     assert node(unknown, "sft@metamath").train_tokens.value is None
     assert "--assume items.someone/solutions=N" in node(unknown, "sft@metamath").hours.formula
-    assert unknown.sum_of("hours")[1] == 1
+    assert unknown.unknown("hours") == 1
     plan = build_plan(params, Assumptions().override(["items.someone/solutions=395000"]))
     assert node(plan, "sft@metamath").train_tokens.value == 331_800_000
     assert node(plan, "sft@metamath").memory["logits"].value == 2048 * 32_000 * 12
     assert any(line.startswith("sft: ") for line in plan.failed), "AdamW in float32 on one GPU"
 
 
+def test_a_kind_that_the_plan_does_not_know():
+    """It stands in the plan as `no estimate`, in the order of its declaration, and nothing else changes."""
+    params = parse_params(paper())
+    own = {"probe": {"foreach": "${iterations}", "do": {"cmd": "python -m tasks.probe ${key}", "outs": ["p/${key}"]}}}
+    stages = unroll(read_stages() | own, params.model_dump(mode="json"))
+    plan = build_plan(params, stages=stages.values())
+    names = [n.name for n in plan.nodes]
+    assert names[names.index("train@1") + 1] == "probe@1" and node(plan, "probe@1").notes == ("no estimate",)
+    assert "probe@1" in render_plan(plan) and "no estimate" in render_plan(plan)
+    assert plan.totals.hours == plan_of().totals.hours and plan.failed == []
+
+
 def test_json_and_text_hold_the_same(tmp_path):
     plan = plan_of()
     tree = json.loads(json.dumps(to_json(plan)))
-    assert tree["totals"]["sample_tokens"] == plan.sum_of("sample_tokens")[0]
+    assert tree["totals"]["sample_tokens"] == plan.totals.sample_tokens
     assert tree["totals"]["gpu_hours"] == pytest.approx(sum(n.hours.value for n in plan.nodes if n.hours))
     assert [n["name"] for n in tree["nodes"]][:5] == ["policy", "reward", "prompts@1", "sample@1", "score@1"]
     assert tree["nodes"][3]["memory"]["weights"] == {
@@ -213,10 +226,7 @@ def test_a_model_from_nothing():
     """`scratch` is counted from its section, and as the model that it describes."""
     from larpo.models.blank import scratch_policy
 
-    plan = plan_of(**{"policy.model": "scratch", "policy.architecture": {"hidden_size": 64, "heads": 2}})
-    model, _ = scratch_policy(
-        parse_params(
-            paper(**{"policy.model": "scratch", "policy.architecture": {"hidden_size": 64, "heads": 2}})
-        ).policy.architecture
-    )
+    changes = {"policy.model": "scratch", "policy.architecture": {"hidden_size": 64, "heads": 2}}
+    plan = plan_of(**changes)
+    model, _ = scratch_policy(parse_params(paper(**changes)).policy.architecture)
     assert plan.architectures[0].parameters == model.num_parameters()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from flows.cli import app
 from larpo.config.overlays import lay_all, lay_over
 from larpo.config.params import parse_params
 from larpo.config.reward import RULES
@@ -19,10 +20,11 @@ from larpo.errors import UserError
 from larpo.graph import keys, needs, read_stages, select, unroll
 from larpo.plan import Assumptions, build_plan
 from larpo.plan.needs import needs_of
+from larpo.plan.plans import Totals
 from larpo.plan.render_study import render_overview, render_study, study_json
-from larpo.plan.study import StudyPlan, plan_study, sum_up
+from larpo.plan.study import StudyPlan, plan_study
 from larpo.studies.spec import expand, load_study, names, targets
-from tests.conftest import ROOT, larpo_command
+from tests.conftest import ROOT
 from tests.larpo.plan.test_plan_nodes import FULL
 from tests.larpo.plan.test_plan_runs import node, paper
 
@@ -58,14 +60,14 @@ def test_unrolled_as_dvc_does(tmp_path):
 
 
 def test_only_what_the_targets_need():
-    """The evaluation of policy 0 needs no training; that of policy 2, which starts from 0, needs one iteration. The
-    memory of iteration 2 starts at policy 0 as well."""
+    """The evaluation of policy 0 needs no training; that of policy 2, which starts from 0, needs one iteration, and the
+    policy that iteration 1 starts from, for `reference.model: initial`. Its memory starts at policy 0 as well."""
     raw = paper(**(FULL | {"evaluate": {"policies": ["0"]}, "best_of_n": {}}))
     found = select(unroll(STAGES, raw), ["evaluate"])
     assert {n.partition("@")[0] for n in found} == {"policy", "items", "generate", "evaluate"}
     raw = paper(**(FULL | {"evaluate": {"policies": ["2"]}, "best_of_n": {}}))
     found = select(unroll(STAGES, raw), ["evaluate"])
-    assert "train@2" in found and not {"train@1", "sft@base", "embed@own", "report"} & found
+    assert {"train@2", "sft@more"} < found and not {"train@1", "sample@1", "embed@own", "report"} & found
     with pytest.raises(UserError, match=r"dvc\.yaml: stage retrieve: retrieval: no such parameter"):
         unroll({"retrieve": STAGES["retrieve"]}, {k: v for k, v in raw.items() if k != "retrieval"})
 
@@ -180,15 +182,8 @@ def test_what_runs_share(small):
     assert (found.runs, found.apart.nodes, found.shared.nodes) == (6, 72, 28)
     plan = found.cells[0].plan
     assert [c.same_as for c in found.cells] == [None, None, "one"]
-    hours = {
-        kind: node(plan, name).hours.value
-        for kind, name in (
-            ("sample", "sample@1"),
-            ("reference", "reference@1"),
-            ("train", "train@1"),
-            ("generate", "generate@1-gsm8k"),
-        )
-    }
+    names = {"sample": "sample@1", "reference": "reference@1", "train": "train@1", "generate": "generate@1-gsm8k"}
+    hours = {kind: node(plan, name).hours.value for kind, name in names.items()}
     assert found.apart.hours == pytest.approx(6 * sum(hours.values()))
     shared = 2 * (hours["sample"] + hours["reference"]) + 4 * (hours["train"] + hours["generate"])
     assert found.shared.hours == pytest.approx(shared)
@@ -219,15 +214,12 @@ def test_what_is_needed(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_KEY", "do-not-print")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     retrieval = {"own": {"model": "intfloat/e5-base-v2", "corpus": "here.jsonl", "queries": "absent.jsonl"}}
-    raw = paper(
-        **{
-            "policy.revision": "abc123",
-            "judges.parser.api_key_env": "MY_KEY",
-            "retrieval": retrieval,
-            "judges.local": {"model": "m", "base_url": "http://127.0.0.1:8000/v1"},
-            "benchmarks.hard.judge": "local",
-        }
-    )
+    changes = {"policy.revision": "abc123", "judges.parser.api_key_env": "MY_KEY", "retrieval": retrieval}
+    changes |= {
+        "judges.local": {"model": "m", "base_url": "http://127.0.0.1:8000/v1"},
+        "benchmarks.hard.judge": "local",
+    }
+    raw = paper(**changes)
     raw["benchmarks"]["mixeval"] = raw["benchmarks"]["hard"] | {"benchmark": "mixeval", "judge": "parser"}
     params = parse_params(raw)
     found = {(n.key, n.name): n for n in needs_of(params, build_plan(params))}
@@ -249,19 +241,20 @@ def test_what_is_needed(tmp_path, monkeypatch):
     assert [n.key for n in few] == ["policy.model", "benchmarks.gsm8k.data"]
 
 
-def study(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    options = ("study", "small", "--scale", "paper", *arguments)
-    return larpo_command(folder, *options, OPENAI_API_KEY="do-not-print")
-
-
-def test_the_command(small):
+def test_the_command(small, monkeypatch):
     """Exit codes 0, 1 (does not fit) and 2 (bad input, one line); it writes nothing."""
+    monkeypatch.chdir(small)
+    monkeypatch.setenv("OPENAI_API_KEY", "do-not-print")
+
+    def study(*arguments: str):
+        return CliRunner().invoke(app, ["study", "small", "--scale", "paper", *arguments])
+
     before = sorted(small.rglob("*"))
-    done = study(small, "--dry-run", "--json", "--seeds", "1")
-    assert done.returncode == 0, done.stderr
+    done = study("--dry-run", "--json", "--seeds", "1")
+    assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["runs"] == 3
-    done = study(small, "--dry-run", "--gpu-memory", "24", "--no-formulas")
-    assert done.returncode == 1 and "FAIL train: " in done.stdout and "do-not-print" not in done.stdout
+    done = study("--dry-run", "--gpu-memory", "24", "--no-formulas")
+    assert done.exit_code == 1 and "FAIL train: " in done.stdout and "do-not-print" not in done.stdout
     for arguments, words in (
         (["--dry-run", "--assume", "gpu=2"], "expected NAME=VALUE; did you mean 'gpus'?"),
         (["--dry-run", "--with", "absent.yaml"], "absent.yaml: not found"),
@@ -269,8 +262,8 @@ def test_the_command(small):
         (["--gpus", "8"], "plan only; add --dry-run"),
         (["--dry-run", "--seeds", "0"], "seeds: expected 1 or more"),
     ):
-        done = study(small, *arguments)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and words in done.stderr, (arguments, done.stderr)
+        done = study(*arguments)
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1) and words in done.stderr, (arguments, done.stderr)
     assert sorted(small.rglob("*")) == before
 
 
@@ -280,26 +273,21 @@ EVERY = [(name, scale) for name in names(ROOT / "studies") for scale in ("cpu", 
 @pytest.fixture(scope="module")
 def every() -> dict[tuple[str, str], StudyPlan]:
     """All studies at both scales, on one GPU and on eight, with sockets that refuse to be made."""
-    import os
 
     def refuse(*_, **__):
         raise AssertionError("a plan asks no network")
 
-    before, real, here = socket.socket.connect, socket.getaddrinfo, Path.cwd()
-    socket.socket.connect, socket.getaddrinfo = refuse, refuse
-    os.chdir(ROOT)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        patch.chdir(ROOT)
         found = {}
         for name, scale in EVERY:
-            study = load_study(ROOT / "studies", name)
-            if scale in study.scales:
-                overlays = ["configs/params-8x80gb.yaml"] if scale == "paper" else []
-                a = Assumptions(gpus=8 if scale == "paper" else 1)
+            overlays, gpus = (["configs/params-8x80gb.yaml"], 8) if scale == "paper" else ([], 1)
+            if scale in load_study(ROOT / "studies", name).scales:
+                a = Assumptions(gpus=gpus)
                 found[name, scale] = plan_study(ROOT, name, scale, overlays=overlays, assumptions=a)
         return found
-    finally:
-        socket.socket.connect, socket.getaddrinfo = before, real
-        os.chdir(here)
 
 
 @pytest.mark.slow
@@ -310,7 +298,7 @@ def test_overview_of_all_studies(every, scale):
     lines = render_overview(found).splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [*(p.study.name for p in found), "all"]
     once = {key: n for plan in found for key, n in plan.once.items()}
-    total = sum_up(once.values())
+    total = Totals.of(once.values())
     assert max(p.shared.hours for p in found) <= total.hours <= sum(p.shared.hours for p in found) + 1e-9
     assert f"| {total.nodes:,} |" in lines[-1]
 
@@ -328,7 +316,7 @@ def test_every_study_is_planned(every, name, scale):
     assert 0 < found.shared.nodes <= found.apart.nodes
     for total in ("hours", "clock_hours", "sample_tokens", "train_tokens", "judge_calls", "judge_cost"):
         assert getattr(found.shared, total) <= getattr(found.apart, total)
-    apart = sum_up([n for cell in found.cells for n in cell.plan.nodes])
+    apart = Totals.of([n for cell in found.cells for n in cell.plan.nodes])
     assert found.apart.hours == pytest.approx(found.seeds * apart.hours)
     assert any(need.kind == "model" for need, _ in found.needs)
     text = render_study(found)

@@ -47,26 +47,13 @@ def test_rouge_l_by_hand():
 
 def run() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Lists a: p | n1 (own, 0.7), n2 (own, 1.0); b: q | n1, which answers a. The end token is 1; n2 was cut off."""
-    tokens = {"p": [5, 6, 7, 1], "q": [8, 1], "n1": [5, 6, 1], "n2": [9, 9, 9]}
-    candidates = pd.DataFrame(
-        {
-            "response_id": list(tokens),
-            "prompt_id": ["a", "b", "a", "a"],
-            "temperature": [None, None, 0.7, 1.0],
-            "token_ids": list(tokens.values()),
-            "finish_reason": ["stop", "stop", "stop", "length"],
-        }
-    )
-    lists = pd.DataFrame(
-        [
-            ("a", 0, "p", "positive"),
-            ("a", 1, "n1", "negative"),
-            ("a", 2, "n2", "negative"),
-            ("b", 0, "q", "positive"),
-            ("b", 1, "n1", "negative"),
-        ],
-        columns=["prompt_id", "rank", "response_id", "role"],
-    )
+    columns = ["response_id", "prompt_id", "temperature", "token_ids", "finish_reason"]
+    rows = [("p", "a", None, [5, 6, 7, 1], "stop"), ("q", "b", None, [8, 1], "stop")]
+    rows += [("n1", "a", 0.7, [5, 6, 1], "stop"), ("n2", "a", 1.0, [9, 9, 9], "length")]
+    candidates = pd.DataFrame(rows, columns=columns)
+    rows = [("a", 0, "p"), ("a", 1, "n1"), ("a", 2, "n2"), ("b", 0, "q"), ("b", 1, "n1")]
+    lists = pd.DataFrame(rows, columns=["prompt_id", "rank", "response_id"])
+    lists["role"] = ["negative" if rank else "positive" for rank in lists["rank"]]
     reference = lists[["prompt_id", "response_id"]].assign(
         reference_logp=[-4.0, -6.0, -3.0, -2.0, -12.0], n_tokens=[4, 3, 3, 2, 3]
     )

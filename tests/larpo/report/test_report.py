@@ -42,23 +42,7 @@ def page(**changes) -> str:
     return render(ReportData(**(parts | changes)))
 
 
-def empty_iteration(name: str = "1") -> Iteration:
-    return Iteration(
-        name=name,
-        previous="0",
-        temperatures=[0.7],
-        prompts=0,
-        rewards=np.empty(0),
-        correct=None,
-        lengths=None,
-        lists=0,
-        list_rows=0,
-        data_hash="0" * 32,
-        step0_loss=None,
-        step0_expected=None,
-        training={},
-        examples=[],
-    )
+EMPTY = Iteration("1", "0", [0.7], 0, np.empty(0), None, None, 0, 0, "0" * 32, None, None, {}, [])
 
 
 def test_every_node_of_the_graph_has_a_place_in_its_picture():
@@ -168,7 +152,7 @@ def test_nodes_that_ran_differently_are_told_apart():
 def test_a_run_with_nothing_in_it_still_makes_a_page():
     html = page(
         benchmarks=[BenchmarkScores("judge", "judge", [score("0", None, {})])],
-        iterations=[empty_iteration()],
+        iterations=[EMPTY],
         nodes=[NodeRecord("train@1", "train", "1", ("data/policy/1",), None, "train")],
         columns=["train"],
     )

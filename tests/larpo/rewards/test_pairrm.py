@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, DebertaV2Model
 from larpo.config.reward import RewardParams
 from larpo.errors import UserError
 from larpo.rewards import build_reward
+from larpo.rewards.checkpoint import reward_checkpoint
 from larpo.rewards.pairrm import full_scores
 from larpo.rewards.pairrm_model import PairRM, fetch_pairrm
 from tests.reward_models import decoder, pairrm, with_identity
@@ -138,12 +139,16 @@ def test_long_candidates_are_cut_and_counted(folder):
     assert reward.taken() == {"candidates_cut": 1}
 
 
+def fetch(folder):
+    params = RewardParams(model=str(folder), kind="pairrm")
+    return fetch_pairrm(params, reward_checkpoint(params, None))
+
+
 def test_fetched_from_either_published_layout(folder, tmp_path, monkeypatch):
     """llm-blender/PairRM describes the ranker in config.json; its network is DeBERTa-v3-large's, here made small."""
     import larpo.rewards.pairrm_model as module
 
-    params = RewardParams(model=str(folder), kind="pairrm")
-    model, _, facts = fetch_pairrm(params)
+    model, _, facts = fetch(folder)
     assert facts["origin"] == "folder" and facts["parameters"] == model.num_parameters()
     small = {k: getattr(model.config, k) for k in module._LARGE}
     monkeypatch.setattr(module, "_LARGE", small)
@@ -151,13 +156,13 @@ def test_fetched_from_either_published_layout(folder, tmp_path, monkeypatch):
     (other / "config.json").write_text(
         json.dumps({"ranker_type": "pairranker", "model_type": "deberta", "n_tasks": 1, "drop_out": 0.05})
     )
-    again, _, _ = fetch_pairrm(RewardParams(model=str(other), kind="pairrm"))
+    again, _, _ = fetch(other)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
 def test_another_model_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"cannot load .* as PairRM|lacks .* weights of PairRM") as caught:
-        fetch_pairrm(RewardParams(model=str(decoder(tmp_path / "m")), kind="pairrm"))
+        fetch(decoder(tmp_path / "m"))
     assert "\n" not in str(caught.value)
 
 

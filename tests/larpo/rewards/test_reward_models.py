@@ -15,7 +15,7 @@ from larpo.config.reward import RewardParams
 from larpo.errors import UserError
 from larpo.rewards import build_reward
 from larpo.rewards.check import check
-from larpo.rewards.checkpoint import fetch_classifier, read_identity
+from larpo.rewards.checkpoint import fetch_classifier, read_identity, reward_checkpoint
 from larpo.rewards.encoding import Encoder, batches, plain
 from tests.conftest import tiny_params
 from tests.reward_models import characters, decoder, encoder, with_identity
@@ -150,8 +150,9 @@ def test_verdict_is_null_and_identity_names_weights_and_template(folder):
 
 
 def refused(model, match, **settings):
+    params = RewardParams(model=str(model), **({"max_length": 64} | settings))
     with pytest.raises(UserError, match=match) as caught:
-        fetch_classifier(RewardParams(model=str(model), **({"max_length": 64} | settings)), "float32", new_head=False)
+        fetch_classifier(params, reward_checkpoint(params, None), "float32", new_head=False)
     assert "\n" not in str(caught.value)
 
 

@@ -45,8 +45,16 @@ def folder(tmp_path):
     return home
 
 
+def written(folder) -> tuple[dict, str]:
+    """The summary of made-up results, and the page that is written of it."""
+    study = load_study(folder, "small")
+    values = {cell: {"score": [0.2, 0.3] if cell == "two" else [0.5, 0.6]} for cell in study.cells}
+    summary = summarise(study, "cpu", 2, values, {"run_seconds": 7})
+    return summary, write_page(study, summary, folder.parent).read_text("utf-8")
+
+
 def changed(folder, **changes) -> None:
-    (folder / "small.yaml").write_text(yaml.safe_dump(STUDY | changes))
+    (folder / "small.yaml").write_text(yaml.safe_dump(STUDY | changes, sort_keys=False))
 
 
 def test_a_study_is_its_cells_with_every_seed(folder):
@@ -157,11 +165,8 @@ def test_a_measure_that_is_not_there_is_named(tmp_path):
 
 
 def test_page_and_findings_say_what_the_numbers_say(folder):
-    study = load_study(folder, "small")
-    values = {"one": {"score": [0.5, 0.6]}, "two": {"score": [0.2, 0.3]}}
-    summary = summarise(study, "cpu", 2, values, {"run_seconds": 7})
+    summary, page = written(folder)
     assert summary["findings"]["F4"]["verdict"] == "holds"
-    page = write_page(study, summary, folder.parent).read_text("utf-8")
     assert "A &lt;b&gt;small&lt;/b&gt; study" in page and "<svg" in page and "F4: holds" in page
     assert "50.0" in page and "60.0" in page, "every seed is shown"
     kept = json.loads((folder / "results/small-cpu.json").read_text("utf-8"))
@@ -187,30 +192,20 @@ def test_a_claim_about_what_a_scale_does_not_measure_leaves_its_finding_undecide
     other = {"label": "other", "paper": {"file": "data/x.json", "key": "y"}}
     claims = [*STUDY["claims"]["F4"], {"says": "other", "more": [["one", "other"]], "less": [["two", "other"]]}]
     changed(folder, measures=STUDY["measures"] | {"other": other}, claims={"F4": claims})
-    values = {"one": {"score": [0.5, 0.6]}, "two": {"score": [0.2, 0.3]}}
-    summary = summarise(load_study(folder, "small"), "cpu", 2, values, {"run_seconds": 7})
+    summary, page = written(folder)
     assert [c["verdict"] for c in summary["findings"]["F4"]["claims"]] == ["holds", "not measured"]
-    assert summary["findings"]["F4"]["verdict"] == "undecided"
-    assert "not measured" in write_page(load_study(folder, "small"), summary, folder.parent).read_text("utf-8")
+    assert summary["findings"]["F4"]["verdict"] == "undecided" and "not measured" in page
 
 
 def test_results_of_a_study_that_is_gone_are_left_out(folder):
-    study = load_study(folder, "small")
-    values = {"one": {"score": [0.5, 0.6]}, "two": {"score": [0.2, 0.3]}}
-    write_page(study, summarise(study, "cpu", 2, values, {"run_seconds": 7}), folder.parent)
-    (folder / "results/gone-cpu.json").write_text(
-        (folder / "results/small-cpu.json").read_text().replace("small", "old")
-    )
+    written(folder)
+    kept = (folder / "results/small-cpu.json").read_text()
+    (folder / "results/gone-cpu.json").write_text(kept.replace("small", "old"))
     assert "gone" not in write_findings(folder.parent).read_text("utf-8")
 
 
 def test_a_cell_keeps_the_order_of_its_study(folder):
     cells = {"z": STUDY["cells"]["one"], **STUDY["cells"]}
     changed(folder, cells=cells)
-    values = {c: {"score": [0.5, 0.6]} for c in cells}
-    write_page(
-        load_study(folder, "small"),
-        summarise(load_study(folder, "small"), "cpu", 2, values, {"run_seconds": 1}),
-        folder.parent,
-    )
+    written(folder)
     assert list(json.loads((folder / "results/small-cpu.json").read_text())["cells"]) == ["z", "one", "two"]

@@ -8,6 +8,7 @@ import torch
 from larpo.config.params import parse_params, policy_key
 from larpo.config.sections import PolicyParams, ScratchParams
 from larpo.errors import UserError
+from larpo.load import check_params
 from larpo.models.blank import scratch_policy
 from larpo.models.initial import fetch_initial_policy
 from larpo.training.logps import ResponseList, pack, response_logps
@@ -105,7 +106,7 @@ SFT = {"previous": "0", "data": {"source": "reasoning_gym", "held_out": 0.3}, "e
 )
 def test_wrong_settings_are_refused(dotted, value, words):
     with pytest.raises(UserError, match=words):
-        parse_params(changed(dotted, value))
+        check_params(parse_params(changed(dotted, value)))
 
 
 def test_policies_are_in_the_order_they_are_made():

@@ -20,7 +20,7 @@ ROWS = {
     "chosen": [" c d e", " h", " d </s>"],
     "rejected": [" f", " a a b b", " e f g"],
 }
-SAME_LENGTH_CHOSEN = ROWS | {"chosen": [" c d e", " h h a", " d d d"]}
+SAME = ROWS | {"chosen": [" c d e", " h h a", " d d d"]}
 
 
 @pytest.fixture
@@ -66,42 +66,75 @@ def same_gradients(ours, theirs) -> None:
         torch.testing.assert_close(mine.grad, yours.grad, rtol=1e-4, atol=1e-5)
 
 
-def dpo(models, folder, loss_type: str, beta: float):
-    """TRL's DPO loss, the policy with its gradients, and our untouched policy's batch."""
+def theirs_and_ours(models, folder, kind: str, rows: dict, **options):
+    """TRL's loss of `DPOTrainer` or `CPOTrainer`, its policy with gradients, our untouched policy and its batch."""
     import trl
     from datasets import Dataset
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
 
     policy, reference, tokenizer = models
     ours, our_reference = copy.deepcopy(policy), copy.deepcopy(reference)
-    trainer = trl.DPOTrainer(
+    n = len(rows["prompt"])
+    trainer_class, config_class = (trl.DPOTrainer, trl.DPOConfig) if kind == "dpo" else (CPOTrainer, CPOConfig)
+    trainer = trainer_class(
         model=policy,
-        ref_model=reference,
         processing_class=tokenizer,
-        train_dataset=Dataset.from_dict(ROWS),
-        args=trl.DPOConfig(**settings(folder, 3, beta=beta, loss_type=loss_type)),
+        train_dataset=Dataset.from_dict(rows),
+        args=config_class(**settings(folder, n, **options)),
+        **({"ref_model": reference} if kind == "dpo" else {}),
     )
     inputs = next(iter(trainer.get_train_dataloader()))
     theirs = trainer.compute_loss(trainer.model, inputs)
     theirs.backward()
-    columns = inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"]
-    lengths = inputs["completion_mask"][:, 1:].sum(1)
+    if kind == "dpo":
+        columns = inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"]
+    else:
+        joined = CPOTrainer.concatenated_inputs(inputs, padding_value=0)
+        response = joined["concatenated_labels"] != -100
+        columns = joined["concatenated_input_ids"], joined["concatenated_attention_mask"], response
 
     def pairs(values: Tensor) -> Tensor:
-        return values.reshape(2, 3).T  # TRL's rows are chosen, chosen, …, rejected, …
+        return values.reshape(2, n).T  # TRL's rows are chosen, chosen, …, rejected, …
 
-    batch = make(pairs(sums(ours, *columns)), pairs(sums(our_reference, *columns)).detach(), lengths=pairs(lengths))
+    reference_logps = pairs(sums(our_reference, *columns)).detach() if kind == "dpo" else None
+    batch = make(pairs(sums(ours, *columns)), reference_logps, lengths=pairs(columns[2][:, 1:].sum(1)))
     return theirs.detach(), trainer.model, batch, ours
 
 
+PAIRS = [{key: value[row : row + 1] for key, value in ROWS.items()} for row in range(3)]
+SIMPO, HINGE = {"loss_type": "simpo", "beta": 1.5, "cpo_alpha": 0.0}, {"loss_type": "hinge", "beta": 1.0}
+ROW_TOKENS = [4, 2, 2]  # of the chosen responses, with the </s> that TRL appends where there is none
+
+
 @pytest.mark.parametrize(
-    ("loss_type", "beta", "name", "params"), [("sigmoid", 0.3, "dpo", {"beta": 0.3}), ("ipo", 0.2, "ipo", {"tau": 0.2})]
+    ("kind", "rows", "options", "name", "params"),
+    [
+        ("dpo", ROWS, {"loss_type": "sigmoid", "beta": 0.3}, "dpo", {"beta": 0.3}),
+        # TRL's `beta` of IPO is τ; both take mean log-ratios there.
+        ("dpo", ROWS, {"loss_type": "ipo", "beta": 0.2}, "ipo", {"tau": 0.2}),
+        # CPO's NLL: TRL averages over the tokens of the batch, we over a list's tokens and then over lists. The chosen
+        # responses are equally long here, so that both are the same.
+        ("cpo", SAME, {"loss_type": "sigmoid", "beta": 0.3, "cpo_alpha": 0.7}, "cpo", {"beta": 0.3, "nll_weight": 0.7}),
+        # γ = 0.4 · 1.5 = 0.6: TRL takes the absolute margin, we take its ratio to β.
+        ("cpo", SAME, SIMPO | {"simpo_gamma": 0.6}, "simpo", {"beta": 1.5, "gamma_beta_ratio": 0.4}),
+        # TRL's CPO `hinge` at β = 1 is on log-probabilities, SLiC-HF's first term at δ = 1. For one pair
+        # λ s_w = λ |y_w| · s̄_w, so with cpo_alpha = λ |y_w| it is the whole of SLiC-HF.
+        ("cpo", SAME, HINGE | {"cpo_alpha": 0.0}, "slic_hf", {"delta": 1.0, "nll_weight": 0.0}),
+        *[
+            ("cpo", pair, HINGE | {"cpo_alpha": 0.1 * n}, "slic_hf", {"delta": 1.0, "nll_weight": 0.1})
+            for pair, n in zip(PAIRS, ROW_TOKENS, strict=True)
+        ],
+    ],
 )
-def test_dpo_and_ipo(tmp_path, models, loss_type, beta, name, params):
-    """TRL's `beta` of IPO is τ; both take mean log-ratios there."""
-    theirs, their_policy, batch, our_policy = dpo(models, tmp_path, loss_type, beta)
+def test_equal_to_trl(tmp_path, models, kind, rows, options, name, params):
+    theirs, their_policy, batch, our_policy = theirs_and_ours(models, tmp_path, kind, rows, **options)
     ours = build(name, **params)(batch)
     ours.mean().backward()
-    assert ours.std() > 0.1  # the three pairs differ, and so does the policy from its reference
+    if len(ours) > 1:
+        assert ours.std() > 0.1  # the three pairs differ, and so does the policy from its reference
+        assert (len(batch.lengths[:, 0].unique()) == 1) == (kind == "cpo") and len(batch.lengths.unique()) > 2
+    else:
+        assert batch.lengths[0, 0] == ROW_TOKENS[PAIRS.index(rows)]
     torch.testing.assert_close(ours.mean(), theirs, rtol=1e-5, atol=1e-5)
     same_gradients(our_policy, their_policy)
 
@@ -109,77 +142,11 @@ def test_dpo_and_ipo(tmp_path, models, loss_type, beta, name, params):
 def test_the_hinge_of_dpo_is_another_loss(tmp_path, models):
     """TRL's `hinge` is max(0, 1 − βΔ) on log-ratios; SLiC-HF is on log-probabilities. With β = δ = 1, λ = 0 they would
     agree if the reference were uniform; fed with the log-ratios in place of log-probabilities ours is TRL's."""
-    theirs, _, batch, _ = dpo(models, tmp_path, "hinge", 1.0)
+    theirs, _, batch, _ = theirs_and_ours(models, tmp_path, "dpo", ROWS, loss_type="hinge", beta=1.0)
     slic = build("slic_hf", delta=1.0, nll_weight=0.0)
     assert (slic(batch).mean() - theirs).abs() > 0.1
     on_ratios = make((batch.policy_logps - batch.reference_logps).detach(), lengths=batch.lengths)
     torch.testing.assert_close(slic(on_ratios).mean(), theirs, rtol=1e-5, atol=1e-5)
-
-
-def cpo(models, folder, rows: dict, **options):
-    """TRL's CPO loss, the policy with its gradients, and our untouched policy's batch."""
-    from datasets import Dataset
-    from trl.experimental.cpo import CPOConfig, CPOTrainer
-
-    policy, _, tokenizer = models
-    ours = copy.deepcopy(policy)
-    n = len(rows["prompt"])
-    trainer = CPOTrainer(
-        model=policy,
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_dict(rows),
-        args=CPOConfig(**settings(folder, n, **options)),
-    )
-    inputs = next(iter(trainer.get_train_dataloader()))
-    theirs = trainer.compute_loss(trainer.model, inputs)
-    theirs.backward()
-    joined = CPOTrainer.concatenated_inputs(inputs, padding_value=0)
-    response = joined["concatenated_labels"] != -100
-    logps = sums(ours, joined["concatenated_input_ids"], joined["concatenated_attention_mask"], response)
-    lengths = response[:, 1:].sum(1)
-    batch = make(logps.reshape(2, n).T, lengths=lengths.reshape(2, n).T)
-    return theirs.detach(), trainer.model, batch, ours
-
-
-@pytest.mark.parametrize(
-    ("options", "name", "params"),
-    [
-        ({"loss_type": "sigmoid", "beta": 0.3, "cpo_alpha": 0.7}, "cpo", {"beta": 0.3, "nll_weight": 0.7}),
-        # γ = 0.4 · 1.5 = 0.6: TRL takes the absolute margin, we take its ratio to β.
-        (
-            {"loss_type": "simpo", "beta": 1.5, "cpo_alpha": 0.0, "simpo_gamma": 0.6},
-            "simpo",
-            {"beta": 1.5, "gamma_beta_ratio": 0.4},
-        ),
-        ({"loss_type": "hinge", "beta": 1.0, "cpo_alpha": 0.0}, "slic_hf", {"delta": 1.0, "nll_weight": 0.0}),
-    ],
-)
-def test_cpo_simpo_and_the_hinge_of_slic(tmp_path, models, options, name, params):
-    """CPO's NLL: TRL averages over the tokens of the batch, we over a list's tokens and then over lists. The chosen
-    responses here are equally long, so that both are the same. TRL's CPO `hinge` at β = 1 is on log-probabilities,
-    SLiC-HF's first term at δ = 1."""
-    theirs, their_policy, batch, our_policy = cpo(models, tmp_path, SAME_LENGTH_CHOSEN, **options)
-    assert len(batch.lengths[:, 0].unique()) == 1 and len(batch.lengths.unique()) > 2
-    ours = build(name, **params)(batch)
-    ours.mean().backward()
-    assert ours.std() > 0.1
-    torch.testing.assert_close(ours.mean(), theirs, rtol=1e-5, atol=1e-5)
-    same_gradients(our_policy, their_policy)
-
-
-@pytest.mark.parametrize("row", range(3))
-def test_slic_with_its_regulariser(tmp_path, models, row):
-    """One pair: λ s_w = λ |y_w| · s̄_w, so TRL's CPO `hinge` with cpo_alpha = λ |y_w| is the whole of SLiC-HF."""
-    rows = {key: value[row : row + 1] for key, value in ROWS.items()}
-    n_tokens = [4, 2, 2][row]  # with the </s> that TRL appends where there is none
-    theirs, their_policy, batch, our_policy = cpo(
-        models, tmp_path, rows, loss_type="hinge", beta=1.0, cpo_alpha=0.1 * n_tokens
-    )
-    assert batch.lengths[0, 0] == n_tokens
-    ours = build("slic_hf", delta=1.0, nll_weight=0.1)(batch)
-    ours.mean().backward()
-    torch.testing.assert_close(ours.mean(), theirs, rtol=1e-5, atol=1e-5)
-    same_gradients(our_policy, their_policy)
 
 
 @pytest.mark.parametrize("swap", [False, True])

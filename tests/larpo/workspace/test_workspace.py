@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from larpo.workspace.clone import git, stashed
+from larpo.workspace.git import git, stashed
 
 
 @pytest.fixture

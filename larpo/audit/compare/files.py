@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import reprlib
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -19,13 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from larpo import tables
+from larpo.audit.compare.values import contrast, first_key
 
 CHUNK = 1 << 20  # bytes
 ROWS = 1 << 14
 ELEMENTS = 1 << 24  # of a tensor at once
-WIDTH = 60  # characters of a value
-SHORT = reprlib.Repr()
-SHORT.maxstring = SHORT.maxother = WIDTH + 20
 
 
 class Unreadable(Exception):
@@ -55,10 +52,19 @@ def first_difference(expected: Path, found: Path) -> str | None:
     if inside is None:
         return byte
     try:
-        told = inside(expected, found)
+        difference = inside(expected, found)
     except Unreadable as error:
         return f"{error}; {byte}"
-    return told or f"same {CONTENT[expected.suffix]}, written differently: {byte}"
+    return difference or f"same {CONTENT[expected.suffix]}, written differently: {byte}"
+
+
+def same_content(expected: Path, found: Path) -> bool:
+    """Whether two files of rows, tensors or JSON hold the same, however it is written."""
+    inside = INSIDE.get(expected.suffix)
+    try:
+        return inside is not None and inside(expected, found) is None
+    except Unreadable:
+        return False
 
 
 def first_byte(expected: Path, found: Path) -> str | None:
@@ -93,27 +99,9 @@ def _folders(expected: Path, found: Path) -> str | None:
             return f"{name}: missing"
         if name not in names:
             return f"{name}: extra"
-        if told := first_difference(expected / name, found / name):
-            return f"{name}: {told}"
+        if difference := first_difference(expected / name, found / name):
+            return f"{name}: {difference}"
     return None
-
-
-def value(x: Any, y: Any) -> str:
-    """`expected X, found Y`; of long texts the part around the first character that differs."""
-    where = ""
-    if isinstance(x, str) and isinstance(y, str) and max(len(x), len(y)) > WIDTH:
-        at = next((i for i, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), min(len(x), len(y)))
-        start = max(0, at - WIDTH // 3)
-        x, y, where = x[start : start + WIDTH], y[start : start + WIDTH], f"character {at}: "
-    elif isinstance(x, list) and isinstance(y, list) and len(x) == len(y) and len(x) > 1:
-        at = next((i for i, (a, b) in enumerate(zip(x, y, strict=True)) if not _same(a, b)), None)
-        if at is not None:
-            return f"element {at}: {value(x[at], y[at])}"
-    return f"{where}expected {SHORT.repr(x)}, found {SHORT.repr(y)}"
-
-
-def _same(x: Any, y: Any) -> bool:
-    return type(x) is type(y) and (x == y or (isinstance(x, float) and math.isnan(x) and math.isnan(y)))
 
 
 # Tables
@@ -180,16 +168,16 @@ def _columns(schema: pa.Schema) -> list[str]:
 def first_row(x: pa.Table, y: pa.Table) -> int | None:
     """The first row in which two tables of equal length and columns differ; by halving, so in O(n)."""
 
-    def alike(start: int, length: int) -> bool:
+    def equal(start: int, length: int) -> bool:
         a, b = x.slice(start, length), y.slice(start, length)
         return all(a[name].equals(b[name]) for name in x.column_names)
 
-    if alike(0, len(x)):
+    if equal(0, len(x)):
         return None
     low, high = 0, len(x)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if alike(low, middle - low) else (low, middle)
+        low, high = (middle, high) if equal(low, middle - low) else (low, middle)
     return low
 
 
@@ -198,9 +186,9 @@ def row_line(x: pa.Table, y: pa.Table, row: int, start: int = 0, column: str | N
     name = column or next(c for c in x.column_names if not x[c].slice(row, 1).equals(y[c].slice(row, 1)))
     table = table_of(x.schema)
     keys = [] if table is None else [k for k in tables.KEYS[table] if k != name]
-    told = ", ".join(f"{k} {x[k][row].as_py()}" for k in keys)
-    differs = value(x[name][row].as_py(), y[name][row].as_py())
-    return f"row {start + row}{f' ({told})' if told else ''}, column {name}: {differs}"
+    ids = ", ".join(f"{k} {x[k][row].as_py()}" for k in keys)
+    differs = contrast(x[name][row].as_py(), y[name][row].as_py())
+    return f"row {start + row}{f' ({ids})' if ids else ''}, column {name}: {differs}"
 
 
 # Tensors
@@ -292,24 +280,6 @@ def _json(expected: Path, found: Path) -> str | None:
         except (ValueError, RecursionError) as error:
             raise Unreadable(f"{what} {path.name} is not JSON ({_reason(error)})") from None
     return first_key(*values)
-
-
-def first_key(x: Any, y: Any, same: Callable[[Any, Any], bool] = _same, path: str = "") -> str | None:
-    """The first key path under which two JSON values differ, in the order of `x`; `same` compares leaves."""
-    if isinstance(x, dict) and isinstance(y, dict):
-        for key in [*x, *(k for k in y if k not in x)]:
-            here = f"{path}.{key}" if path else str(key)
-            if key not in y or key not in x:
-                return f"{here}: {'missing' if key in x else 'extra'}"
-            if told := first_key(x[key], y[key], same, here):
-                return told
-        return None
-    if isinstance(x, list) and isinstance(y, list):
-        for i, (a, b) in enumerate(zip(x, y, strict=False)):
-            if told := first_key(a, b, same, f"{path}[{i}]"):
-                return told
-        return None if len(x) == len(y) else f"{path or 'list'}: expected {len(x)} elements, found {len(y)}"
-    return None if same(x, y) else f"{path or 'value'}: {value(x, y)}"
 
 
 INSIDE: dict[str, Callable[[Path, Path], str | None]] = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from larpo.models.gold import gold_token_ids, turn_end
-from larpo.models.load import end_tokens, load_tokenizer
+from larpo.models.chat import end_tokens, gold_token_ids, turn_end
+from larpo.models.load import load_tokenizer
 
 
 def test_solution_and_end_token(tiny_policy):

@@ -15,11 +15,19 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from larpo import tables
-from larpo.audit.compare import differences
-from larpo.audit.compare.rules import STEP, Terms, compare, first_difference
+from larpo.audit.compare import files, rules, values
+from larpo.audit.compare.files import first_difference
+from larpo.audit.compare.rules import STEP, Comparison, Terms
 from larpo.audit.compare.samples import sign_flip
+from larpo.errors import UserError
+from larpo.graph import kinds
 
-ELSEWHERE = Terms(alike=False)
+ELSEWHERE = Terms(repeatable=False)
+KINDS = kinds()
+
+
+def compare(kind: str, expected: Path, found: Path, terms: Terms | None = None) -> Comparison:
+    return rules.compare(KINDS[kind].compare, expected, found, terms)
 
 
 def responses(texts: list[str], cut: tuple[int, ...] = (), temperature: float = 1.0) -> pd.DataFrame:
@@ -44,7 +52,7 @@ def responses(texts: list[str], cut: tuple[int, ...] = (), temperature: float = 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
     """Files of a few hundred bytes are read in several chunks, as large ones are."""
-    monkeypatch.setattr(differences, "CHUNK", 64)
+    monkeypatch.setattr(files, "CHUNK", 64)
 
 
 @pytest.fixture
@@ -61,7 +69,7 @@ def pair(tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def kinds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two equal folders with a small file of each kind that outputs consist of."""
     folder = tmp_path_factory.mktemp("kinds") / "expected"
     folder.mkdir()
@@ -78,11 +86,11 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_flipped_byte_in_any_kind_of_file_is_found(kinds, data):
+def test_any_flipped_byte_in_any_kind_of_file_is_found(folders, data):
     """Also where it makes the file unreadable or hits bytes that hold no value; and without one nothing is found."""
-    expected, found = kinds
+    expected, found = folders
     assert first_difference(expected, found) is None
-    name = data.draw(st.sampled_from(differences.files_of(expected)))
+    name = data.draw(st.sampled_from(files.files_of(expected)))
     original = (expected / name).read_bytes()
     content = bytearray(original)
     at = data.draw(st.integers(0, len(content) - 1))
@@ -90,7 +98,7 @@ def test_any_flipped_byte_in_any_kind_of_file_is_found(kinds, data):
     (found / name).write_bytes(content)
     try:
         byte = f"byte {at}: expected 0x{original[at]:02x}, found 0x{content[at]:02x} ({len(content)} bytes)"
-        assert differences.first_byte(expected / name, found / name) == byte
+        assert files.first_byte(expected / name, found / name) == byte
         told = first_difference(expected / name, found / name)
         assert told and "\n" not in told
         assert first_difference(expected, found) == f"{name}: {told}"
@@ -122,7 +130,7 @@ def test_a_table_names_its_first_row_and_column(pair, change, told):
 
 
 def test_rows_are_counted_over_batches_and_missing_or_added_ones_named(pair, monkeypatch):
-    monkeypatch.setattr(differences, "ROWS", 3)
+    monkeypatch.setattr(files, "ROWS", 3)
     frame = responses([str(i) for i in range(10)])
     other = frame.copy()
     other.at[8, "text"] = "x"
@@ -143,7 +151,7 @@ def test_same_rows_in_another_encoding_are_told_apart_from_other_rows(pair):
 
 
 def test_long_texts_are_cut_around_the_difference():
-    told = differences.value("a" * 500, "a" * 400 + "b" + "a" * 99)
+    told = values.contrast("a" * 500, "a" * 400 + "b" + "a" * 99)
     assert told.startswith("character 400: expected 'aaa") and "ab" in told and len(told) < 200
 
 
@@ -165,7 +173,7 @@ def test_tensors_name_the_first_element_the_largest_difference_and_how_many(tmp_
 
 
 def test_slices_of_a_tensor_are_put_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(differences, "ELEMENTS", 6)  # two rows of three
+    monkeypatch.setattr(files, "ELEMENTS", 6)  # two rows of three
     x = np.zeros((7, 3), np.float32)
     np.save(tmp_path / "a.npy", x)
     x[5, 2] = 1
@@ -175,15 +183,15 @@ def test_slices_of_a_tensor_are_put_together(tmp_path, monkeypatch):
 
 
 def test_json_names_the_path_of_the_key():
-    assert differences.first_key({"a": [{"b": 1}]}, {"a": [{"b": 2}]}) == "a[0].b: expected 1, found 2"
-    assert differences.first_key({"a": 1, "c": 0}, {"a": 1, "b": 0}) == "c: missing"
-    assert differences.first_key({"a": [1]}, {"a": [1, 2]}) == "a: expected 1 elements, found 2"
-    assert differences.first_key({"a": 1}, {"a": 1.0}) == "a: expected 1, found 1.0"
-    assert differences.first_key([float("nan")], [float("nan")]) is None
+    assert values.first_key({"a": [{"b": 1}]}, {"a": [{"b": 2}]}) == "a.0.b: expected 1, found 2"
+    assert values.first_key({"a": 1, "c": 0}, {"a": 1, "b": 0}) == "c: expected 0, found absent"
+    assert values.first_key({"a": [1]}, {"a": [1, 2]}) == "a: expected 1 elements, found 2"
+    assert values.first_key({"a": 1}, {"a": 1.0}) == "a: expected 1, found 1.0"
+    assert values.first_key([float("nan")], [float("nan")]) is None
 
 
-def test_folders_name_the_first_file(kinds, tmp_path):
-    expected = kinds[0]
+def test_folders_name_the_first_file(folders, tmp_path):
+    expected = folders[0]
     other = shutil.copytree(expected, tmp_path / "other")
     (other / "page.html").rename(other / "zzz")
     assert first_difference(expected, other) == "page.html: missing"
@@ -193,6 +201,11 @@ def test_folders_name_the_first_file(kinds, tmp_path):
 
 
 # What counts as the same
+
+
+def test_a_rule_that_does_not_exist(folders):
+    with pytest.raises(UserError, match="rule: 'weight' does not exist; did you mean 'weights'"):
+        rules.compare({"*": "weight"}, folders[0] / "page.html", folders[0] / "metrics.json")
 
 
 def test_weights_are_measured_in_steps_of_the_optimiser(tmp_path):
@@ -290,7 +303,7 @@ def test_samples_of_another_machine_are_tested_and_of_the_same_one_compared(pair
     a, b = ([*map(str, rng.choice([7, 8, 39], 400))] for _ in range(2))
     paths = pair("responses", responses(a), responses(b))
     assert compare("sample", *paths).how == "differs"
-    found = compare("sample", *paths, Terms(alike=False, score=right))
+    found = compare("sample", *paths, Terms(repeatable=False, score=right))
     same = sum(x == y for x, y in zip(a, b, strict=True))
     assert found.how == "statistically alike" and f"sampled: {same} of 400 identical" in found.detail
     assert found.detail.endswith("each at 0.0003")  # 0.001 over length, share cut off and reward
@@ -298,7 +311,7 @@ def test_samples_of_another_machine_are_tested_and_of_the_same_one_compared(pair
     wrong = [i for i, text in enumerate(a) if text == "8"][:30]
     forged = ["7" if i in wrong else text for i, text in enumerate(a)]
     paths = pair("responses", responses(forged), responses(a))
-    found = compare("sample", *paths, Terms(alike=False, score=right))
+    found = compare("sample", *paths, Terms(repeatable=False, score=right))
     assert found.how == "differs" and "reward -0.075 (z -5.48" in found.detail
     line = f"row {wrong[0]} (response_id r{wrong[0]}), column text: expected '7', found '8'"
     assert found.difference == line

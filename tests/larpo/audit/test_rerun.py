@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,16 +17,17 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from larpo import tables
-from larpo.audit import Check
 from larpo.audit.open import AuditedRun
-from larpo.audit.rerun.clone import copy, temporary
+from larpo.audit.rerun.clone import copy as copy_file
+from larpo.audit.rerun.clone import temporary
 from larpo.audit.rerun.nodes import choose, run_again
+from larpo.audit.results import Check
 from larpo.errors import UserError
 from larpo.hashing import file_hash
 from larpo.workspace.dvc import kind_of
-from tasks.frame import warm
 from tests.chat_server import ChatServer
 from tests.conftest import ROOT
+from tests.larpo.audit.forgery import edit_json, flip
 
 QUESTIONS = (
     f"{{benchmark: mixeval, data: {ROOT / 'data/samples/questions'}, judge: j, generate: {{max_new_tokens: 4}}, "
@@ -34,31 +35,11 @@ QUESTIONS = (
 )
 
 
-@pytest.fixture(scope="module")
-def variables() -> Iterator[dict[str, str]]:
-    """Makes nodes start warm; that they make the same bytes so is test_warm.py's."""
-    with warm.server({"OMP_NUM_THREADS": "1"}) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def finished(finished_project, tmp_path_factory) -> Path:
-    """A copy that no test writes to."""
-    return finished_project.copy(tmp_path_factory.mktemp("audited") / "project").folder
-
-
 @pytest.fixture
-def changed(finished_project, tmp_path):
-    """A copy to tamper with."""
-    return finished_project.copy(tmp_path / "project")
-
-
-@pytest.fixture
-def again(tmp_path, variables) -> Callable[..., dict[str, Check]]:
+def again(tmp_path, warmed) -> Callable[..., dict[str, Check]]:
     def call(folder: Path, *nodes: str) -> dict[str, Check]:
-        checks = run_again(
-            AuditedRun(folder), list(nodes) or None, False, print, workspace=tmp_path / "work", variables=variables
-        )
+        run = AuditedRun(folder)
+        checks = run_again(run, choose(run, nodes, False), print, workspace=tmp_path / "work", variables=warmed)
         assert not list((tmp_path / "work").iterdir()), "temporary folders are removed"
         return {check.name: check for check in checks}
 
@@ -74,18 +55,18 @@ def contents(folder: Path) -> dict[str, tuple[int, str]]:
     }
 
 
-def test_one_of_each_kind_is_bit_identical_and_the_run_is_not_touched(finished, again):
-    before = contents(finished)
-    checks = again(finished)
-    assert {kind_of(name) for name in checks} == {kind_of(name) for name in AuditedRun(finished).lock}
+def test_one_of_each_kind_is_bit_identical_and_the_run_is_not_touched(shared, again):
+    before = contents(shared.folder)
+    checks = again(shared.folder)
+    assert {kind_of(name) for name in checks} == {kind_of(name) for name in AuditedRun(shared.folder).lock}
     assert {c.verdict for c in checks.values()} == {"holds"}, checks
     assert all(c.detail.startswith("bit-identical; ") for c in checks.values()), checks
     assert {kind_of(n): c.checked for n, c in checks.items()}["train"] == 2  # weights and curves
-    assert contents(finished) == before
+    assert contents(shared.folder) == before
 
 
-def test_what_was_tampered_with_is_caught_though_dvc_lock_agrees(changed, again):
-    data = changed.folder / "data"
+def test_what_was_tampered_with_is_caught_though_dvc_lock_agrees(copy, again):
+    data = copy.folder / "data"
     sampled = tables.read("responses", data / "sample/1.parquet")
     sampled.at[17, "text"] = "777"
     tables.write(sampled, "responses", data / "sample/1.parquet")
@@ -97,8 +78,8 @@ def test_what_was_tampered_with_is_caught_though_dvc_lock_agrees(changed, again)
     name = "model.layers.1.mlp.up_proj.weight"
     was, weights[name][3, 5] = float(weights[name][3, 5]), 0.5
     save_file(weights, data / "policy/2/model.safetensors", metadata={"format": "pt"})
-    changed.dvc("commit", "-f")
-    checks = again(changed.folder, "sample@1", "lists@1", "train@2", "prompts@1")
+    copy.dvc("commit", "-f")
+    checks = again(copy.folder, "sample@1", "lists@1", "train@2", "prompts@1")
     told = {n: c.failures[0] for n, c in checks.items() if c.verdict == "fails"}
     assert set(told) == {"sample@1", "lists@1", "train@2"} and checks["prompts@1"].verdict == "holds"
     row = f"row 17 (response_id {sampled['response_id'][17]}), column text: expected '777', found "
@@ -108,18 +89,16 @@ def test_what_was_tampered_with_is_caught_though_dvc_lock_agrees(changed, again)
     assert told["train@2"].startswith(line)
 
 
-def test_inputs_and_code_are_those_of_dvc_lock(changed, again):
+def test_inputs_and_code_are_those_of_dvc_lock(copy, again):
     """An input that was changed behind DVC's back, one that is gone, and code that Git does not hold."""
-    folder = changed.folder
+    folder = copy.folder
     lock = yaml.safe_load((folder / "dvc.lock").read_text())
 
     def relock(node: str, path: str, md5: str) -> None:
         next(dep for dep in lock["stages"][node]["deps"] if dep["path"] == path)["md5"] = md5
 
     prompts = folder / "data/prompts/2.parquet"
-    content = bytearray(prompts.read_bytes())
-    content[100] ^= 1
-    prompts.write_bytes(content)
+    flip(prompts)
     (folder / "data/score/1.parquet").unlink()
     shutil.rmtree(folder / "data/generate")
     module = folder / "tasks/items.py"
@@ -127,8 +106,7 @@ def test_inputs_and_code_are_those_of_dvc_lock(changed, again):
     relock("items@held_out", "tasks/items.py", file_hash(module))
     relock("prompts@1", "tasks/prompts.py", "0" * 32)
     (folder / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
-    path = folder / "data/lists/1.manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"git": {"commit": "a" * 40, "dirty": False}}))
+    edit_json(folder / "data/lists/1.manifest.json", lambda m: m.update(git={"commit": "a" * 40, "dirty": False}))
     checks = again(
         folder, "score@2", "score@1", "evaluate@0-held_out", "items@held_out", "prompts@1", "lists@1", "reward"
     )
@@ -146,73 +124,71 @@ def test_inputs_and_code_are_those_of_dvc_lock(changed, again):
     assert found["reward"][0] == "holds"
 
 
-def test_nothing_is_written_through_what_parameters_name(changed, again):
+def test_nothing_is_written_through_what_parameters_name(copy, again):
     """A folder of the run named as data, which is linked where Git does not hold it, and inputs that lie in it."""
-    changed.set('policy: {model: "', f'policy: {{model: "{changed.folder}/data/lists", revision: "')
-    path = changed.folder / "data/prompts/2.manifest.json"
+    copy.set('policy: {model: "', f'policy: {{model: "{copy.folder}/data/lists", revision: "')
+    path = copy.folder / "data/prompts/2.manifest.json"
     path.write_text("[1]")
-    before = contents(changed.folder)
-    checks = again(changed.folder, "reference@1", "prompts@2")
+    before = contents(copy.folder)
+    checks = again(copy.folder, "reference@1", "prompts@2")
     assert checks["reference@1"].verdict == "holds"
     assert checks["prompts@2"].verdict == "fails" and "cannot be read" in checks["prompts@2"].detail
-    assert contents(changed.folder) == before
+    assert contents(copy.folder) == before
 
 
-def test_a_node_that_fails_here_is_told_apart_from_one_that_cannot_run_here(changed, again):
+def test_a_node_that_fails_here_is_told_apart_from_one_that_cannot_run_here(copy, again):
     """Without vLLM the sampler cannot run; a commit whose code fails is the run's own fault."""
-    changed.set("name: transformers", "name: vllm")
-    module = changed.folder / "tasks/prompts.py"
+    copy.set("name: transformers", "name: vllm")
+    module = copy.folder / "tasks/prompts.py"
     module.write_text("raise OSError('the disk of the other machine')\n")
-    changed.run("git", "commit", "-qam", "other code")
-    commit = changed.run("git", "rev-parse", "HEAD").stdout.strip()
-    path = changed.folder / "data/prompts/1.manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"git": {"commit": commit, "dirty": False}}))
-    lock = yaml.safe_load((changed.folder / "dvc.lock").read_text())
+    copy.run("git", "commit", "-qam", "other code")
+    commit = copy.run("git", "rev-parse", "HEAD").stdout.strip()
+    edit_json(copy.folder / "data/prompts/1.manifest.json", lambda m: m.update(git={"commit": commit, "dirty": False}))
+    lock = yaml.safe_load((copy.folder / "dvc.lock").read_text())
     next(d for d in lock["stages"]["prompts@1"]["deps"] if d["path"] == "tasks/prompts.py")["md5"] = file_hash(module)
-    (changed.folder / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
-    checks = again(changed.folder, "sample@1", "prompts@1")
+    (copy.folder / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+    checks = again(copy.folder, "sample@1", "prompts@1")
     assert checks["sample@1"].verdict == "not checked" and "'vllm' is not installed here" in checks["sample@1"].detail
     assert checks["prompts@1"].verdict == "fails"
     assert checks["prompts@1"].detail == "executed again it ends with exit status 1"
     assert checks["prompts@1"].failures == ("OSError: the disk of the other machine",)
 
 
-def test_a_judge_is_never_asked_again(changed, again, variables, monkeypatch):
+def test_a_judge_is_never_asked_again(copy, again, warmed, monkeypatch):
     """28 questions, 28 requests when the run was made; none afterwards, whether the recorded answers are all there,
     some of them or none."""
-    changed.set("held_out: {items: 8", f"q: {QUESTIONS}\n  held_out: {{items: 8")
+    copy.set("held_out: {items: 8", f"q: {QUESTIONS}\n  held_out: {{items: 8")
     with ChatServer(lambda body: "[[0.5]]" if "Reference" in body["messages"][-1]["content"] else "[[A]]") as server:
-        changed.set("judges: {}", f"judges: {{j: {{model: judge, base_url: '{server.url}'}}}}")
-        changed.variables = variables | {"LARPO_JUDGEMENTS": "judgements"}
-        changed.dvc("repro", "evaluate@0-q")
-        (store,) = (changed.folder / "judgements").iterdir()
+        copy.set("judges: {}", f"judges: {{j: {{model: judge, base_url: '{server.url}'}}}}")
+        copy.variables = warmed | {"LARPO_JUDGEMENTS": "judgements"}
+        copy.dvc("repro", "evaluate@0-q")
+        (store,) = (copy.folder / "judgements").iterdir()
         lines = store.read_text().splitlines(keepends=True)
         assert len(server.bodies) == len(lines) == 28
-        found = again(changed.folder, "evaluate@0-q")["evaluate@0-q"]
+        found = again(copy.folder, "evaluate@0-q")["evaluate@0-q"]
         assert found.verdict == "holds" and found.detail.startswith("bit-identical; ")
         assert "recorded with uncommitted changes" in found.detail
         store.write_text("".join(lines[:-1]))
-        found = again(changed.folder, "evaluate@0-q", "generate@0-q")
+        found = again(copy.folder, "evaluate@0-q", "generate@0-q")
         assert (
             found["evaluate@0-q"].verdict == "not checked" and "not among the recorded" in found["evaluate@0-q"].detail
         )
         assert found["generate@0-q"].verdict == "holds"
         assert store.read_text() == "".join(lines[:-1])
         store.unlink()
-        monkeypatch.setenv("LARPO_JUDGEMENTS", str(changed.folder / "nowhere"))
-        found = again(changed.folder, "evaluate@0-q")["evaluate@0-q"]
+        monkeypatch.setenv("LARPO_JUDGEMENTS", str(copy.folder / "nowhere"))
+        found = again(copy.folder, "evaluate@0-q")["evaluate@0-q"]
         assert found.verdict == "not checked" and "no recorded answers are at hand" in found.detail
         assert len(server.bodies) == 28
 
 
-def test_which_nodes(finished, tmp_path):
-    run = AuditedRun(finished)
+def test_which_nodes(honest):
     with pytest.raises(UserError, match=r"node 'trian@1' is not in .*dvc\.lock.*train@1"):
-        run_again(run, ["trian@1"], False, print, workspace=tmp_path)
-    assert choose(run, None, True) == run.nodes
-    assert [n.name for n in choose(run, ["lists", "sample@2"], False)] == ["lists@1", "sample@2", "lists@2"]
-    seconds = {node.name: json.loads((finished / node.manifest).read_text())["seconds"] for node in run.nodes}
-    for node in choose(run, None, False):
+        choose(honest, ["trian@1"], False)
+    assert choose(honest, None, True) == honest.nodes
+    assert [n.name for n in choose(honest, ["lists", "sample@2"], False)] == ["lists@1", "sample@2", "lists@2"]
+    seconds = {node.name: json.loads((honest.folder / node.manifest).read_text())["seconds"] for node in honest.nodes}
+    for node in choose(honest, None, False):
         assert seconds[node.name] == min(s for name, s in seconds.items() if kind_of(name) == kind_of(node.name))
 
 
@@ -242,7 +218,7 @@ def test_what_a_killed_audit_left_is_removed_and_what_a_running_one_uses_is_not(
 
 def test_a_copy_is_no_link(tmp_path):
     (tmp_path / "a").write_bytes(bytes(range(256)) * 5000)
-    copy(tmp_path / "a", tmp_path / "b/c")
+    copy_file(tmp_path / "a", tmp_path / "b/c")
     with open(tmp_path / "b/c", "r+b") as file:
         file.write(b"xyz")
     assert (tmp_path / "a").read_bytes() == bytes(range(256)) * 5000

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from larpo.audit.card import Evidence, card
+from larpo.audit.compare.values import EXACT, close, different_rows, different_values, same
 from larpo.audit.page import SHOWN, record, render
-from larpo.audit.results import all_hold, fails, holds, judged, unchecked
-from larpo.audit.science.recompute import close, different_rows, different_values, rewards_again, same
+from larpo.audit.results import all_hold, conclude, fails, holds, unchecked
+from larpo.audit.science.rewards import rewards_again
 from larpo.config.sections import ScoreParams
 
 
@@ -33,12 +34,13 @@ def test_tolerance_by_hand():
         (None, 0, False),
         ("1", 1, False),
         ({"a": [1, 2]}, {"a": [1, 2 + 1e-12]}, True),
+        (10**9, 10**9 + 1, False),  # whole numbers have no tolerance
         ({"a": [1, 2]}, {"a": [1, 2, 3]}, False),
         ({"a": 1}, {"b": 1}, False),
     ],
 )
 def test_sameness(a, b, equal):
-    assert same(a, b) is equal
+    assert same(a, b, EXACT) is equal
 
 
 def test_rows_are_named_as_in_the_file():
@@ -87,9 +89,9 @@ def test_rewards_of_rows_out_of_order():
 
 
 def test_verdicts():
-    assert judged("bytes", "n", 3, "d", []).verdict == "holds"
-    assert judged("bytes", "n", 0, "d", []).verdict == "not checked", "nothing checked does not hold"
-    assert judged("bytes", "n", 0, "d", ["x"]).verdict == "fails"
+    assert conclude("bytes", "n", 3, "d", []).verdict == "holds"
+    assert conclude("bytes", "n", 0, "d", []).verdict == "not checked", "nothing checked does not hold"
+    assert conclude("bytes", "n", 0, "d", ["x"]).verdict == "fails"
     good, bad, none = holds("bytes", "a", 1, ""), fails("bytes", "b", 1, "", ["x"]), unchecked("again", "c", "")
     assert all_hold([good, none]) and not all_hold([good, bad]) and not all_hold([none]) and not all_hold([])
 
@@ -105,12 +107,12 @@ PARAMS = {
 
 
 def test_a_card_without_evidence_says_no_and_what_is_missing():
-    answers = {a.variable: a for a in card(Evidence({}, {}, {}, PARAMS, []))}
+    answers = {a.variable: a for a in card(Evidence({}, {}, PARAMS, []))}
     assert answers["Hardware specification"].answer == answers["Open datasets"].answer == "no"
     assert answers["Pseudocode"].answer == "no" and len(answers["Pseudocode"].missing) == 9
     assert answers["Dataset splits"].answer == "partly"
     broken = fails("lineage", "manifests' parameters", 1, "", ["train@1: learning_rate"])
-    answers = {a.variable: a for a in card(Evidence({}, {}, {}, PARAMS, [broken]))}
+    answers = {a.variable: a for a in card(Evidence({}, {}, PARAMS, [broken]))}
     assert answers["Experiment setup"].answer == "partly"
     assert answers["Experiment setup"].missing == ("manifests' parameters: train@1: learning_rate",)
 
@@ -119,7 +121,7 @@ def test_the_page_escapes_and_tells_how_many_more():
     evil = "<script>alert(1)</script>"
     lines = [f"{evil} {i}" for i in range(SHOWN + 5)]
     facts = {"run": evil, "commit": None, "nodes": 1, "when": "now", "seconds": 1.0, "auditor": evil}
-    tree = record(facts, [fails("science", "lists", 9, evil, lines)], card(Evidence({}, {}, {}, PARAMS, [])))
+    tree = record(facts, [fails("science", "lists", 9, evil, lines)], card(Evidence({}, {}, PARAMS, [])))
     assert tree["holds"] is False and tree["checks"][0]["failed"] == SHOWN + 5
     page = render(tree)
     assert evil not in page and page.count("&lt;script&gt;") >= SHOWN + 2

@@ -12,43 +12,36 @@ from pathlib import Path
 
 import pytest
 from rocrate.rocrate import ROCrate
-from typer.testing import CliRunner
 
-from flows.cli import app
 from larpo.audit.bytes.check import check_bytes
-from larpo.audit.command import diff_command
 from larpo.audit.lineage.check import check_lineage
 from larpo.audit.open import AuditedRun
+from larpo.audit.pack import CHECKSUMS
 from larpo.audit.pack.bundle import clone_bundle, run_git, write_bundle
 from larpo.audit.pack.unpack import check_name, open_pack, unpack
-from larpo.audit.pack.write import CHECKSUMS, pack
-from larpo.audit.run import check_science
+from larpo.audit.pack.write import pack
+from larpo.audit.science.check import check_science
 from larpo.benchmarks.judge import JudgeClient
 from larpo.errors import UserError
 from larpo.hashing import file_hash
-from tests.conftest import Project
+from tests.conftest import Project, larpo_command
 from tests.larpo.audit.forgery import flip
 
 Members = dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
-def packed(finished_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packed(honest: AuditedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pack") / "run.tar"
-    done = pack(AuditedRun(finished_project.folder), out)
+    done = pack(honest, out)
     assert done.sha256 == hashlib.sha256(out.read_bytes()).hexdigest()
-    assert [x["why"] for x in done.facts["needed"]] == ["outside the run's folder"], "the tiny policy's own folder"
+    assert [x.why for x in done.facts.needed] == ["outside the run's folder"], "the tiny policy's own folder"
     return out
 
 
 @pytest.fixture(scope="module")
 def unpacked(packed: Path) -> Path:
     return unpack(packed, packed.parent / "unpacked").folder
-
-
-@pytest.fixture
-def copy(finished_project: Project, tmp_path: Path) -> Project:
-    return finished_project.copy(tmp_path / "copy")
 
 
 def members_of(file: Path) -> Members:
@@ -79,8 +72,8 @@ def refused(file: Path, folder: Path) -> str:
     return str(error.value)
 
 
-def test_a_pack_opens_elsewhere_as_the_same_run(finished_project, unpacked):
-    run, other = AuditedRun(finished_project.folder), AuditedRun(unpacked)
+def test_a_pack_opens_elsewhere_as_the_same_run(honest, unpacked):
+    run, other = honest, AuditedRun(unpacked)
     assert other.cache == unpacked / ".dvc/cache"
     for node in run.nodes:
         for path, entry in node.outs.items():
@@ -90,15 +83,15 @@ def test_a_pack_opens_elsewhere_as_the_same_run(finished_project, unpacked):
     assert verdicts == dict.fromkeys(verdicts, "holds")
     assert run_git(unpacked, "status", "--porcelain") == b"", "the commit as it was"
     assert b"dangling" not in run_git(unpacked, "fsck", "--strict")
-    assert run_git(unpacked, "log", "--format=%H") == run_git(finished_project.folder, "log", "--format=%H")
+    assert run_git(unpacked, "log", "--format=%H") == run_git(run.folder, "log", "--format=%H")
     assert run_git(unpacked, "remote") == b"" and not (unpacked / ".git/hooks").exists()
     there = object.__new__(Project)
     there.folder = unpacked
     assert "up to date" in there.dvc("status").stdout
 
 
-def test_the_same_run_makes_the_same_bytes(finished_project, packed, unpacked, tmp_path):
-    for place in (finished_project.copy(tmp_path / "copy").folder, unpacked):
+def test_the_same_run_makes_the_same_bytes(copy, packed, unpacked, tmp_path):
+    for place in (copy.folder, unpacked):
         # Times, and how Git happens to store its objects, are no part of a run.
         run_git(place, "repack", "-a", "-d", "-f", "-q", "--window=0")
         os.utime(place / "data/lists/1.parquet")
@@ -248,16 +241,15 @@ def test_an_unfinished_or_altered_run_is_refused(copy, tmp_path):
     assert not out.parent.exists() or not list(out.parent.iterdir())
 
 
-def test_without_checkpoints(finished_project, tmp_path):
-    run = AuditedRun(finished_project.folder)
-    done = pack(run, tmp_path / "run.tar", checkpoints=False)
-    assert [x["path"] for x in done.facts["left_out"]] == ["data/policy/0", "data/policy/1", "data/policy/2"]
+def test_without_checkpoints(honest, tmp_path):
+    done = pack(honest, tmp_path / "run.tar", checkpoints=False)
+    assert [x.path for x in done.facts.left_out] == ["data/policy/0", "data/policy/1", "data/policy/2"]
     opened = unpack(tmp_path / "run.tar", tmp_path / "to")
     assert "not in the pack: data/policy/1 (left out by its sender)" in opened.lines()
     other = AuditedRun(opened.folder)
-    entry = run.lock["train@1"].outs["data/policy/1"]
+    entry = honest.lock["train@1"].outs["data/policy/1"]
     assert other.md5("data/policy/1") is None
-    assert other.listing(entry) == run.listing(entry) is not None, "what it held is known all the same"
+    assert other.listing(entry) == honest.listing(entry) is not None, "what it held is known all the same"
     # An audit says what it could not check, and nothing else fails for it.
     told = {c.name: c for c in [*check_bytes(other), *check_lineage(other), *check_science(other)]}
     assert {c.verdict for c in told.values()} == {"holds", "counted", "not checked"}
@@ -284,8 +276,8 @@ def test_uncommitted_files_and_data_of_ones_own(copy, tmp_path, monkeypatch):
     (copy.folder / "judgements/other-123456.jsonl").write_text("{}\n")
     done = pack(AuditedRun(copy.folder), tmp_path / "run.tar", data_limit=100)
     changed = ["larpo/lists/recipes.py", "larpo/rewards/mine.py", "params.yaml"]
-    assert done.facts["uncommitted"] == changed
-    why = {x["path"]: x["why"] for x in done.facts["needed"]}
+    assert done.facts.uncommitted == changed
+    why = {x.path: x.why for x in done.facts.needed}
     assert why["data/large.jsonl"] == "0.0 MiB, over the limit of 0.0 MiB"
     folder = unpack(tmp_path / "run.tar", tmp_path / "to").folder
     for path in [*changed, "data/mine/a.jsonl", "data/mine/b.jsonl", f"judgements/{replies.name}"]:
@@ -293,19 +285,18 @@ def test_uncommitted_files_and_data_of_ones_own(copy, tmp_path, monkeypatch):
     assert not (folder / "data/large.jsonl").exists() and len(list((folder / "judgements").iterdir())) == 1
 
 
-def test_the_description_names_every_output_and_execution(finished_project, packed, tmp_path):
+def test_the_description_names_every_output_and_execution(honest, packed, tmp_path):
     with tarfile.open(packed) as tar:
         tar.extractall(tmp_path, filter="data")
     crate = ROCrate(tmp_path)
-    run = AuditedRun(finished_project.folder)
-    for node in run.nodes:
+    for node in honest.nodes:
         action = crate.get(f"#{node.name}")
         assert action.type == "CreateAction" and action["startTime"] <= action["endTime"]
         assert action["instrument"]["name"] == node.cmd.split()[2]
         made = action["result"] if isinstance(action["result"], list) else [action["result"]]
         assert {m["name"]: m["md5"] for m in made} == {p: e.md5.removesuffix(".dir") for p, e in node.outs.items()}
         read = [x["name"] for x in (action["object"] if isinstance(action["object"], list) else [action["object"]])]
-        assert {path for path in node.deps if path in run.producer} <= set(read)
+        assert {path for path in node.deps if path in honest.producer} <= set(read)
     for entity in crate.data_entities:
         assert (tmp_path / entity.id).exists(), entity.id
         if "sha256" in entity.properties():
@@ -313,14 +304,14 @@ def test_the_description_names_every_output_and_execution(finished_project, pack
     assert crate.mainEntity.id == "run/dvc.yaml"
 
 
-def test_the_commands(finished_project, packed, tmp_path, monkeypatch):
-    monkeypatch.chdir(finished_project.folder)
-    runner = CliRunner()
-    done = runner.invoke(app, ["pack", "--out", str(tmp_path / "run.tar")])
-    assert done.exit_code == 0 and hashlib.sha256(packed.read_bytes()).hexdigest() in done.output
-    done = runner.invoke(app, ["unpack", str(tmp_path / "run.tar"), str(tmp_path / "to")])
-    assert done.exit_code == 0 and f"larpo audit {tmp_path}/to" in done.output
-    done = runner.invoke(app, ["unpack", str(tmp_path / "run.tar"), str(tmp_path / "to")])
-    assert done.exit_code == 2 and done.output.count("\n") == 1 and "does not exist or is empty" in done.output
-    assert runner.invoke(app, ["pack", "no-such-run"]).exit_code == 2
-    assert diff_command(".", str(tmp_path / "run.tar"), as_json=False) == 0, "a pack is a run like any other"
+def test_the_commands(honest, packed, tmp_path):
+    file, folder = str(tmp_path / "run.tar"), str(tmp_path / "to")
+    done = larpo_command(honest.folder, "pack", "--out", file)
+    assert done.returncode == 0 and hashlib.sha256(packed.read_bytes()).hexdigest() in done.stdout
+    done = larpo_command(honest.folder, "unpack", file, folder)
+    assert done.returncode == 0 and f"larpo audit {folder}" in done.stdout
+    done = larpo_command(honest.folder, "unpack", file, folder)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "does not exist or is empty" in done.stderr
+    assert larpo_command(honest.folder, "pack", "no-such-run").returncode == 2
+    done = larpo_command(honest.folder, "audit", "--diff", ".", file)
+    assert done.returncode == 0, "a pack is a run like any other"
