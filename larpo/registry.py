@@ -1,24 +1,34 @@
 """Things that a parameter names: ours by a short name, anybody's own by a dotted path, imported when they are used.
 
     REWARDS = Registry("reward", {"exact_match": "larpo.rewards.rules:ExactMatch"})
-    REWARDS.load("exact_match"), REWARDS.load("mypackage.rewards:Mine")
+    REWARDS.load("exact_match")
+    with own_code():
+        REWARDS.load("mypackage.rewards:Mine")
 
-To look a name up imports nothing, so that a wrong one is refused before a library is loaded, and so that to read
-somebody else's parameters runs none of their code.
+To look a name up imports nothing, so that a wrong one is refused before a library is loaded. Own code is imported where
+somebody says so and nowhere else: a node of the run does, whoever reads the parameters of a stranger's run does not.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
-import importlib.util
 import re
+import sys
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from larpo.errors import ParameterError, one_line, unknown
 
 _OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_PACKAGES: ContextVar[set[str] | None] = ContextVar("own packages that were loaded; None: none may be", default=None)
+
+
+class OwnCodeError(ParameterError):
+    """An object of somebody's own is needed, and its code is not to be run here."""
 
 
 class Registry(Mapping[str, Any]):
@@ -56,6 +66,8 @@ class Registry(Mapping[str, Any]):
         ------
         ParameterError
             There is no such name, or an own module cannot be imported, or holds no such object.
+        OwnCodeError
+            It is an own object, outside of `own_code`.
         """
         self.check(name, key)
         entry = self.entries.get(name, name)
@@ -64,10 +76,43 @@ class Registry(Mapping[str, Any]):
         module, _, attribute = entry.partition(":")
         if name in self:
             return getattr(importlib.import_module(module), attribute)
+        packages = _PACKAGES.get()
+        if packages is None:
+            raise OwnCodeError(key, f"{self.what} {name} is code of the run's own, which is not run here")
         try:
-            return getattr(importlib.import_module(module), attribute)
+            made = getattr(importlib.import_module(module), attribute)
         except Exception as error:  # noqa: BLE001 - whatever an own module raises when it is imported
             raise ParameterError(key, f"{self.what} {name}: cannot be loaded ({one_line(error)[:160]})") from None
+        packages.add(module.partition(".")[0])
+        return made
+
+
+@contextlib.contextmanager
+def own_code(folder: Path = Path()) -> Iterator[None]:
+    """Let own objects be loaded in this block, from modules in `folder` or installed ones."""
+    place = str(folder.resolve())
+    added = place not in sys.path
+    if added:
+        sys.path.append(place)
+    token = _PACKAGES.set(set())
+    try:
+        yield
+    finally:
+        _PACKAGES.reset(token)
+        if added:
+            sys.path.remove(place)
+
+
+def own_modules() -> dict[str, str]:
+    """For a manifest: module → SHA-256 of its file, for what was imported of the packages whose objects were loaded in
+    this `own_code`; empty where none was."""
+    packages = _PACKAGES.get() or set()
+    files = {name: getattr(module, "__file__", None) for name, module in sorted(sys.modules.items())}
+    return {
+        name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        for name, path in files.items()
+        if path and name.partition(".")[0] in packages
+    }
 
 
 def is_own(name: str) -> bool:

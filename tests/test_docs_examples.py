@@ -21,6 +21,7 @@ from larpo.engines import ENGINES, Sampling, build_engine
 from larpo.lists.recipes import RECIPES, Recipe
 from larpo.load import check_params
 from larpo.objectives import OBJECTIVES, ListBatch, build
+from larpo.registry import own_code, own_modules
 from larpo.rewards import REWARDS, build_reward
 from larpo.sources.prompts import SOURCES, draw, is_held_out
 from larpo.studies.spec import expand, load_study
@@ -160,3 +161,41 @@ def test_benchmark_settings_are_those_that_each_benchmark_takes(tmp_path, monkey
         file.write_text("{}")
     check_params(tiny_params(**section))
     assert set(section) == {"benchmarks", "judges"} and len(section["benchmarks"]) == 4
+
+
+def test_every_example_works_as_own_code(monkeypatch, tmp_path):
+    """The same files in a package of somebody's own, named by their dotted paths; no line in a registry."""
+    places = {
+        "brief": (REWARDS, "rewards", "## Add a reward", "Brief"),
+        "hinge": (OBJECTIVES, "objectives", "## Add an objective", "hinge"),
+        "contains": (BENCHMARKS, "extending", "## A benchmark", "Contains"),
+        "plain": (ENGINES, "extending", "## An engine", "Plain"),
+        "squares": (SOURCES, "extending", "## A source of prompts", "squares"),
+    }
+    package = tmp_path / "docs_examples_own"
+    package.mkdir()
+    for name, (_, page, heading, _) in places.items():
+        (package / f"{name}.py").write_text(next(blocks(ROOT / f"docs/{page}.md", heading)))
+    (line,) = blocks(ROOT / "docs/lists.md", "## Add a recipe")
+    (package / "recipes.py").write_text(
+        f"from larpo.lists.recipes import Recipe\nMINE = next(iter({{{line}}}.values()))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with own_code():
+        for name, (registry, _, _, made) in places.items():
+            assert registry.load(f"docs_examples_own.{name}:{made}").__name__ == made
+        recipe = RECIPES.load("docs_examples_own.recipes:MINE")
+        check_params(
+            tiny_params(
+                score={"reward": "docs_examples_own.brief:Brief"},
+                train={"objective": "docs_examples_own.hinge:hinge", "learning_rate": 1e-3},
+                lists={"recipe": "docs_examples_own.recipes:MINE"},
+                benchmarks={
+                    "held_out": {"items": 8, "options": {"rule": "exact_match"}, "generate": {"max_new_tokens": 4}}
+                },
+            )
+        )
+        assert set(own_modules()) == {f"docs_examples_own.{name}" for name in (*places, "recipes")}
+    assert recipe.counts(tiny_params().lists) != (None, None)
+    for name in [name for name in sys.modules if name.startswith("docs_examples_own")]:
+        del sys.modules[name]

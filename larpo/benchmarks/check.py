@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from larpo.benchmarks import BENCHMARKS, build_benchmark
 from larpo.config.params import Params
 from larpo.errors import ParameterError, unknown
+from larpo.registry import OwnCodeError
 
 
 def check(params: Params) -> None:
@@ -24,7 +27,8 @@ def check(params: Params) -> None:
             )
         if entry.judge is not None and entry.judge not in params.judges:
             raise unknown(f"benchmarks.{name}.judge", entry.judge, list(params.judges))
-        build_benchmark(params, name)
+        with suppress(OwnCodeError):  # the nodes that use it look again
+            build_benchmark(params, name)
     for name, entry in params.best_of_n.items():
         samples = params.benchmarks[entry.benchmark].generate.samples
         if max(entry.ns) > samples:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from larpo.config.params import Params
 from larpo.errors import ParameterError
 from larpo.lists.recipes import RECIPES, responses_needed
+from larpo.registry import OwnCodeError
 
 
 def check(params: Params) -> None:
@@ -22,7 +23,10 @@ def check(params: Params) -> None:
         raise ParameterError(
             "lists.positive", "gold needs the prompts' solutions among the responses; set sample.gold=true"
         )
-    top, bottom = RECIPES.load(lists.recipe).counts(lists)
+    try:
+        top, bottom = RECIPES.load(lists.recipe).counts(lists)
+    except OwnCodeError:
+        return  # the node that builds lists looks again
     if lists.positive == "gold" and (top or 1) > 1:
         raise ParameterError("lists.top", f"{top}, but a prompt has one gold solution; expected 1 with positive=gold")
     if lists.negatives != "own" and bottom is None:

@@ -16,7 +16,7 @@ import pandas as pd
 from larpo.config.sections import ListsParams
 from larpo.hashing import seed_of
 from larpo.lists.negatives import Related, draw
-from larpo.registry import Registry
+from larpo.registry import OwnCodeError, Registry
 
 MARGIN = 1.0
 """A response to another prompt is worth so much less than the list's last positive: what a rule takes from a wrong
@@ -61,9 +61,17 @@ def positives_of(params: ListsParams) -> str:
     return "correct" if RECIPES.load(params.recipe).at_random and params.positive == "ranked" else params.positive
 
 
+def counts_of(params: ListsParams) -> tuple[int | None, int | None]:
+    """(positives, negatives) of `lists.recipe`; None where it names no number, or is own code that is not run here."""
+    try:
+        return RECIPES.load(params.recipe, "lists.recipe").counts(params)
+    except OwnCodeError:
+        return None, None
+
+
 def responses_needed(params: ListsParams) -> int:
     """Smallest number of sampled responses per prompt from which the recipe can make a list."""
-    top, bottom = (1 if count is None else count for count in RECIPES.load(params.recipe).counts(params))
+    top, bottom = (1 if count is None else count for count in counts_of(params))
     return top * (params.positive != "gold") + bottom * (params.negatives == "own")
 
 

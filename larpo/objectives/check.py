@@ -5,12 +5,16 @@ from __future__ import annotations
 from larpo.config.params import Params
 from larpo.errors import ParameterError, at
 from larpo.objectives import build
+from larpo.registry import OwnCodeError
 
 
 def check(params: Params) -> None:
     """Refuse unknown objectives and settings, and one whose inputs are not made."""
     with at("train"):
-        objective = build(params.train.objective, **params.train.objective_options)
+        try:
+            objective = build(params.train.objective, **params.train.objective_options)
+        except OwnCodeError:
+            return  # the node that trains looks again
     if objective.needs_mismatched and not params.reference.mismatched:
         raise ParameterError(
             "train.objective",

@@ -7,7 +7,7 @@ from pathlib import Path
 from larpo.benchmarks import build_benchmark
 from larpo.config.params import Params
 from larpo.errors import UserError, at
-from larpo.lists.recipes import RECIPES
+from larpo.lists.recipes import counts_of
 from larpo.plan.architectures import Architecture, find_architecture, scratch_architecture
 from larpo.plan.assumptions import Assumptions
 from larpo.plan.launch import Launch, read_launch
@@ -67,7 +67,7 @@ class Context:
         """m, responses in a list, an upper bound where the recipe takes all of a kind; candidates of one prompt add up
         over iterations only where prompts are the same."""
         wanted = self.params.lists
-        top, bottom = RECIPES.load(wanted.recipe).counts(wanted)
+        top, bottom = counts_of(wanted)
         candidates = self.params.sample.responses * (window if self.params.prompts.draw == "same" else 1)
         if wanted.positive == "gold":  # one solution per prompt
             return 1 + (candidates if bottom is None else bottom)

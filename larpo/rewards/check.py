@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from larpo.config.params import Params
 from larpo.errors import ParameterError
+from larpo.registry import OwnCodeError
 from larpo.rewards import MODELS, REWARDS, parts
 
 
@@ -13,6 +16,8 @@ def check(params: Params) -> None:
     REWARDS.check(score.reward, "score.reward")
     for name, options in parts(score):
         if name not in MODELS:
+            with suppress(OwnCodeError):  # the nodes that score look again
+                REWARDS.load(name, "score.reward")
             continue
         if reward.source is None or reward.kind != name:
             found = "null" if reward.source is None else f"{reward.source!r} of reward.kind={reward.kind}"

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from larpo.config.sections import Section
 from larpo.errors import ParameterError, at, first_error, nearest
+from larpo.registry import is_own
 
 
 class Part(Section):
@@ -30,7 +31,7 @@ def parse(options: dict[str, Any], rewards: Collection[str]) -> list[Part]:
             raise first_error(error, list(Options.model_fields)) from None
     known = [name for name in rewards if name != "sum"]
     for part in parts:
-        if part.reward not in known:
+        if part.reward not in known and not is_own(part.reward):
             raise ParameterError(
                 "score.options.parts", f"{part.reward!r} cannot be summed{nearest(part.reward, known)}"
             )

@@ -32,6 +32,7 @@ from larpo.hashing import digest, file_hashes, tree_hash, tree_hash_of
 from larpo.load import load_params
 from larpo.models import remote_code
 from larpo.models.resolve import Checkpoint
+from larpo.registry import own_code, own_modules
 from larpo.workspace.dvc_lock import check_recorded
 from larpo.workspace.files import write_json
 from larpo.workspace.git import git_state
@@ -194,7 +195,7 @@ class Node:
         say(f"{self.stage}: done in {record['seconds']:.1f} s" + (f", {counts}" if counts else ""))
 
     def _manifest(self) -> dict[str, Any]:
-        code = remote_code.record(self.checkpoints.values())
+        ran = {"remote_code": remote_code.record(self.checkpoints.values()), "own_code": own_modules()}
         return {
             "node": self.stage,
             "inputs": self.input_hashes,
@@ -202,7 +203,7 @@ class Node:
             "outputs": {p.as_posix(): tree_hash(self.scratch / "publish" / p) for p in self.outputs},
             "seed": self.seed,
             "rows": self._rows,
-            "notes": self._notes | ({"remote_code": code} if code else {}),
+            "notes": self._notes | {name: code for name, code in ran.items() if code},
             "git": git_state(),
             "packages": package_versions(),
             "hardware": hardware(),
@@ -228,7 +229,7 @@ def command(function: Callable[..., None]) -> None:
 
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
-            with at(file="params.yaml"):
+            with at(file="params.yaml"), own_code():
                 function(*args, **kwargs)
         except UserError as error:
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)

@@ -34,18 +34,14 @@ def study(**changes: object):
     )
 
 
-@rows(
+WRONG_COMMANDS = rows(
     # larpo score
     ("no such benchmark", text("o.jsonl", GOOD), "larpo score gsm9k o.jsonl", ("'gsm9k'", "'gsm8k'")),
     ("no such file", nothing, "larpo score gsm8k o.jsonl", ("o.jsonl: not found",)),
     ("a folder", nothing, "larpo score gsm8k data", ("cannot load 'data'",)),
     ("no such option", text("o.jsonl", GOOD), "larpo score gsm8k o.jsonl --sed 3", ("option 'sed' does not exist",)),
-    (
-        "an option that is no number",
-        text("o.jsonl", GOOD),
-        "larpo score mixeval o.jsonl --seed x",
-        ("options.seed", "valid integer", "'x'"),
-    ),
+    ("an option that is no number", text("o.jsonl", GOOD), "larpo score mixeval o.jsonl --seed x", ("options.seed",
+      "valid integer", "'x'")),
     ("an option without a value", text("o.jsonl", GOOD), "larpo score mixeval o.jsonl --seed", ("--seed expects",)),
     ("one argument too many", text("o.jsonl", GOOD), "larpo score gsm8k o.jsonl more", ("'more' is not expected",)),
     ("a benchmark of a run's own outputs", text("o.jsonl", GOOD), "larpo score held_out o.jsonl", ("own outputs",)),
@@ -55,42 +51,22 @@ def study(**changes: object):
     ("empty outputs", text("o.jsonl", ""), "larpo score gsm8k o.jsonl", ("o.jsonl: no rows",)),
     ("outputs that are not UTF-8", text("o.jsonl", b"\xff\xfe"), "larpo score gsm8k o.jsonl", ("not UTF-8",)),
     ("outputs that are no gzip", text("o.jsonl.gz", GOOD), "larpo score gsm8k o.jsonl.gz", ("not readable",)),
-    (
-        "a response that is a number",
-        text("o.jsonl", json.dumps(ROW | {"response": 2})),
-        "larpo score gsm8k o.jsonl",
-        ("o.jsonl, line 1", "response", "found 2"),
-    ),
+    ("a response that is a number", text("o.jsonl", json.dumps(ROW | {"response": 2})), "larpo score gsm8k o.jsonl",
+      ("o.jsonl, line 1", "response", "found 2")),
     ("no answers", text("o.jsonl", json.dumps({"response": "2"})), "larpo score math o.jsonl", ("o.jsonl, line 1",)),
-    (
-        "annotations of nothing",
-        text("o.json", "[{}]"),
-        "larpo score alpaca_eval o.json",
-        ("o.json, row 0", "preference"),
-    ),
-    (
-        "questions without an id",
-        text("o.jsonl", GOOD),
-        "larpo score mixeval o.jsonl --data data",
-        ("data/free-form.json",),
-    ),
+    ("annotations of nothing", text("o.json", "[{}]"), "larpo score alpaca_eval o.json", ("o.json, row 0",
+      "preference")),
+    ("questions without an id", text("o.jsonl", GOOD), "larpo score mixeval o.jsonl --data data",
+      ("data/free-form.json",)),
     # larpo plan
     ("plan without parameters", nothing, "larpo plan --params no.yaml", ("no.yaml: not found",)),
     ("plan of wrong parameters", param("train.objective", "dpoo"), "larpo plan", ("train.objective", "'dpo'")),
     ("plan with a missing overlay", nothing, "larpo plan --with no.yaml", ("no.yaml: not found",)),
     ("plan with an overlay that is a list", text("o.yaml", "[1]"), "larpo plan --with o.yaml", ("o.yaml", "mapping")),
-    (
-        "plan with a key that stands twice",
-        text("o.yaml", "seed: 1\nseed: 2\n"),
-        "larpo plan --with o.yaml",
-        ("o.yaml", "'seed' stands twice"),
-    ),
-    (
-        "plan with an object of Python",
-        text("o.yaml", "seed: !!python/object/apply:os.system ['touch pwned']"),
-        "larpo plan --with o.yaml",
-        ("o.yaml", "constructor"),
-    ),
+    ("plan with a key that stands twice", text("o.yaml", "seed: 1\nseed: 2\n"), "larpo plan --with o.yaml", ("o.yaml",
+      "'seed' stands twice")),
+    ("plan with an object of Python", text("o.yaml", "seed: !!python/object/apply:os.system ['touch pwned']"),
+      "larpo plan --with o.yaml", ("o.yaml", "constructor")),
     ("plan with an unknown key", text("o.yaml", "sead: 1"), "larpo plan --with o.yaml", ("o.yaml", "sead", "'seed'")),
     ("plan with an unknown assumption", nothing, "larpo plan --assume flopss=1", ("flopss",)),
     ("plan with half an assumption", nothing, "larpo plan --assume flops", ("flops", "NAME=VALUE")),
@@ -104,43 +80,19 @@ def study(**changes: object):
     ("a study side by side with nobody", study(), "larpo study mine --jobs 0", ("jobs", "1 or more", "0")),
     ("all studies", study(), "larpo study all", ("--dry-run",)),
     ("a study that is no YAML", both(study(), text("studies/mine.yaml", "[")), "larpo study mine", ("mine.yaml",)),
-    (
-        "a study nested without end",
-        both(study(), text("studies/mine.yaml", DEEP)),
-        "larpo study mine",
-        ("mine.yaml", "not readable as YAML"),
-    ),
-    (
-        "a study that is not UTF-8",
-        both(study(), text("studies/mine.yaml", b"name: \xff")),
-        "larpo study mine",
-        ("mine.yaml", "not readable as YAML"),
-    ),
-    (
-        "a study with an object of Python",
-        both(study(), text("studies/mine.yaml", "name: !!python/object/apply:os.system ['touch pwned']")),
-        "larpo study mine",
-        ("mine.yaml", "constructor"),
-    ),
+    ("a study nested without end", both(study(), text("studies/mine.yaml", DEEP)), "larpo study mine", ("mine.yaml",
+      "not readable as YAML")),
+    ("a study that is not UTF-8", both(study(), text("studies/mine.yaml", b"name: \xff")), "larpo study mine",
+      ("mine.yaml", "not readable as YAML")),
+    ("a study with an object of Python", both(study(), text("studies/mine.yaml",
+      "name: !!python/object/apply:os.system ['touch pwned']")), "larpo study mine", ("mine.yaml", "constructor")),
     ("a study of another name", study(name="yours"), "larpo study mine", ("mine.yaml", "'mine'", "'yours'")),
-    (
-        "a base outside of studies",
-        study(scales={"cpu": {"base": "../params.yaml"}}),
-        "larpo study mine",
-        ("mine.yaml", "scales.cpu.base", "'../params.yaml'"),
-    ),
-    (
-        "a measure outside of the run",
-        study(measures={"m": {"label": "M", "cpu": {"file": "/etc/passwd", "key": "x"}}}),
-        "larpo study mine",
-        ("mine.yaml", "measures.m.cpu.file", "'/etc/passwd'"),
-    ),
-    (
-        "a cell whose name is a path",
-        study(cells={"../x": {"label": "One"}}),
-        "larpo study mine",
-        ("mine.yaml", "cells.../x", "pattern"),
-    ),
+    ("a base outside of studies", study(scales={"cpu": {"base": "../params.yaml"}}), "larpo study mine", ("mine.yaml",
+      "scales.cpu.base", "'../params.yaml'")),
+    ("a measure outside of the run", study(measures={"m": {"label": "M", "cpu": {"file": "/etc/passwd", "key": "x"}}}),
+      "larpo study mine", ("mine.yaml", "measures.m.cpu.file", "'/etc/passwd'")),
+    ("a cell whose name is a path", study(cells={"../x": {"label": "One"}}), "larpo study mine", ("mine.yaml",
+      "cells.../x", "pattern")),
     ("a study outside of Git", study(), "larpo study mine", ("starts from a Git commit", "commit first")),
     # The flow
     ("an override of an unknown key", nothing, "flows.run --set train.objectiv=dpo", ("train.objectiv", "exist")),
@@ -155,7 +107,10 @@ def study(**changes: object):
     ("a policy that is a path", nothing, "generate ../0 held_out", ("no node 'generate@../0-held_out'",)),
     ("a policy to evaluate that is a path", nothing, "evaluate /0 held_out", ("no node 'evaluate@/0-held_out'",)),
     ("an absolute iteration", nothing, "lists /etc/passwd", ("no node 'lists@/etc/passwd'",)),
-)
+)  # fmt: skip
+
+
+@WRONG_COMMANDS
 def test_wrong_commands(workspace, case: Case):
     refused(case)
     assert not Path("pwned").exists()

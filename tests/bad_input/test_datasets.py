@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -46,224 +45,79 @@ def pairs(content: str | bytes, name: str = "pairs.jsonl", **more: Any) -> Calla
 PASSAGE, QUERY = lines([{"id": 1, "text": "One."}]), lines([{"question": "What?", "answers": ["One"]}])
 
 
-@rows(
+WRONG_DATA = rows(
     # Prompts
-    (
-        "missing",
-        param("prompts", {"source": "dataset", "dataset": "no.jsonl", "per_iteration": 6}),
-        "prompts 1",
-        ("prompts.dataset", "no.jsonl", "not found"),
-    ),
-    (
-        "not named",
-        param("prompts", {"source": "dataset", "per_iteration": 6}),
-        "prompts 1",
-        ("prompts.dataset", "hub id", "found nothing"),
-    ),
+    ("missing", param("prompts", {"source": "dataset", "dataset": "no.jsonl", "per_iteration": 6}), "prompts 1",
+      ("prompts.dataset", "no.jsonl", "not found")),
+    ("not named", param("prompts", {"source": "dataset", "per_iteration": 6}), "prompts 1", ("prompts.dataset",
+      "hub id", "found nothing")),
     ("a hub dataset without a network", dataset("", "x/y"), "prompts 1", ("prompts.dataset", "cannot load 'x/y'")),
     ("bad JSON line", dataset(lines(GOOD) + '{"prompt": "x"\n'), "prompts 1", ("prompts.dataset", "mine.jsonl")),
-    (
-        "one bad line among good ones",
-        dataset(lines(GOOD[:3]) + "oops\n" + lines(GOOD[3:])),
-        "prompts 1",
-        ("prompts.dataset", "mine.jsonl"),
-    ),
-    (
-        "gz cut short",
-        dataset(gzip.compress(lines(GOOD).encode())[:60], "mine.jsonl.gz"),
-        "prompts 1",
-        ("prompts.dataset", "mine.jsonl.gz"),
-    ),
-    ("not gzip", dataset(lines(GOOD), "mine.jsonl.gz"), "prompts 1", ("prompts.dataset", "mine.jsonl.gz")),
-    (
-        "not UTF-8",
-        dataset('{"prompt": "Größe?", "answer": "1"}\n'.encode("latin-1")),
-        "prompts 1",
-        ("mine.jsonl", "not UTF-8"),
-    ),
-    ("not Parquet", dataset("PAR1", "mine.parquet"), "prompts 1", ("prompts.dataset", "mine.parquet")),
     ("empty", dataset(""), "prompts 1", ("prompts", "mine.jsonl")),
-    (
-        "wrong columns",
-        dataset(lines([{"question": "x", "answer": "1"}])),
-        "prompts 1",
-        ("mine.jsonl", "no column 'prompt'", "found question, answer", "prompt_field"),
-    ),
+    ("wrong columns", dataset(lines([{"question": "x", "answer": "1"}])), "prompts 1", ("mine.jsonl",
+      "no column 'prompt'", "found question, answer", "prompt_field")),
     ("no answers", dataset(lines([{"prompt": "x"}])), "prompts 1", ("no column 'answer'",)),
-    (
-        "a number as prompt",
-        dataset(lines([{"prompt": 3, "answer": "1"}] * 9)),
-        "prompts 1",
-        ("mine.jsonl", "prompt 3 is neither text nor chat messages"),
-    ),
-    (
-        "a nested prompt",
-        dataset(lines([{"prompt": {"text": {"en": "x"}}, "answer": "1"}] * 9)),
-        "prompts 1",
-        ("mine.jsonl", "neither text nor chat messages"),
-    ),
-    (
-        "messages without content",
-        dataset(lines([{"prompt": [{"role": "user"}], "answer": "1"}] * 9)),
-        "prompts 1",
-        ("neither text nor chat messages", "a role and a content"),
-    ),
+    ("a number as prompt", dataset(lines([{"prompt": 3, "answer": "1"}] * 9)), "prompts 1", ("mine.jsonl",
+      "prompt 3 is neither text nor chat messages")),
+    ("a nested prompt", dataset(lines([{"prompt": {"text": {"en": "x"}}, "answer": "1"}] * 9)), "prompts 1",
+      ("mine.jsonl", "neither text nor chat messages")),
+    ("messages without content", dataset(lines([{"prompt": [{"role": "user"}], "answer": "1"}] * 9)), "prompts 1",
+      ("neither text nor chat messages", "a role and a content")),
     ("a null prompt", dataset(with_row({"prompt": None, "answer": "1"})), "prompts 1", ("prompt None",)),
-    (
-        "a blank prompt",
-        dataset(with_row({"prompt": " \n", "answer": "1"})),
-        "prompts 1",
-        ("mine.jsonl", "prompt ' \\n'"),
-    ),
+    ("a blank prompt", dataset(with_row({"prompt": " \n", "answer": "1"})), "prompts 1", ("mine.jsonl",
+      "prompt ' \\n'")),
     ("all prompts the same", dataset(lines([GOOD[0]] * 60)), "prompts 1", ("6 training prompts", "the source has")),
-    (
-        "answer_pattern that matches nothing",
-        dataset(lines(GOOD), answer_pattern="#### (.*)"),
-        "prompts 1",
-        ("does not match prompts.answer_pattern", "'#### (.*)'"),
-    ),
-    (
-        "a group that takes no part",
-        dataset(lines(GOOD), answer_pattern="(x)?[0-9]+"),
-        "prompts 1",
-        ("prompts.answer_pattern", "'(x)?[0-9]+'"),
-    ),
-    (
-        "answers that are missing",
-        dataset(lines([{**row, "answer": None} for row in GOOD])),
-        "prompts 1",
-        ("score.reward", "final_number needs answers", "prompts.answer_field"),
-    ),
-    (
-        "a folder",
-        both(dataset(lines(GOOD), "set/a.txt"), param("prompts.dataset", "set")),
-        "prompts 1",
-        ("no column 'prompt'",),
-    ),
-    (
-        "a Python file as dataset",
-        both(dataset("open('pwned', 'w').close()", "set/set.py"), param("prompts.dataset", "./set")),
-        "prompts 1",
-        ("prompts.dataset", "./set"),
-    ),
-    (
-        "a pickle as dataset",
-        both(
-            text("set/train.pkl", b"cposix\nsystem\n(S'touch pwned'\ntR."),
-            param("prompts", {"source": "dataset", "dataset": "./set", "per_iteration": 6}),
-        ),
-        "prompts 1",
-        ("prompts.dataset", "./set"),
-    ),
+    ("answer_pattern that matches nothing", dataset(lines(GOOD), answer_pattern="#### (.*)"), "prompts 1",
+      ("does not match prompts.answer_pattern", "'#### (.*)'")),
+    ("a group that takes no part", dataset(lines(GOOD), answer_pattern="(x)?[0-9]+"), "prompts 1",
+      ("prompts.answer_pattern", "'(x)?[0-9]+'")),
+    ("answers that are missing", dataset(lines([{**row, "answer": None} for row in GOOD])), "prompts 1",
+      ("score.reward", "final_number needs answers", "prompts.answer_field")),
+    ("a folder", both(dataset(lines(GOOD), "set/a.txt"), param("prompts.dataset", "set")), "prompts 1",
+      ("no column 'prompt'",)),
+    ("a Python file as dataset", both(dataset("open('pwned', 'w').close()", "set/set.py"), param("prompts.dataset",
+      "./set")), "prompts 1", ("prompts.dataset", "./set")),
+    ("a pickle as dataset", both(text("set/train.pkl", b"cposix\nsystem\n(S'touch pwned'\ntR."), param("prompts",
+      {"source": "dataset", "dataset": "./set", "per_iteration": 6}),), "prompts 1", ("prompts.dataset", "./set")),
     # Benchmarks
-    (
-        "GSM8K without answers",
-        benchmark("gsm8k", lines([{"question": "x"}])),
-        "items b",
-        ("items.jsonl, line 1", "answer: field required"),
-    ),
-    (
-        "GSM8K of blank questions",
-        benchmark("gsm8k", lines([{"question": " ", "answer": "1"}])),
-        "items b",
-        ("items.jsonl, line 1", "question: blank"),
-    ),
-    ("a list where a row belongs", benchmark("gsm8k", "[1]\n"), "items b", ("items.jsonl, row 0", "an object")),
-    (
-        "nested without end",
-        benchmark("gsm8k", '{"question":' + "[" * 100_000),
-        "items b",
-        ("items.jsonl, line 1", "not valid JSON"),
-    ),
-    (
-        "gz of a benchmark cut short",
-        benchmark("gsm8k", gzip.compress(lines(GOOD).encode())[:60], "items.jsonl.gz"),
-        "items b",
-        ("items.jsonl.gz", "not readable"),
-    ),
-    (
-        "a benchmark that is not UTF-8",
-        benchmark("gsm8k", b'{"question": "\xff"}'),
-        "items b",
-        ("items.jsonl", "not UTF-8", "byte 14"),
-    ),
-    (
-        "fewer items than asked for",
-        benchmark("gsm8k", lines([{"question": "x", "answer": "1"}]), items=5),
-        "items b",
-        ("benchmarks.b.items", "5 asked for", "has 1"),
-    ),
+    ("GSM8K without answers", benchmark("gsm8k", lines([{"question": "x"}])), "items b", ("items.jsonl, line 1",
+      "answer: field required")),
+    ("GSM8K of blank questions", benchmark("gsm8k", lines([{"question": " ", "answer": "1"}])), "items b",
+      ("items.jsonl, line 1", "question: blank")),
+    ("fewer items than asked for", benchmark("gsm8k", lines([{"question": "x", "answer": "1"}]), items=5), "items b",
+      ("benchmarks.b.items", "5 asked for", "has 1")),
     ("MixEval from a file", benchmark("mixeval", lines(GOOD)), "items b", ("items.jsonl/free-form.json", "a folder")),
     # Retrieval
-    (
-        "a corpus without ids",
-        retrieval(lines([{"text": "x"}]), QUERY),
-        "embed r",
-        ("corpus.jsonl, line 1", "id: ", "an id"),
-    ),
+    ("a corpus without ids", retrieval(lines([{"text": "x"}]), QUERY), "embed r", ("corpus.jsonl, line 1", "id: ",
+      "an id")),
+    ("a passage without text", retrieval(lines([{"id": 1, "title": "t"}]), QUERY), "embed r", ("corpus.jsonl, line 1",
+      "text: ")),
     ("a passage twice", retrieval(PASSAGE * 2, QUERY), "embed r", ("corpus.jsonl, line 2", "'1'", "twice")),
-    ("an empty corpus", retrieval("", QUERY), "embed r", ("corpus.jsonl", "no rows", "passages")),
-    ("a corpus that is no JSON", retrieval("x\n", QUERY), "embed r", ("corpus.jsonl, line 1", "not valid JSON")),
-    (
-        "queries without answers",
-        retrieval(PASSAGE, lines([{"question": "What?"}])),
-        "embed r",
-        ("queries.jsonl, line 1", "a list of answers"),
-    ),
-    (
-        "gold that is no list",
-        retrieval(PASSAGE, lines([{"question": "?", "answers": ["x"], "gold": 3}])),
-        "embed r",
-        ("queries.jsonl, line 1", "gold"),
-    ),
+    ("queries without answers", retrieval(PASSAGE, lines([{"question": "What?"}])), "embed r", ("queries.jsonl, line 1",
+      "a list of answers")),
+    ("gold that is no list", retrieval(PASSAGE, lines([{"question": "?", "answers": ["x"], "gold": 3}])), "embed r",
+      ("queries.jsonl, line 1", "gold")),
     ("no queries", retrieval(PASSAGE, "\n"), "embed r", ("queries.jsonl", "no rows", "queries")),
-    (
-        "an encoder that is a folder without a model",
-        retrieval(PASSAGE, QUERY, "./data/prompts"),
-        "embed r",
-        ("retrieval", "./data/prompts"),
-    ),
+    ("an encoder that is a folder without a model", retrieval(PASSAGE, QUERY, "./data/prompts"), "embed r",
+      ("retrieval", "./data/prompts")),
     ("an encoder that is not there", retrieval(PASSAGE, QUERY, "./nowhere"), "embed r", ("retrieval", "./nowhere")),
     # Preference pairs
-    (
-        "pairs without a chosen one",
-        pairs(lines([{"prompt": "x", "rejected": "y"}])),
-        "reward",
-        ("pairs.jsonl", "chosen"),
-    ),
-    (
-        "pairs that state nothing",
-        pairs(lines([{**PAIR, "rejected": "Yes."}])),
-        "reward",
-        ("reward.train.data.data", "no pair that states a preference"),
-    ),
-    (
-        "pairs that are empty lists",
-        pairs(lines([{"prompt": "x", "chosen": [], "rejected": []}])),
-        "reward",
-        ("pairs.jsonl, line 1",),
-    ),
-    (
-        "labels that are lists",
-        pairs(lines([{"input": "x", "output_1": "a", "output_2": "b", "label": [1]}])),
-        "reward",
-        ("reward.train.data.data", "no pair that states a preference"),
-    ),
-    (
-        "metadata that is text",
-        pairs(lines([{**PAIR, "chosen": 3, "metadata": "m"}])),
-        "reward",
-        ("pairs.jsonl, line 1",),
-    ),
-    (
-        "pairs that are not UTF-8",
-        pairs(b'{"prompt": "x", "chosen": "\xff", "rejected": "y"}'),
-        "reward",
-        ("pairs.jsonl",),
-    ),
+    ("pairs without a chosen one", pairs(lines([{"prompt": "x", "rejected": "y"}])), "reward", ("pairs.jsonl",
+      "chosen")),
+    ("pairs that state nothing", pairs(lines([{**PAIR, "rejected": "Yes."}])), "reward", ("reward.train.data.data",
+      "no pair that states a preference")),
+    ("pairs that are empty lists", pairs(lines([{"prompt": "x", "chosen": [], "rejected": []}])), "reward",
+      ("pairs.jsonl, line 1",)),
+    ("labels that are lists", pairs(lines([{"input": "x", "output_1": "a", "output_2": "b", "label": [1]}])), "reward",
+      ("reward.train.data.data", "no pair that states a preference")),
+    ("metadata that is text", pairs(lines([{**PAIR, "chosen": 3, "metadata": "m"}])), "reward",
+      ("pairs.jsonl, line 1",)),
     ("pairs that are no file", pairs("", "x"), "reward", ("reward.train.data.data", "cannot load 'x'", "hub")),
     ("pairs on one side of the split", pairs(lines([PAIR])), "reward", ("reward.train.held_out", "some of both")),
-)
+)  # fmt: skip
+
+
+@WRONG_DATA
 def test_wrong_data(workspace, case: Case):
     refused(case)
     assert not Path("pwned").exists()

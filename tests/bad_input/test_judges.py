@@ -33,32 +33,23 @@ def asked() -> None:
         assert status == 0, said
 
 
-@rows(
+WRONG_SETTINGS = rows(
     ("no key", judge(), "generate 0 q", ("judges.j.api_key_env", "SOME_JUDGES_KEY is not set", "needs a key")),
-    (
-        "no key for a server elsewhere",
-        judge("https://judge.example/v1"),
-        "generate 0 q",
-        ("judges.j.api_key_env", "https://judge.example/v1 needs a key"),
-    ),
+    ("no key for a server elsewhere", judge("https://judge.example/v1"), "generate 0 q", ("judges.j.api_key_env",
+      "https://judge.example/v1 needs a key")),
     ("an address that is none", judge("judge.example"), "items q", ("judges.j.base_url", "http://127.0.0.1:8000/v1")),
     ("a file as address", judge("file:///etc/passwd"), "items q", ("judges.j.base_url", "expected an address")),
-    (
-        "an address with a password",
-        judge("https://me:hunter2@judge.example/v1"),
-        "items q",
-        ("judges.j.base_url", "without a name and a password"),
-    ),
+    ("an address with a password", judge("https://me:hunter2@judge.example/v1"), "items q", ("judges.j.base_url",
+      "without a name and a password")),
     ("an address with a wrong port", judge("http://127.0.0.1:99999/v1"), "items q", ("judges.j.base_url",)),
-    (
-        "a key among the options",
-        judge(options={"extra_headers": {"Authorization": "Bearer x"}}),
-        "items q",
-        ("judges.j.options", "'extra_headers' cannot be set here", "environment"),
-    ),
+    ("a key among the options", judge(options={"extra_headers": {"Authorization": "Bearer x"}}), "items q",
+      ("judges.j.options", "'extra_headers' cannot be set here", "environment")),
     ("no time at all", judge(timeout=0), "items q", ("judges.j.timeout", "greater than 0")),
     ("no attempts", judge(attempts=0), "items q", ("judges.j.attempts",)),
-)
+)  # fmt: skip
+
+
+@WRONG_SETTINGS
 def test_wrong_settings(workspace, monkeypatch, case: Case):
     monkeypatch.delenv("SOME_JUDGES_KEY", raising=False)
     assert "hunter2" not in refused(case)

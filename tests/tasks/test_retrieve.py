@@ -14,8 +14,6 @@ import pytest
 import tasks.embed
 import tasks.retrieve
 from larpo import tables
-from larpo.errors import UserError
-from larpo.models.resolve import resolve
 from tests.conftest import ROOT
 from tests.tasks.conftest import change, record
 
@@ -106,18 +104,3 @@ def test_natural_questions_over_2600_passages(sample):
         assert values == sorted(values)
         assert values[0] > 0.6 and values[-1] > 0.9
     assert all(a >= g for a, g in zip(by["answer"], by["gold"], strict=True))
-
-
-def test_bad_corpora_and_models(sample):
-    Path("passages.jsonl").write_text('{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}\n')
-    with pytest.raises(UserError, match=r"passages.jsonl, line 2: passage id 'a' appears twice"):
-        tasks.embed.main("s")
-    Path("passages.jsonl").write_text('{"id": "a", "title": "t"}\n')
-    with pytest.raises(UserError, match=r"line 1: text: .*expected passages with an id and a text"):
-        tasks.embed.main("s")
-    Path("queries.jsonl").write_text("")
-    with pytest.raises(UserError, match="no rows; expected queries"):
-        tasks.embed.main("s")
-    with pytest.raises(UserError, match=r"package 'no-such-package' is not installed"):
-        resolve("pypi:no-such-package")
-    assert not Path("data/embed").exists()

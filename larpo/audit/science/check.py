@@ -16,6 +16,7 @@ from larpo.audit.science import leaks, rewards, sampling, scores, training
 from larpo.audit.science.report import report
 from larpo.errors import UserError, one_line
 from larpo.models.remote_code import EVERY, TOKENIZER
+from larpo.registry import OwnCodeError
 
 PART = "science"
 BEST_OF_N = "picks of best of N"  # only where a run has some
@@ -58,6 +59,8 @@ def check_numbers(run: AuditedRun, name: str, trusted: bool = False) -> Check:
             return unchecked(PART, name, why)
         try:
             return CHECKS[name](run, name)
+        except OwnCodeError as error:
+            return unchecked(PART, name, error.reason)
         except UserError as error:
             return conclude(PART, name, 1, "a table or a file cannot be read", [str(error)])
         except Exception as error:  # noqa: BLE001 - the run may have been written by anyone, and other checks go on
