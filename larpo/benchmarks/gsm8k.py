@@ -1,7 +1,8 @@
 """GSM8K (Cobbe et al. 2021): grade-school word problems whose answer is one number.
 
-Both filters of lm-evaluation-harness's task `gsm8k` are reported, on the same outputs: *strict* reads the number after
-`####`, *flexible* the last number. `options.filter` names the one whose answers the table holds.
+Three metrics of the same outputs. Both filters of lm-evaluation-harness's task `gsm8k`: *strict* reads the number after
+`####`, *flexible* the last number; both compare text. *answer* is our own: the final answer of the text, by its value.
+`options.filter` names the one whose answers the table holds.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from pydantic import AfterValidator
 
 from larpo.benchmarks import problems
 from larpo.benchmarks.verifiable import interval
+from larpo.rewards.answers import final_number, number
 
 FILTERS = {
     # name: (pattern, which match counts)
     "flexible": (re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)"), -1),
     "strict": (re.compile(r"#### (\-?[0-9\.\,]+)"), 0),
 }
+METRICS = (*FILTERS, "answer")
 # What the harness removes from prediction and target before it compares them, in this order.
 IGNORED = [re.compile(pattern) for pattern in (r",", r"\$", r"(?s).*#### ", r"\.$")]
 
@@ -44,17 +47,21 @@ def normalised(text: str) -> str:
 
 def answer_in(text: str, name: str) -> str | None:
     """What is compared, so that "1,000." and "1000" have one vote; None also where nothing is left of it."""
+    if name == "answer":
+        return final_number(text)
     return normalised(extract(text, name) or "") or None
 
 
 def correct(text: str, answer: str, name: str) -> bool:
     """Whether the response's answer under a filter is the gold one (`answer` with or without its working)."""
+    if name == "answer":
+        return (final_number(text) or "") == number(answer.rpartition("####")[2])
     extracted = extract(text, name)
     return normalised("[invalid]" if extracted is None else extracted) == normalised(answer)
 
 
 class Options(problems.Options):
-    filter: Literal["strict", "flexible"] = "flexible"
+    filter: Literal["strict", "flexible", "answer"] = "flexible"
 
 
 def _not_blank(text: str) -> str:
@@ -94,11 +101,11 @@ class GSM8K(problems.Problems):
         return pd.DataFrame({"parsed": parsed, "score": scores}, index=outputs.index)
 
     def summary(self, items: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, Any]:
-        """Accuracy and share of unread responses under both filters."""
+        """Accuracy and share of unread responses by each metric."""
         pairs = list(zip(evaluations["text"], evaluations["answer"], strict=True))
         return {
-            "scores": {name: interval([correct(*pair, name) for pair in pairs]) for name in FILTERS},
+            "scores": {name: interval([correct(*pair, name) for pair in pairs]) for name in METRICS},
             "unparsed": {
-                name: float(np.mean([answer_in(text, name) is None for text, _ in pairs])) for name in FILTERS
+                name: float(np.mean([answer_in(text, name) is None for text, _ in pairs])) for name in METRICS
             },
         }

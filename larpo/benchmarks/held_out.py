@@ -67,7 +67,7 @@ class HeldOut:
     def aggregate(self, items: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, Any]:
         """Accuracy, Pass@N and strategies (see `verifiable.aggregate`), and the mean reward of the samples with its
         correlation with their length."""
-        found = aggregate(evaluations, self.options.ns)
+        found = aggregate(evaluations, self.options.ns, getattr(self.reward, "votes", None))
         rows = evaluations[(evaluations["turn"] == 0) & (evaluations["sample"] >= 0)]
         if rows.empty:
             rows = evaluations[evaluations["turn"] == 0]

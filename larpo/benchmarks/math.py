@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -12,38 +13,7 @@ from larpo.benchmarks.verifiable import interval
 from larpo.config.params import Params
 from larpo.config.sections import BenchmarkParams
 from larpo.errors import ParameterError
-
-
-def last_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{…}` or `\fbox{…}` with balanced braces, or of `\boxed x`; None without one."""
-    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
-    if start < 0:
-        return None
-    rest = text[start:].partition("oxed" if text.startswith("\\boxed", start) else "box")[2]
-    if rest.startswith(" "):
-        return rest.strip().split("$")[0].strip() or None
-    if not rest.startswith("{"):
-        return None
-    depth = 0
-    for i, c in enumerate(rest):
-        escaped = i > 0 and rest[i - 1] == "\\"
-        depth += (c == "{" and not escaped) - (c == "}" and not escaped)
-        if depth == 0:
-            return rest[1:i].strip() or None
-    return None  # cut off inside the box
-
-
-def equivalent(found: str | None, gold: str) -> bool:
-    """Whether two answers are the same: as text without white space, or as mathematics (`math-verify`)."""
-    if found is None:
-        return False
-    if "".join(found.split()) == "".join(gold.split()):
-        return True
-    from math_verify import parse, verify
-
-    # Its time limit needs the main thread's signals; nodes and commands score there.
-    a, b = (parse(f"\\boxed{{{x}}}") for x in (gold, found))
-    return bool(a) and bool(b) and bool(verify(a, b))
+from larpo.rewards.answers import compare, final_answer, vote_keys
 
 
 class Row(problems.Problem):
@@ -58,7 +28,7 @@ class Row(problems.Problem):
         return self
 
     def texts(self) -> tuple[str, str, str | None]:
-        return self.problem, self.answer or last_boxed(self.solution or ""), self.solution
+        return self.problem, self.answer or final_answer(self.solution or ""), self.solution
 
 
 class Math(problems.Problems):
@@ -66,6 +36,7 @@ class Math(problems.Problems):
     instruction = r"Reason step by step, and put the final answer within \boxed{}."
     expected = "MATH rows with problem and answer (or solution)"
     row = Row
+    votes = staticmethod(partial(vote_keys, mathematical=True))
 
     def __init__(self, params: Params, entry: BenchmarkParams):
         super().__init__(params, entry)
@@ -75,10 +46,8 @@ class Math(problems.Problems):
     def score(self, items: pd.DataFrame, outputs: pd.DataFrame) -> pd.DataFrame:
         """See `larpo.benchmarks.Benchmark`; an answer outside a box is not parsed."""
         answers = outputs["prompt_id"].map(items.set_index("prompt_id")["answer"])
-        parsed = [last_boxed(text) for text in outputs["text"]]
-        # Samples repeat their answers, and comparing two expressions takes milliseconds.
-        pairs = {pair: equivalent(*pair) for pair in set(zip(parsed, answers, strict=True))}
-        scores = [float(pairs[pair]) for pair in zip(parsed, answers, strict=True)]
+        parsed = [final_answer(text) for text in outputs["text"]]
+        scores = [float(equal) for _, equal in compare(answers, parsed)]
         return pd.DataFrame({"parsed": parsed, "score": scores}, index=outputs.index)
 
     def summary(self, items: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, Any]:

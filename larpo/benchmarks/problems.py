@@ -12,11 +12,12 @@ from pydantic import BaseModel, Field
 
 from larpo.benchmarks import parse_options
 from larpo.benchmarks.items import build_items, build_outputs, greedy
-from larpo.benchmarks.verifiable import aggregate, check_ns
+from larpo.benchmarks.verifiable import Votes, aggregate, check_ns
 from larpo.config.params import Params
 from larpo.config.sections import BenchmarkParams, Section
 from larpo.errors import ParameterError, at
 from larpo.hashing import digest
+from larpo.rewards.answers import vote_keys
 from larpo.sources import rows
 
 
@@ -46,6 +47,7 @@ class Problems(ABC):
     row: type[Problem]
     options_kind: type[Options] = Options
     read_options: dict[str, str] = {}
+    votes: Votes = staticmethod(vote_keys)
 
     def __init__(self, params: Params, entry: BenchmarkParams):
         self.entry, self.options = entry, parse_options(self.options_kind, entry.options)
@@ -101,4 +103,4 @@ class Problems(ABC):
         user = self.question(f"{{{next(iter(self.row.model_fields))}}}")["content"]
         template = {"system": self.options.system, "shots": self.options.shots, "user": user}
         scores = self.summary(items, greedy(evaluations))["scores"]
-        return {"scores": scores, "template": template} | aggregate(evaluations, self.options.ns)
+        return {"scores": scores, "template": template} | aggregate(evaluations, self.options.ns, self.votes)

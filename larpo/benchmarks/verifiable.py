@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,10 @@ def budgets(samples: int) -> list[int]:
     return [2**i for i in range(32) if 2**i < samples] + [samples]
 
 
-def aggregate(evaluations: pd.DataFrame, ns: list[int] | None = None) -> dict[str, Any]:
+Votes = Callable[[Iterable[str | None]], dict[str, str]]
+
+
+def aggregate(evaluations: pd.DataFrame, ns: list[int] | None = None, votes: Votes | None = None) -> dict[str, Any]:
     """Greedy accuracy, Pass@N (= Recall@N) per temperature, strategies, lengths and failures.
 
     Parameters
@@ -45,6 +49,9 @@ def aggregate(evaluations: pd.DataFrame, ns: list[int] | None = None) -> dict[st
     ns
         Every N that Pass@N is reported at; None: powers of two and the number of samples. One set of samples
         serves all of them (the unbiased estimator), which is what Figures 2b and 5 of the paper plot.
+    votes
+        What each different parsed answer counts as in the majority vote (`larpo.rewards.answers.vote_keys`); None: its
+        text.
 
     Returns
     -------
@@ -63,6 +70,8 @@ def aggregate(evaluations: pd.DataFrame, ns: list[int] | None = None) -> dict[st
         ],
     }
     by_temperature = {}
+    if votes is not None:
+        sampled = sampled.assign(parsed=sampled["parsed"].map(votes(sampled["parsed"]), na_action="ignore"))
     for temperature, rows in sampled.groupby("temperature", sort=False):
         group = rows.groupby("prompt_id", sort=True)["score"]
         n, c = group.size().to_numpy(), group.sum().to_numpy().round().astype(int)

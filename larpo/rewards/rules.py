@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from decimal import Decimal, localcontext
+from fractions import Fraction
+from importlib.metadata import version
 from typing import Any
 
 import pandas as pd
 
 from larpo.errors import UserError
-
-# A number with optional sign, thousands separators and decimals; not part of a longer word or number
-# ("1.5e5" and "1.2.3" hold none).
-_NUMBER = re.compile(r"(?<![\w.])[-−]?\$?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?!\w|\.\d)")
-_PLAIN = re.compile(r"[-−+]?\$?(?:(?:\d{1,3}(?:,\d{3})+|\d+)\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
-
-
-def last_number(text: str) -> str | None:
-    """The last number of a text in plain form ("1,234.50" → "1234.5"), None where there is none.
-
-    A minus sign counts when it touches the number and no digit or letter stands before it ("5-3" holds
-    5 and 3).
-    """
-    found = [m.group() for m in _NUMBER.finditer(text)]
-    return plain_number(found[-1]) if found else None
-
-
-def plain_number(text: str) -> str | None:
-    """Canonical form of one number, exact at any length; None when the text is no number ("1,2,3", "1/2")."""
-    if not _PLAIN.fullmatch(text.strip()):
-        return None
-    # No arithmetic: it would round to 28 digits, and two long numbers would become equal.
-    plain = format(Decimal(text.strip().replace(",", "").replace("$", "").replace("−", "-")), "f")
-    if "." in plain:
-        plain = plain.rstrip("0").rstrip(".")
-    return "0" if plain == "-0" else plain
+from larpo.rewards.answers import (
+    ask_math,
+    boxes,
+    compare,
+    final_answer,
+    final_number,
+    number,
+    vote_keys,
+    without_echoes,
+    without_reasoning,
+)
 
 
 class _Rule:
@@ -45,6 +32,10 @@ class _Rule:
     verifiable = True
     version = 1
     graded = False  # whether `value` takes more than two values
+
+    def votes(self, parsed: Iterable[str | None]) -> dict[str, str]:
+        """What each different parsed answer counts as in a majority vote: a number by its value."""
+        return vote_keys(parsed)
 
     def taken(self) -> dict[str, int]:
         return {}
@@ -86,20 +77,20 @@ class _Compared(_Rule, ABC):
 
 
 class FinalNumber(_Compared):
-    """The last number of the response equals the answer (lm-evaluation-harness calls this filter
-    "flexible-extract")."""
+    """The number that is the response's final answer, by `larpo.rewards.answers.final_number`, equals the answer."""
 
     name = "final_number"
+    version = 2
 
     def parse(self, text: str) -> str | None:
-        return last_number(text)
+        return final_number(text)
 
     def equal(self, parsed: str, answer: str) -> bool:
-        return parsed == plain_number(answer)
+        return parsed == number(answer)
 
     def score(self, messages, answers, texts, **context) -> pd.DataFrame:
         # Such a prompt would score 0 whatever the policy answers, and nobody would notice.
-        if wrong := [a for a in answers if plain_number(a) is None]:
+        if wrong := [a for a in answers if number(a) is None]:
             raise UserError(
                 f"params.yaml: score.reward: {self.name} needs answers that are numbers, found {wrong[0][:60]!r} and "
                 f"{len(wrong) - 1} more such rows; take exact_match or math, or set prompts.answer_field"
@@ -125,12 +116,12 @@ class Closeness(FinalNumber):
     def value(self, parsed: str | None, answer: str) -> float:
         if parsed is None:
             return self.floor
-        x, y = Decimal(parsed), Decimal(plain_number(answer))
+        off = abs(Fraction(parsed) - Fraction(number(answer)))
         with localcontext() as context:
             # Enough digits that no difference of two long numbers is rounded away.
             context.prec = max(28, len(parsed) + len(answer))
-            off = abs(x - y)
-        return max(self.floor, -float((1 + off).log10())) if off else 0.0
+            digits = (1 + Decimal(off.numerator) / off.denominator).log10()
+        return max(self.floor, -float(digits)) if off else 0.0
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "floor": self.floor}
@@ -138,6 +129,9 @@ class Closeness(FinalNumber):
 
 class ExactMatch(_Compared):
     """The response is the answer, up to case and white space."""
+
+    def votes(self, parsed: Iterable[str | None]) -> dict[str, str]:
+        return {text: text for text in parsed if isinstance(text, str)}
 
     def parse(self, text: str) -> str | None:
         return " ".join(text.lower().split()) or None
@@ -147,22 +141,28 @@ class ExactMatch(_Compared):
 
 
 class MathEquivalence(_Rule):
-    """Mathematical equivalence of the final expression (LaTeX, fractions, sets) by `math-verify`."""
+    """Mathematical equivalence of the final expression (LaTeX, fractions, sets): that in the last box, or else what
+    `math-verify` finds in the response outside its reasoning."""
 
-    def __init__(self) -> None:
-        import math_verify
-
-        self._library = math_verify
+    version = 2
 
     def score(self, messages, answers, texts, *, groups=None, cut=None) -> pd.DataFrame:
-        # The library's own time limit needs the main thread's signals; nodes score there.
-        gold = [self._library.parse(f"${a}$") for a in answers]
-        found = [[] if c else self._library.parse(t) for t, c in zip(texts, cut or [False] * len(texts), strict=True)]
-        correct = [bool(f) and bool(self._library.verify(g, f)) for g, f in zip(gold, found, strict=True)]
-        parsed = [str(f[-1]) if f else None for f in found]
-        return pd.DataFrame({"reward": [float(c) for c in correct], "correct": correct, "parsed": parsed})
+        rest = [None if c else without_reasoning(t) for t, c in zip(texts, cut or [False] * len(texts), strict=True)]
+        boxed = [None if text is None else bool(boxes(text)) for text in rest]
+        verdicts = dict(self._boxed([i for i, b in enumerate(boxed) if b], rest, answers))
+        verdicts |= self._found([i for i, b in enumerate(boxed) if b is False], rest, answers)
+        parsed, correct = zip(*[verdicts.get(i, (None, False)) for i in range(len(texts))], strict=True)
+        return pd.DataFrame({"reward": map(float, correct), "correct": correct, "parsed": parsed})
+
+    def votes(self, parsed: Iterable[str | None]) -> dict[str, str]:
+        return vote_keys(parsed, mathematical=True)
+
+    def _boxed(self, rows: list[int], texts: list[str], answers: list[str]) -> dict[int, tuple[str | None, bool]]:
+        return dict(zip(rows, compare([answers[i] for i in rows], [final_answer(texts[i]) for i in rows]), strict=True))
+
+    def _found(self, rows: list[int], texts: list[str], answers: list[str]) -> dict[int, tuple[str | None, bool]]:
+        pairs = [(f"${answers[i]}$", without_echoes(texts[i])) for i in rows]
+        return {i: verdict[:2] for i, verdict in zip(rows, ask_math(pairs), strict=True)}
 
     def facts(self) -> dict[str, Any]:
-        from importlib.metadata import version
-
         return {**super().facts(), "math-verify": version("math-verify")}

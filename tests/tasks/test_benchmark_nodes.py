@@ -62,7 +62,7 @@ def test_samples_at_two_temperatures_and_revisions(kept):
     )
     assert list(metrics["temperatures"]) == ["0.5", "1.5"]
     assert list(metrics["pass"]) == ["1", "2", "3"]
-    assert set(metrics["scores"]) == {"flexible", "strict"}
+    assert set(metrics["scores"]) == {"flexible", "strict", "answer"}
     assert [s["n"] for s in metrics["strategies"] if s["strategy"] == "refinement"] == [2, 3]
     # Another filter reads the same outputs again.
     before = Path("data/generate/0-g.parquet").read_bytes()

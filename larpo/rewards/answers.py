@@ -1,0 +1,277 @@
+r"""What the final answer of a text is, and when two answers are equal: one idea for rewards, benchmarks and votes.
+
+    final_answer(r"So it is \boxed{\frac{3}{4}}, put within \boxed{}.")  →  r"\frac{3}{4}"
+    final_number("The distance is 5 * 3 = 15km")  →  "15"         number("3 1/2")  →  "3.5"
+
+A number has one spelling (`spell`): digits with a decimal point, or p/q where there is no such decimal; equal numbers
+have equal spellings, at any length. Percent signs, currencies and units are no part of a number's value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+# --- the part of a text that holds the answer
+
+_TAGS = "think|thinking|thought|reasoning|reflection|scratchpad"
+_REASONING = re.compile(rf"<({_TAGS})>.*?</\1>", re.DOTALL | re.IGNORECASE)
+_OPENED, _CLOSED = (re.compile(rf"<{slash}({_TAGS})>", re.IGNORECASE) for slash in ("", "/"))
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+
+
+def without_reasoning(text: str) -> str | None:
+    """A response without its chain of thought in tags; None where that never ends. A template may have opened it, so
+    what stands before a closing tag alone is reasoning too."""
+    text = _REASONING.sub(" ", text)
+    if closed := list(_CLOSED.finditer(text)):
+        text = text[closed[-1].end() :]
+    return None if _OPENED.search(text) else text
+
+
+def boxes(text: str) -> list[str | None]:
+    r"""Contents of every `\boxed{…}`, `\fbox{…}` and `\boxed x` that has some, in order; None for one that was cut off.
+    An empty one, or a bare command in a sentence, repeats the instruction."""
+    contents: list[str | None] = []
+    for match in _BOX.finditer(text):
+        rest = text[match.end() :]
+        if rest.startswith("{"):
+            content = braced(rest)
+            if content is None or content.strip():
+                contents.append(None if content is None else content.strip())
+        elif token := re.match(r"[^\s$]+", rest):
+            word = token[0].rstrip(".,;:!?")
+            if word and not re.fullmatch(r"\W+|[^\W\d_]{2,}.*", word):
+                contents.append(word)
+    return contents
+
+
+def without_echoes(text: str) -> str:
+    """A text without the empty boxes that repeat the instruction."""
+    return re.sub(rf"{_BOX.pattern}\{{\s*\}}", " ", text)
+
+
+def braced(text: str) -> str | None:
+    """The inside of the braces that `text` starts with; None where they are never closed."""
+    depth = 0
+    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth == 0 and match[0] == "}":
+            return text[1 : match.start()]
+    return None
+
+
+def final_answer(text: str) -> str | None:
+    """The content of the last box that has some, outside the reasoning; None without one."""
+    rest = without_reasoning(text)
+    contents = boxes(rest) if rest is not None else []
+    return contents[-1] if contents else None
+
+
+# --- numbers
+
+_UNITS = (
+    "km|cm|mm|nm|m|mi|ft|in|yd|miles?|met(?:er|re)s?|feet|foot|inch(?:es)?|yards?|kg|mg|g|lbs?|oz|grams?|tons?|pounds?|"
+    "ms|s|secs?|seconds?|mins?|minutes?|hrs?|h|hours?|days?|weeks?|months?|years?|yrs?|ml|mL|kL|L|l|lit(?:er|re)s?|gal|"
+    "gallons?|mph|kph|kmh|Hz|kHz|MHz|GHz|kW|MW|W|kJ|J|V|kPa|Pa|KB|MB|GB|TB|deg|degrees?|rad|USD|EUR|GBP|usd|eur|dollars?|"
+    "cents?|euros?|percent|pct|points?|units?|people|persons?"
+)
+_CURRENCY = r"[$€£¥₹¢%‰°]"
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_SPACED = re.compile(r"(?<![\d.,^])(?<!\d )(\d{1,3}(?: \d{3})+)(?![\d,]| \d)")
+_TOKEN = re.compile(
+    rf"""(?<![\w.^])(?P<sign>(?:(?<==)\s*-\ +|[-+])?)(?:\$(?P<minus>-?))?
+    (?:(?:(?P<whole>\d+)\ )?(?P<top>-?(?:{_DIGITS}))\ ?/\ ?(?P<bottom>-?(?:{_DIGITS}))(?!/)
+      |(?P<base>{_DIGITS})(?:[eE](?P<e>[-+]?\d+)|\ ?[*x]\ ?10\^(?P<ten>[-+]?\d+)|\^(?P<power>[-+]?\d+))?)
+    (?:(?:{_UNITS})(?![A-Za-z]))?(?!\w|\.\d|\^)""",
+    re.VERBOSE,
+)
+_VULGAR = {c: f"{n}/{d}" for c, n, d in zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "112131234151357", "233445555668888", strict=True)}
+_WRITTEN = [
+    # LaTeX and typography → the plain spelling; what is no number becomes a letter, so that no digit in it counts
+    (r"[−–﹣－]", "-"),
+    (r"\\(?:times|cdot)|[×·]", "*"),
+    (r"\{,\}|,\\!", ","),
+    (r"(?<=\d)(?:\\[,!;: ]|[\u2009\u202f\u00a0]|~)(?=\d{3}(?!\d))", ""),
+    (r"\\[,!;:> ]|\\q?quad|[\u2009\u202f\u00a0]|~", " "),
+    (r"\\(?:left|right|displaystyle|big|Big)(?![A-Za-z])", ""),
+    (r"\\(?:text(?:bf|it|rm|tt)?|math(?:rm|bf|it|sf)|mbox|operatorname|boldsymbol)\s*\{([^{}]*)\}", r" \1 "),
+    (r"\^\{?\\circ\}?|\\degree", "°"),
+    (r"\\([$%#&])|\\([()\[\]])", r"\1 "),
+    (r"(?:US|CA|AU)\$|Rs\.?|USD|EUR|[€£¥₹]", "$"),
+    (r"(?<![A-Za-z0-9])_{1,3}|_{1,3}(?![A-Za-z0-9{])|(?<!\w)\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}(?!\w| ?\d)", " "),
+    (r"\^\{\s*([-+]?\d+)\s*\}", r"^\1"),
+    (r"[\^_]\{[^{}]*\}", "^x"),
+    (r"\\sqrt(?:\[[^\]]*\])?\s*(?:\{[^{}]*\}|\w)|\\pi(?![A-Za-z])|π|√\s*\d*", "x"),
+    (r"(?<!\d)\d+:\d+(?:\d|:)*|(?<![\d/])\d+/\d+/[\d/]+", "x"),
+]
+_WRITTEN = [(re.compile(pattern), by) for pattern, by in _WRITTEN]
+_FRACTION = re.compile(r"\\[dtc]?frac\s*(?=[{\d])")
+_LARGEST_POWER = 999
+
+
+def number(text: str) -> str | None:
+    """The number that a text is, spelled; None where it is none, or several: "1,234.50" → "1234.5", "-$5" → "-5"."""
+    plain = _plain(text)
+    tokens = list(_TOKEN.finditer(plain))
+    if len(tokens) != 1:
+        return None
+    rest = plain[: tokens[0].start()] + " " + plain[tokens[0].end() :]
+    rest = re.sub(rf"{_CURRENCY}|\b(?:{_UNITS})(?![A-Za-z])|[./^*\s{{}}()]|\^?\d(?<=\^\d)", "", rest)
+    return None if rest else _spelled(tokens[0])
+
+
+def final_number(text: str) -> str | None:
+    """The number that is a response's final answer, spelled: that in its last box, or else its last one; None where
+    there is none."""
+    rest = without_reasoning(text)
+    if rest is None:
+        return None
+    contents = boxes(rest)
+    if contents:
+        return _boxed_number(contents[-1])
+    spelled = [_spelled(match) for match in _TOKEN.finditer(_plain(_BOX.sub(" ", rest)))]
+    return spelled[-1] if spelled else None
+
+
+def _boxed_number(content: str | None) -> str | None:
+    """The one number in a box, after its last equality sign and beside words; None where there are several or letters
+    that stand for numbers."""
+    if content is None:
+        return None
+    plain = re.split(r"=|≈|\\approx", _plain(content))[-1]
+    tokens = list(_TOKEN.finditer(plain))
+    rest = plain[: tokens[0].start()] + " " + plain[tokens[0].end() :] if len(tokens) == 1 else "0"
+    alone = not re.search(r"\d(?<!\^\d)|\\|(?<![A-Za-z])x(?![A-Za-z])|,", rest)
+    return _spelled(tokens[0]) if alone else None
+
+
+def _plain(text: str) -> str:
+    """Every notation in one: `3/4` for fractions, `-` for signs, `^` for powers; a fraction, root or constant that is
+    no rational number is a letter."""
+    for character, fraction in _VULGAR.items():
+        text = re.sub(rf"(\d?)\s?{character}", lambda m, f=fraction: f"{m[1]} {f} " if m[1] else f" {f} ", text)
+    for pattern, by in _WRITTEN[:5]:
+        text = pattern.sub(by, text)
+    text = _without_frac(text.replace("⁄", "/"))
+    for pattern, by in _WRITTEN[5:]:
+        text = pattern.sub(by, text)
+    return _SPACED.sub(lambda m: m[1].replace(" ", ""), text)
+
+
+def _without_frac(text: str) -> str:
+    r"""`\frac{3}{4}`, `\frac34` and their kind as 3/4; a letter where one part is no number."""
+    while match := next(iter(_FRACTION.finditer(text)), None):
+        parts, end = [], match.end()
+        for _ in range(2):
+            rest = text[end:].lstrip()
+            end = len(text) - len(rest)
+            inside = braced(rest) if rest.startswith("{") else rest[:1]
+            if inside is None or not rest:
+                return text[: match.start()] + " x"
+            parts.append(_without_frac(inside))
+            end += len(inside) + 2 * rest.startswith("{")
+        spelled = [number(part) for part in parts]
+        before = text[: match.start()]
+        made = "x"
+        if None not in spelled and not re.search(r"[A-Za-z^]$", before):
+            top, bottom = map(Fraction, spelled)
+            if bottom:
+                made = f"{'-' if top * bottom < 0 else ''}{abs((top / bottom).numerator)}/{(top / bottom).denominator}"
+                made = f" {made} " if re.search(r"\d$", before) else f"{made} "
+        text = before + made + text[end:]
+    return text
+
+
+def _spelled(match: re.Match[str]) -> str | None:
+    """The value of a token in its one spelling."""
+    negative = (match["sign"].strip() == "-") != (match["minus"] == "-")
+    try:
+        if match["top"] is not None:
+            value = _fraction(match["top"]) / _fraction(match["bottom"])
+            value += Fraction(match["whole"] or 0)
+        else:
+            value = _fraction(match["base"])
+            if match["power"] is not None:
+                if abs(int(match["power"])) * value.numerator.bit_length() > 20_000:
+                    return None
+                value **= int(match["power"])
+            elif exponent := match["e"] or match["ten"]:
+                if abs(int(exponent)) > _LARGEST_POWER:
+                    return None
+                value *= Fraction(10) ** int(exponent)
+    except ZeroDivisionError:
+        return None
+    return spell(-value if negative else value)
+
+
+def _fraction(digits: str) -> Fraction:
+    return Fraction(digits.replace(",", ""))
+
+
+def spell(value: Fraction) -> str:
+    """The one spelling of a number: 0.75 for 3/4, 1/3 where no decimal ends."""
+    rest, twos, fives = value.denominator, 0, 0
+    while rest % 2 == 0:
+        rest, twos = rest // 2, twos + 1
+    while rest % 5 == 0:
+        rest, fives = rest // 5, fives + 1
+    if rest != 1:
+        return f"{value.numerator}/{value.denominator}"
+    places = max(twos, fives)
+    digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
+    whole = digits if places == 0 else f"{digits[:-places]}.{digits[-places:]}"
+    return ("-" if value < 0 else "") + whole
+
+
+# --- mathematical expressions
+
+Verdict = tuple[str | None, bool]
+"""What was read from an answer, and whether it is the gold one."""
+
+
+def compare(golds: Iterable[str], answers: Iterable[str | None]) -> list[Verdict]:
+    """Each answer against its gold one: as text without white space, as numbers, or as mathematics by `math-verify`, in
+    a process that is ended where an expression takes too long (see larpo/rewards/math_worker.py)."""
+    pairs = list(zip(golds, answers, strict=True))
+    verdicts: dict[tuple[str, str | None], Verdict] = {}
+    for gold, answer in dict.fromkeys(pairs):
+        if answer is None or bare(gold) == bare(answer) or (number(gold) or "") == number(answer):
+            verdicts[gold, answer] = (answer, answer is not None)
+    open_pairs = [pair for pair in dict.fromkeys(pairs) if pair not in verdicts]
+    judged = ask_math([(f"\\boxed{{{gold}}}", f"\\boxed{{{answer}}}") for gold, answer in open_pairs])
+    verdicts |= {pair: (pair[1], equal) for pair, (_, equal, _) in zip(open_pairs, judged, strict=True)}
+    return [verdicts[pair] for pair in pairs]
+
+
+def bare(text: str) -> str:
+    return "".join(text.split())
+
+
+def ask_math(pairs: list[tuple[str, str]]) -> list[tuple[str | None, bool, str | None]]:
+    """(what math-verify reads from the second text, whether it equals the first, its expression) per pair; nothing
+    where the library takes too long."""
+    if not pairs:
+        return []
+    worker = Path(__file__).with_name("math_worker.py")
+    done = subprocess.run([sys.executable, str(worker)], input=json.dumps(pairs), capture_output=True, text=True)
+    verdicts = [json.loads(line) for line in done.stdout.splitlines()]
+    if len(verdicts) != len(pairs):
+        raise RuntimeError(f"math-verify's process ended early: {done.stderr[-300:]}")
+    return [(None, False, None) if v is None else tuple(v) for v in verdicts]
+
+
+def vote_keys(answers: Iterable[str | None], mathematical: bool = False) -> dict[str, str]:
+    """What each different answer counts as in a vote: a number by its value, an expression by its form."""
+    texts = list(dict.fromkeys(a for a in answers if isinstance(a, str)))
+    keys = {text: number(text) or bare(text) for text in texts}
+    if mathematical:
+        expressions = [text for text in texts if number(text) is None]
+        read = ask_math([("1", f"\\boxed{{{text}}}") for text in expressions])
+        keys |= {text: form for text, (_, _, form) in zip(expressions, read, strict=True) if form is not None}
+    return keys
