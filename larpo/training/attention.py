@@ -11,7 +11,9 @@ sinks) its own module passes to the function registered here under `NAME`; the w
 asks for. A model that asks for anything else is refused (`NotPacked`), and is computed in another way.
 
 Kernels: on the CPU one scaled_dot_product_attention per part. On CUDA one variable-length call for all parts in half
-precision (`torch.nn.attention.varlen`), FlexAttention where there is a soft cap or a sink, else as on the CPU.
+precision (`torch.nn.attention.varlen`), parts of like size in one batch where there is a soft cap or a sink, which no
+fused kernel knows, else as on the CPU. (FlexAttention knows both, but compiles for half a minute,
+and its compiler gave up on Gemma-2 in training.)
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "larpo_lists"
+SCORES = 2**26  # that exist at once where they are written out: 0.25 GB in float32, and about four such tensors
 
 # Of the arguments that attention modules pass on, those that change nothing where no cache is in use.
 WITHOUT_EFFECT = {
@@ -50,14 +54,11 @@ class NotPacked(Exception):
 
 @dataclass
 class Layout:
-    """Where the parts of packed lists lie. `flex`: whether FlexAttention may be compiled."""
+    """Where the parts of packed lists lie. `fused`: whether `torch.nn.attention.varlen` may be used."""
 
     prompts: list[int]  # rows of each prompt
     responses: list[list[int]]  # rows of each list's responses, 0 where only a response's last token is predicted
-    block: Tensor  # (N,) which list a row belongs to
-    branch: Tensor  # (N,) which response of it, -1 for the prompt
-    positions: Tensor  # (N,) counted from the prompt's first token
-    flex: bool = True
+    fused: bool = True
     calls: int = 0  # of `list_attention`
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -163,8 +164,8 @@ class Kind:
 def lists_kernel(query: Tensor, value: Tensor, kind: Kind, lists: Layout) -> Any:
     if query.is_cuda and not kind.dropout:
         if not kind.plain:
-            return by_flex if lists.flex else by_part
-        half = query.dtype in (torch.bfloat16, torch.float16)
+            return by_batch
+        half = lists.fused and query.dtype in (torch.bfloat16, torch.float16)
         if half and query.shape[-1] <= 256 and query.shape[-1] == value.shape[-1] and varlen() is not None:
             return by_varlen
     return by_part
@@ -191,14 +192,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, kind: Kind, masks: dict[An
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=masks[size], dropout_p=kind.dropout, scale=kind.scaling
         )
+    return written_out(query, key, value, kind, masks[size])
+
+
+def written_out(query: Tensor, key: Tensor, value: Tensor, kind: Kind, mask: Tensor) -> Tensor:
+    """(B, H, R, D_v), as transformers' `eager` attention; `mask` (…, R, S) is true where a query sees a key."""
     scores = query @ key.transpose(2, 3) * kind.scaling
     if kind.softcap is not None:
         scores = kind.softcap * torch.tanh(scores / kind.softcap)
-    scores = scores.float().masked_fill(~masks[size], -torch.inf)
+    scores = scores.float().masked_fill(~mask, -torch.inf)
     if kind.sinks is not None:
         sinks = kind.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, sinks], -1)
-    weights = torch.softmax(scores, -1)[..., :columns].to(value.dtype)
+    weights = torch.softmax(scores, -1)[..., : key.shape[2]].to(value.dtype)
     return F.dropout(weights, kind.dropout) @ value
 
 
@@ -266,46 +272,75 @@ def by_varlen(query: Tensor, key: Tensor, value: Tensor, kind: Kind, lists: Layo
     return out.transpose(0, 1)[None]
 
 
-@functools.cache
-def compiled_flex() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
+@dataclass(frozen=True)
+class Batch:
+    """Parts of like size, filled up to the largest: G parts of at most R rows and S keys."""
 
-    return torch.compile(flex_attention)
+    rows: Tensor  # (G, R) each part's rows
+    keys: Tensor  # (G, S) the rows that it may see
+    mask: Tensor  # (G, 1, R, S) those that a row sees
 
 
-def by_flex(query: Tensor, key: Tensor, value: Tensor, kind: Kind, lists: Layout) -> Tensor:
-    """FlexAttention over the whole row, padded to a multiple of 128; parts that do not see each other cost nothing."""
-    from torch.nn.attention.flex_attention import create_block_mask
-    from transformers.integrations.flex_attention import get_flex_attention_lse_kwargs
+def by_batch(query: Tensor, key: Tensor, value: Tensor, kind: Kind, lists: Layout) -> Tensor:
+    """Parts of like size in one batch, recomputed in the backward pass: scores of one batch exist at a time."""
+    if ("batches", kind.window) not in lists.cache:
+        lists.cache["batches", kind.window] = batches(lists, kind.window, query.shape[1], query.device)
+    found, order = lists.cache["batches", kind.window]
+    groups, done = query.shape[1] // key.shape[1], []
 
-    n, more = query.shape[2], -query.shape[2] % 128
-    block, branch, positions = (F.pad(x, (0, more), value=-2) for x in (lists.block, lists.branch, lists.positions))
-    window, cap = kind.window, kind.softcap
+    def one(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+        q, k, v = (x[0][:, at].transpose(0, 1) for x, at in ((q, batch.rows), (k, batch.keys), (v, batch.keys)))
+        return written_out(q, repeat(k, groups), repeat(v, groups), kind, batch.mask)
 
-    def visible(_b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        same = (block[q] == block[k]) & (q >= k) & ((branch[k] == -1) | (branch[q] == branch[k]))
-        return same if window is None else same & (positions[q] - positions[k] < window)
+    for batch in found:
+        if torch.is_grad_enabled():
+            out = checkpoint(one, query, key, value, batch, use_reentrant=False, preserve_rng_state=False)
+        else:
+            out = one(query, key, value, batch)
+        done.append(out.transpose(1, 2).flatten(0, 1))  # (G · R, H, D_v)
+    return torch.cat(done)[order].transpose(0, 1)[None]
 
-    def capped(score: Tensor, _b: Tensor, _h: Tensor, _q: Tensor, _k: Tensor) -> Tensor:
-        return cap * torch.tanh(score / cap)
 
-    if ("flex", window) not in lists.cache:
-        size = n + more
-        lists.cache["flex", window] = create_block_mask(visible, None, None, size, size, device=query.device)
-    padded = (F.pad(x, (0, 0, 0, more)) for x in (query, key, value))
-    out = compiled_flex()(
-        *padded,
-        score_mod=None if cap is None else capped,
-        block_mask=lists.cache["flex", window],
-        scale=kind.scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-        **get_flex_attention_lse_kwargs(kind.sinks is not None),
-    )
-    if kind.sinks is not None:
-        out, aux = out
-        lse = aux.lse if hasattr(aux, "lse") else aux
-        out = out * torch.sigmoid(lse - kind.sinks.float().view(1, -1, 1))[..., None].to(out.dtype)
-    return out[:, :, :n]
+def batches(lists: Layout, window: int | None, heads: int, device: torch.device) -> tuple[list[Batch], Tensor]:
+    """Batches of at most `SCORES` numbers per tensor, or of one part, and where in their output each of N rows is."""
+    parts: list[tuple[list[int], list[int]]] = []  # rows, keys
+    start = 0
+    for n_prompt, responses in zip(lists.prompts, lists.responses, strict=True):
+        prompt = list(range(start, start := start + n_prompt))
+        parts.append((prompt, prompt))
+        for n in responses:
+            own = list(range(start, start := start + n))
+            parts.append((own, prompt + own))
+    parts = sorted((part for part in parts if part[0]), key=lambda part: (-len(part[0]), -len(part[1])))
+    found: list[list[tuple[list[int], list[int]]]] = []
+    for part in parts:
+        group = [*found[-1], part] if found else [part]
+        most = len(group[0][0]) * max(len(keys) for _, keys in group)
+        alike = 2 * len(part[0]) > len(group[0][0])
+        if found and alike and heads * len(group) * most <= SCORES:
+            found[-1] = group
+        else:
+            found.append([part])
+    order, offset, out = [0] * start, 0, []
+    for group in found:
+        most_rows, most_keys = (max(len(part[i]) for part in group) for i in (0, 1))
+        # What fills a part up is spread over all rows: their gradients, zeros, are added one by one.
+        rows, keys = (
+            torch.tensor([[*part[i], *(j % start for j in range(len(part[i]), most))] for part in group], device=device)
+            for i, most in ((0, most_rows), (1, most_keys))
+        )
+        n_rows, n_keys = (torch.tensor([len(part[i]) for part in group], device=device) for i in (0, 1))
+        row, column = (torch.arange(n, device=device) for n in (most_rows, most_keys))
+        distance = (n_keys - n_rows)[:, None, None] + row[:, None] - column
+        mask = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+        mask &= column < n_keys[:, None, None]
+        mask |= row[:, None] >= n_rows[:, None, None]  # a row that sees nothing would be no number
+        out.append(Batch(rows, keys, mask[:, None]))
+        for g, (own, _) in enumerate(group):
+            for i, at in enumerate(own):
+                order[at] = offset + g * most_rows + i
+        offset += len(group) * most_rows
+    return out, torch.tensor(order, device=device)
 
 
 AttentionInterface.register(NAME, list_attention)

@@ -9,6 +9,7 @@ backward pass again.
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from larpo.errors import UserError
+from larpo.errors import UserError, one_line
 from larpo.training import attention
 from larpo.training.attention import NotPacked
 from larpo.training.packing import PackedLists, ResponseList, one_per_row, pack
@@ -41,19 +42,47 @@ def token_logps(model: PreTrainedModel, packed: PackedLists) -> Tensor:
     if not way.packed:
         rows, predict_from = one_per_row(packed)
         return model(input_ids=rows, predict_from=predict_from, targets=packed.targets, whole=way.whole)
-    layout = replace(packed.layout(), flex=way.flex)
-    logps = model(
-        input_ids=packed.input_ids,
-        position_ids=packed.position_ids,
-        attention_mask=torch.ones_like(packed.input_ids),
-        lists=layout,
-        predict_from=packed.predict_from,
-        targets=packed.targets,
-        whole=way.whole,
-    )
+    layout = replace(packed.layout(), fused=way.fused)
+    try:
+        logps = model(
+            input_ids=packed.input_ids,
+            position_ids=packed.position_ids,
+            attention_mask=torch.ones_like(packed.input_ids),
+            lists=layout,
+            predict_from=packed.predict_from,
+            targets=packed.targets,
+            whole=way.whole,
+        )
+    except Exception as error:  # noqa: BLE001 - whatever a compiler or driver raises
+        without_kernel(model, error)
+        return token_logps(model, packed)
     if layout.calls < way.layers:
         raise NotPacked(f"only {layout.calls} of its {way.layers} layers attend through transformers' interface")
     return logps
+
+
+def without_kernel(model: PreTrainedModel, error: Exception) -> None:
+    """A kernel of torch that fails here and now ends no run: attention goes on without it."""
+    plain = unwrapped(model)
+    if not plain.larpo_way.fused or isinstance(error, torch.OutOfMemoryError):
+        raise error
+    print(
+        f"a kernel of torch failed ({type(error).__name__}: {one_line(error)}); attention goes on without it, slower",
+        flush=True,
+    )
+    plain.larpo_way = replace(plain.larpo_way, fused=False)
+
+
+def check_backward(plain: PreTrainedModel, packed: PackedLists) -> None:
+    """A kernel may fail in the backward pass only."""
+    weight = plain.get_input_embeddings().weight
+    if weight.requires_grad:
+        with torch.enable_grad():
+            logps = token_logps(plain, packed)
+        try:
+            torch.autograd.grad(logps.sum(), weight)
+        except Exception as error:  # noqa: BLE001 - whatever a compiler or driver raises
+            without_kernel(plain, error)
 
 
 def one_at_a_time(model: PreTrainedModel, packed: PackedLists) -> Tensor:
@@ -154,7 +183,7 @@ class Way:
     implementation: str  # of attention, transformers' name
     layers: int  # all of which attend through transformers' interface where lists are packed
     whole: bool = False  # build all logits: the head is not one that `head` knows
-    flex: bool = False  # compile FlexAttention where the kernel at hand knows no cap and no sink
+    fused: bool = False  # variable-length attention of torch
     longest: int | None = None  # tokens; beyond them rotary angles change with the longest sequence of a batch
     reason: str = ""  # why not packed
     difference: float = 0.0  # from one response at a time, nats per token, on the lists of `probe`
@@ -192,45 +221,81 @@ def way_of(model: PreTrainedModel) -> Way:
 def choose(model: PreTrainedModel, plain: PreTrainedModel) -> None:
     """Set `plain.larpo_way` and the model's attention: the first of the ways that gives what `eager` gives alone."""
     config = plain.config.get_text_config()
-    packed = pack(probe(config.vocab_size)).to(plain.device)
-    own = Way(False, "eager", config.num_hidden_layers, whole=True, longest=rotary_limit(config))
+    packed, allowed = pack(probe(config.vocab_size)).to(plain.device), tolerance(plain)
+    own = Way(False, plain.config._attn_implementation, config.num_hidden_layers, True, longest=rotary_limit(config))
+    with authors(plain) as other:
+        reference = one_at_a_time(model if other is plain else other, packed)
+    if other is not plain:
+        apart = difference(one_at_a_time(model, packed), reference, packed)
+        if not apart <= allowed:
+            raise UserError(
+                f"{type(plain).__name__}: transformers has two attentions for it, {own.implementation} and eager, that "
+                f"differ by {apart:.2g} nats per token; which of them the sampler has cannot be told, take another "
+                "policy.model"
+            )
 
     def use(way: Way) -> None:
         plain.set_attn_implementation(way.implementation)
         plain.larpo_way = way
 
-    use(own)
-    reference, allowed = one_at_a_time(model, packed), tolerance(plain)
+    own = own if other is not plain else replace(own, implementation="eager")
     if plain.base_model is not plain:  # else there is no forward pass without a head
         use(replace(own, whole=False))
         if difference(token_logps(model, packed), reference, packed) <= allowed:
             own = plain.larpo_way
-    rows = replace(own, implementation=attention.NAME, flex=False)
-    ways, reason = [rows, own], ""
-    if any(isinstance(module, torch.nn.Conv1d) for module in plain.modules()):
-        reason = "convolutions carry state from token to token"
+    use(replace(own, implementation=attention.NAME))
+    rows, reason, ways = plain.larpo_way, "", [own]
+    if plain.config._attn_implementation != attention.NAME:
+        reason = "its attention is not chosen through transformers' interface"
+    elif any(isinstance(module, torch.nn.Conv1d) for module in plain.modules()):
+        reason, ways = "convolutions carry state from token to token", [rows, own]
     else:
-        flex = (True, False) if plain.device.type == "cuda" else (False,)
-        ways = [replace(rows, packed=True, flex=f) for f in flex] + ways
+        fused = (True, False) if plain.device.type == "cuda" else (False,)
+        ways = [*(replace(rows, packed=True, fused=f) for f in fused), rows, own]
     for way in ways:
         use(replace(way, reason=reason))
         try:
             apart = difference(token_logps(model, packed), reference, packed)
+            if plain.larpo_way.fused:
+                check_backward(plain, packed)
         except (NotPacked, TypeError) as error:
-            reason = reason or ("" if way.flex else str(error))
-            continue
-        except Exception:
-            if not way.flex:
-                raise
+            reason = reason or ("" if way.fused else str(error))
             continue
         if apart <= allowed:
             plain.larpo_way = replace(plain.larpo_way, difference=apart)
             return
-        reason = reason or f"packing would change a response by {apart:.2g} nats per token"
+        reason = reason or ("" if way.fused else f"packing would change a response by {apart:.2g} nats per token")
     raise UserError(
         f"{type(plain).__name__}: a response beside others differs by {apart:.2g} nats per token from the same "
         "response alone; expected a causal language model"
     )
+
+
+@contextmanager
+def authors(plain: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """The model with `eager`, the attention that its authors wrote: itself, or another one on the same weights where
+    its attention was chosen when it was built."""
+    before = plain.config._attn_implementation
+    plain.set_attn_implementation("eager")
+    try:
+        yield plain if plain.config._attn_implementation == "eager" else built_eager(plain)
+    finally:
+        plain.set_attn_implementation(before)
+
+
+def built_eager(plain: PreTrainedModel) -> PreTrainedModel:
+    """Built anew with `eager`, on the weights and buffers of `plain`."""
+    config = copy.deepcopy(plain.config)
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        twin = type(plain)(config)
+    twin.load_state_dict(plain.state_dict(), assign=True)
+    for name, module in plain.named_modules():  # buffers that are not saved, rotary frequencies
+        for key, value in module._buffers.items():
+            twin.get_submodule(name)._buffers[key] = value
+    twin.tie_weights()
+    twin.forward = types.MethodType(forward, twin)
+    return twin.train(plain.training)
 
 
 def probe(vocabulary: int) -> list[ResponseList]:

@@ -45,7 +45,7 @@ class PackedLists:
 
     def layout(self) -> Layout:
         rows = [[n - 1 for n in lengths] for lengths in self.responses]
-        return Layout(self.prompts, rows, self.block, self.branch, self.position_ids[0])
+        return Layout(self.prompts, rows)
 
 
 def pack(lists: list[ResponseList]) -> PackedLists:

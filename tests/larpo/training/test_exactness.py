@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from larpo.config.params import parse_params
 from larpo.errors import ParameterError, UserError
@@ -14,7 +15,8 @@ from larpo.training import attention
 from larpo.training.changes import share_changed
 from larpo.training.determinism import deterministic
 from larpo.training.exactness import check_exact
-from larpo.training.forward import way_of
+from larpo.training.forward import authors, check_backward, token_logps, way_of
+from larpo.training.packing import pack
 from tests.larpo.config.test_params import changed
 from tests.larpo.training.families import family
 from tests.larpo.training.test_logps import LISTS
@@ -84,3 +86,61 @@ def test_an_operation_without_a_deterministic_kernel_is_named():
 def test_settings_that_would_do_harm_are_refused_by_name(dotted, value, words):
     with pytest.raises(ParameterError, match=words):
         check_params(parse_params(changed(dotted, value)))
+
+
+class Baked(LlamaForCausalLM):
+    """Chooses its attention when it is built; what is not `eager` takes the keys' scale for another."""
+
+    _can_set_attn_implementation_cached_value = False
+
+    def __init__(self, config, wrong=1.1):
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.self_attn.scaling *= 1.0 if config._attn_implementation == "eager" else wrong
+
+
+@pytest.mark.parametrize("name", ["falcon", "baked"])
+def test_two_attentions_of_a_model_that_do_not_agree_are_refused(name):
+    """Falcon's `eager` adds ALiBi twice (transformers 5): SDPA must not be compared with itself."""
+    model = family("falcon", alibi=True) if name == "falcon" else Baked(family("llama").config).eval()
+    with pytest.raises(UserError, match=r"has two attentions for it, sdpa and eager, that differ by .* policy\.model"):
+        way_of(model)
+
+
+def test_an_attention_chosen_when_built_is_compared_with_another_model():
+    """Which has the same weights: nothing is copied."""
+    model = family("falcon")
+    with authors(model) as other:
+        assert other is not model and other.config._attn_implementation == "eager"
+        assert all(a.data_ptr() == b.data_ptr() for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert way_of(model).implementation == model.config._attn_implementation == "sdpa"
+    assert check_exact(model, LISTS, "train@1")["exactness"] < 1e-5
+
+
+@pytest.mark.parametrize("failing", ["forward", "backward"])
+def test_a_kernel_that_fails_ends_no_run(monkeypatch, capsys, failing):
+    """In half precision on CUDA torch's own kernel is tried, both ways; without it the numbers are the same."""
+
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            if failing == "forward":
+                raise AssertionError("all unwrapped values must be …")
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise AssertionError("all unwrapped values must be …")
+
+    def kernel(query, value, kind, lists):
+        return (lambda *a: Fails.apply(attention.by_part(*a))) if lists.fused else attention.by_part
+
+    monkeypatch.setattr(attention, "lists_kernel", kernel)
+    model, packed = family("llama"), pack(LISTS)
+    expected = token_logps(model, packed)
+    model.larpo_way = replace(model.larpo_way, fused=True)
+    if failing == "backward":
+        check_backward(model, packed)
+    torch.testing.assert_close(token_logps(model, packed), expected, atol=0, rtol=0)
+    assert not model.larpo_way.fused
+    assert capsys.readouterr().out.count("a kernel of torch failed (AssertionError: all unwrapped") == 1

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from larpo.training import attention, forward
-from larpo.training.attention import Kind, attend, band, by_flex, by_part, by_varlen
+from larpo.training.attention import Kind, attend, band, by_batch, by_part, by_varlen
 from larpo.training.forward import picked, way_of
 from larpo.training.logps import response_logps
 from larpo.training.packing import ResponseList, one_per_row, pack
@@ -150,20 +150,41 @@ def plain_varlen(query, key, value, ends_q, ends_k, most_q, most_k, *, window_si
 
 
 @pytest.mark.parametrize("window", [None, 4])
-def test_the_kernels_of_cuda_see_what_that_of_the_cpu_sees(monkeypatch, window):
-    from torch.nn.attention.flex_attention import flex_attention
-
+@pytest.mark.parametrize("scores", [2**26, 4 * 8 * 16, 1])  # one batch of like sizes, some, one part each
+def test_the_kernels_of_cuda_compute_what_that_of_the_cpu_does(monkeypatch, window, scores):
+    """Values, and gradients of queries, keys, values and sinks."""
     monkeypatch.setattr(attention, "varlen", lambda: plain_varlen)
-    monkeypatch.setattr(attention, "compiled_flex", lambda: flex_attention)
-    packed, sinks = pack(LISTS), torch.tensor([0.5, -1.0, 2.0, 0.0])
+    monkeypatch.setattr(attention, "SCORES", scores)
+    packed, sinks = pack(LISTS), torch.tensor([0.5, -1.0, 2.0, 0.0], requires_grad=True)
     n = packed.input_ids.shape[1]
-    q, k, v = (torch.randn(1, h, n, 8, generator=torch.Generator().manual_seed(h)) for h in (4, 2, 2))
-    plain, capped = Kind(window, 0.4, None, None, 0.0), Kind(window, 0.4, 1.5, sinks, 0.0)
-    expected = {kind: by_part(q, k, v, kind, packed.layout()) for kind in (plain, capped)}
-    torch.testing.assert_close(by_varlen(q, k, v, plain, packed.layout()), expected[plain], atol=1e-5, rtol=1e-5)
-    for kind in (plain, capped):
-        torch.testing.assert_close(by_flex(q, k, v, kind, packed.layout()), expected[kind], atol=1e-5, rtol=1e-5)
-    assert float((expected[plain] - expected[capped]).abs().max()) > 0.1
+    qkv = [torch.randn(1, h, n, 8, generator=torch.Generator().manual_seed(h), requires_grad=True) for h in (4, 2, 2)]
+    weights, seen = torch.randn(1, 4, n, 8, generator=torch.Generator().manual_seed(0)), []
+    for kernel, kind in (
+        (by_varlen, Kind(window, 0.4, None, None, 0.0)),
+        (by_batch, Kind(window, 0.4, 1.5, sinks, 0.0)),
+    ):
+        inputs = qkv if kind.plain else [*qkv, sinks]
+        out, expected = (f(*qkv, kind, packed.layout()) for f in (kernel, by_part))
+        gradients = [torch.autograd.grad((x * weights).sum(), inputs) for x in (out, expected)]
+        for a, b in zip((out, *gradients[0]), (expected, *gradients[1]), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        seen.append(expected)
+    assert float((seen[0] - seen[1]).abs().max()) > 0.1
+
+
+def test_checkpointed_layers_in_the_way_of_cuda(monkeypatch):
+    """Batches are recomputed inside layers that are recomputed, under autocast too."""
+    results = []
+    for kernel, settings in ((by_part, None), (by_batch, {"use_reentrant": False})):
+        monkeypatch.setattr(attention, "lists_kernel", lambda *_, kernel=kernel: kernel)
+        model = family("gpt_oss").train()
+        if settings:
+            model.gradient_checkpointing_enable(settings)
+        with torch.autocast("cpu", torch.bfloat16, enabled=False):
+            together(model, LISTS).sum().backward()
+        results.append([p.grad for p in model.parameters()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
 def test_a_copy_and_a_checkpoint_are_models_as_before(tmp_path):
