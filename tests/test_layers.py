@@ -125,6 +125,7 @@ FRAME = {
     "larpo.config.params",
     "larpo.config.reward",
     "larpo.config.sections",
+    "larpo.config.yaml12",
     "larpo.errors",
     "larpo.graph",
     "larpo.hashing",

@@ -6,12 +6,13 @@ Every field's description is its documentation.
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from larpo.config.options import ENGINE_TAKEN, JUDGE_TAKEN, TRAINER_TAKEN, check_address, without
+from larpo.config.options import CHAT_TAKEN, ENGINE_TAKEN, JUDGE_TAKEN, TRAINER_TAKEN, check_address, without
 from larpo.errors import ParameterError
 
 IterationName = Annotated[str, BeforeValidator(str), Field(pattern=r"^(0|[1-9][0-9]*)$", max_length=9)]
@@ -78,6 +79,27 @@ class PolicyParams(Section):
     trust_remote_code: bool = trust_field("the model")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the stored (master) weights")
     architecture: ScratchParams | None = Field(None, description="scratch: the model to initialise")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="variables of its chat template, such as {enable_thinking: false}, for every prompt of the run"
+    )
+    date: str | None = Field(
+        None, description="the day that a chat template writes into prompts, '2025-01-31'; null: always 2024-07-26"
+    )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def leaves_the_prompt_alone(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return without(options, CHAT_TAKEN)
+
+    @field_validator("date")
+    @classmethod
+    def is_a_day(cls, day: str | None) -> str | None:
+        try:
+            if day is not None and datetime.date.fromisoformat(day).isoformat() != day:
+                raise ValueError
+        except ValueError:
+            raise ValueError("expected a day as YYYY-MM-DD") from None
+        return day
 
 
 class IterationParams(Section):

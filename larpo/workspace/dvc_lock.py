@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
-
+from larpo.config import yaml12
 from larpo.errors import UserError, one_line
 from larpo.hashing import dvc_hash, file_hash, tree_hash_of
 
@@ -55,18 +54,8 @@ class LockedNode:
 
 
 def read_yaml(path: Path) -> Any:
-    """A file as DVC reads it: by YAML 1.2, in which `2e-05`, as DVC writes it, is a number; a key that stands twice is
-    refused.
-
-    Raises
-    ------
-    UserError
-        It cannot be read.
-    """
-    try:
-        return YAML(typ="safe").load(path.read_text("utf-8")) or {}
-    except (OSError, UnicodeDecodeError, YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as YAML ({one_line(error)[:160]})") from None
+    """A file as DVC reads it; {} for an empty one, UserError where it cannot be read."""
+    return yaml12.read(path) or {}
 
 
 def read_lock(path: Path) -> dict[str, LockedNode]:
