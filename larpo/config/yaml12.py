@@ -12,15 +12,23 @@ from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from larpo.errors import UserError, one_line
 
 # What is raised for text that is no YAML, dates and numbers that are none, and nesting without end.
 UNREADABLE = (YAMLError, ValueError, RecursionError)
+DEEPEST = 100
+"""Lists and mappings inside each other: some thousands of them crash the parser, which is written in C."""
 
 
 def parse(text: str | bytes) -> Any:
     """The content of a YAML text; one of UNREADABLE where there is none. A key that stands twice is refused."""
+    depth = 0
+    for event in YAML(typ="safe").parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > DEEPEST:
+            raise RecursionError(f"nested more than {DEEPEST} deep")
     return YAML(typ="safe").load(text)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,16 @@ def read_yaml(path: Path) -> Any:
     return yaml12.read(path) or {}
 
 
+def plain(path: str | Path, root: Path | None = None) -> str:
+    """One name for one path, however a parameter wrote it: `./data/x`, `data//x` and `data/x/` are `data/x`, and so is
+    what lies at that absolute place below `root`. dvc.lock keeps the first three as written, and shortens the last."""
+    path = os.path.normpath(path)
+    for home in (root, root.resolve()) if root and os.path.isabs(path) else ():
+        if Path(path).is_relative_to(home):
+            return Path(path).relative_to(home).as_posix()
+    return Path(path).as_posix()
+
+
 def read_lock(path: Path) -> dict[str, LockedNode]:
     """dvc.lock by node.
 
@@ -82,7 +93,7 @@ def _entries(rows: list[dict[str, Any]], where: str) -> dict[str, Entry]:
     """By path. A dependency that dvc.yaml names twice (by two parameters of one value) stands here twice, alike."""
     found: dict[str, Entry] = {}
     for row in rows:
-        entry = Entry(row["path"], row["md5"], row.get("size"), row.get("nfiles"))
+        entry = Entry(plain(row["path"]), row["md5"], row.get("size"), row.get("nfiles"))
         if found.setdefault(entry.path, entry) != entry:
             raise UserError(f"{where} records {entry.path} twice, with different contents; expected what DVC writes")
     return found

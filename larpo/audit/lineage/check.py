@@ -15,7 +15,7 @@ from larpo.audit.results import Check, conclude, unchecked
 from larpo.config.yaml12 import UNREADABLE, parse
 from larpo.errors import UserError, one_line
 from larpo.hashing import dvc_hash, file_hash, tree_hash
-from larpo.workspace.dvc_lock import LOCK, LockedNode
+from larpo.workspace.dvc_lock import LOCK, LockedNode, plain
 
 PART = "lineage"
 GRAPH = "dvc.yaml"
@@ -81,7 +81,7 @@ def records(run: AuditedRun) -> Check:
 def _inside(path: str, declared: Collection[str]) -> bool:
     """Whether a path is a declared one or lies in one; a manifest may name any file of the machine."""
     place = PurePosixPath(path)
-    return ".." not in place.parts and any(str(p) in declared for p in (place, *place.parents))
+    return path == plain(path) and any(str(p) in declared for p in (place, *place.parents))
 
 
 def params_recorded(run: AuditedRun) -> Check:

@@ -66,6 +66,8 @@ def test_what_is_written_is_read_again(tree):
         ("a: &a {b: [*a]}", "a.b.0: holds itself"),
         ("a: {[1]: 2}", "expected a name as key, found (1,)"),
         ("a: {~: 2}", "expected a name as key, found None"),
+        ("[" * 100_000, "nested more than 100 deep"),
+        ("- " * 100_000, "nested more than 100 deep"),
         ("a: 2024-13-01", "not valid YAML"),
         ("a: =", "not valid YAML"),
         ("[1]", "expected a mapping of sections, found list"),
