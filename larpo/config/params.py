@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import Field, ValidationError
 
+from larpo.config.policy import PolicyParams
 from larpo.config.reward import RewardParams
 from larpo.config.sections import (
     BenchmarkName,
@@ -21,7 +22,6 @@ from larpo.config.sections import (
     IterationParams,
     JudgeParams,
     ListsParams,
-    PolicyParams,
     PromptsParams,
     ReferenceParams,
     ReportParams,

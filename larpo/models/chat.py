@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from larpo.config.sections import PolicyParams
+from larpo.config.policy import PolicyParams
 from larpo.errors import ParameterError, UserError, at, nearest, one_line
 from larpo.models.resolve import Model
 

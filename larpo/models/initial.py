@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from larpo.config.sections import PolicyParams
+from larpo.config.policy import PolicyParams
 from larpo.errors import at
 from larpo.models.blank import scratch_policy
 from larpo.models.chat import ends_of, record_choices

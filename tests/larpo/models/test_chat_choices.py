@@ -5,7 +5,7 @@ import datetime
 import pytest
 from transformers.utils import chat_template_utils
 
-from larpo.config.sections import PolicyParams
+from larpo.config.policy import PolicyParams
 from larpo.errors import UserError
 from larpo.models.chat import RECORD, apply_template, record_choices, render_prompts, turn_end
 from larpo.models.load import load_tokenizer
