@@ -14,8 +14,9 @@ import pandas as pd
 from pydantic import ValidationError
 
 from larpo.benchmarks.items import join_items
+from larpo.config.judges import JudgeParams
 from larpo.config.params import Params
-from larpo.config.sections import BenchmarkParams, GenerateParams, JudgeParams, Section
+from larpo.config.sections import BenchmarkParams, GenerateParams, Section
 from larpo.errors import UserError, at, first_error, nearest
 from larpo.registry import Registry
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from larpo.config.options import ENGINE_TAKEN, JUDGE_TAKEN, TRAINER_TAKEN, check_address, without
+from larpo.config.options import ENGINE_TAKEN, TRAINER_TAKEN, without
 from larpo.errors import ParameterError
 
 IterationName = Annotated[str, BeforeValidator(str), Field(pattern=r"^(0|[1-9][0-9]*)$", max_length=9)]
@@ -293,28 +293,6 @@ class BenchmarkParams(Section):
     split: str = Field("test", description="split of a hub dataset")
     judge: str | None = Field(None, description="a name in the section `judges`, for benchmarks that ask one")
     options: dict[str, Any] = Field({}, description="the benchmark's own settings, checked by it")
-
-
-class JudgeParams(Section):
-    """A language model behind an OpenAI-compatible server that judges outputs."""
-
-    model: str = Field(description="the name that the server knows")
-    base_url: str | None = Field(None, description="such as http://127.0.0.1:8000/v1; null: OpenAI's own")
-    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable with the key; on loopback none")
-    concurrency: int = Field(8, ge=1, description="requests in flight")
-    attempts: int = Field(12, ge=1, description="tries per request, with growing pauses: about a minute")
-    timeout: float = Field(120, gt=0, description="seconds per try")
-    options: dict[str, Any] = Field({}, description="further fields of each request, as they are")
-
-    @field_validator("base_url")
-    @classmethod
-    def is_an_address_without_a_password(cls, url: str | None) -> str | None:
-        return check_address(url)
-
-    @field_validator("options")
-    @classmethod
-    def holds_no_key(cls, options: dict[str, Any]) -> dict[str, Any]:
-        return without(options, JUDGE_TAKEN)
 
 
 class EncoderParams(Section):

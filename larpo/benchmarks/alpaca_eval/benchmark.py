@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from larpo.benchmarks import parse_options
 from larpo.benchmarks.alpaca_eval.annotations import read_annotations
-from larpo.benchmarks.alpaca_eval.judge import annotator_config, judge_pairs
+from larpo.benchmarks.alpaca_eval.judge import annotator_config, check_logprobs, judge_pairs
 from larpo.benchmarks.alpaca_eval.scores import HUB, find_positions, win_rates
 from larpo.benchmarks.items import build_items, build_outputs, join_items
 from larpo.benchmarks.judge import JudgeClient, store_folder
@@ -62,6 +62,8 @@ class AlpacaEval:
             if path is not None and not Path(path).is_file():
                 raise ParameterError(f"options.{key}", f"{path}: not found")
         annotator_config(self.options.annotator)
+        if self.judge is not None:
+            check_logprobs(self.options.annotator, self.judge, entry.judge)
         if entry.generate.samples or entry.generate.refinements:
             raise ParameterError("generate", "AlpacaEval judges one greedy output; set samples, refinements to 0")
 
