@@ -273,6 +273,12 @@ class GenerateParams(Section):
     """What a checkpoint generates for a benchmark; scoring settings are elsewhere, so that they re-use it."""
 
     max_new_tokens: int = Field(ge=1)
+    temperature: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="of the one output per item that alpaca_eval and mixeval judge; 0: greedy",
+    )
     samples: int = Field(0, ge=0, description="samples per item and temperature, for Pass@N; 0: greedy only")
     temperatures: list[Annotated[float, Field(gt=0)]] = Field(
         [1.0], min_length=1, description="temperatures of those samples; the first one's scores are the headline"
@@ -281,6 +287,14 @@ class GenerateParams(Section):
         None, ge=2, description="so many items, chosen by their ids, are sampled; the others only greedily; null: all"
     )
     refinements: int = Field(0, ge=0, description="times that the model is shown its greedy answer and asked to revise")
+
+    @model_validator(mode="after")
+    def has_one_kind_of_first_output(self) -> GenerateParams:
+        if self.temperature and (self.samples or self.refinements):
+            raise ValueError(
+                f"temperature: {self.temperature:g} is of the one output per item; expected samples, refinements 0"
+            )
+        return self
 
 
 class BenchmarkParams(Section):

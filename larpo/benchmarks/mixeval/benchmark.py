@@ -106,6 +106,7 @@ class Options(Section):
 
 class MixEval:
     hard = False
+    judges_one = True
     read_options = {key: f"options.{key}" for key in ("parser", "unparsed", "seed")} | {
         "data": "data",
         "judge_model": "judge.model",
@@ -164,10 +165,10 @@ class MixEval:
         return about | totals(_items_of(items, evaluations), evaluations["score"].to_numpy()) | left_out
 
     def aggregate(self, items: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, Any]:
-        """Scores of the greedy outputs."""
+        """Scores of the one output per item, and the temperature that it was sampled at; 0: greedy."""
         first = greedy(evaluations)
         found = totals(_items_of(items, first), first["score"].to_numpy())
-        return {"items": len(first)} | found | shares(first)
+        return {"items": len(first), "temperature": first["temperature"].iloc[0].item()} | found | shares(first)
 
 
 class MixEvalHard(MixEval):

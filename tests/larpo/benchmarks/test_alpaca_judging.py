@@ -123,6 +123,9 @@ def test_the_benchmark_from_items_to_scores(tmp_path, monkeypatch):
     assert frame["score"].tolist() == pytest.approx([1 / (1 + math.exp(-1))] * 4, abs=1e-6)
     assert metrics["scores"]["win_rate"]["value"] == pytest.approx(1 / (1 + math.exp(-1)), abs=1e-6)
     assert metrics["alpaca_eval"]["win_rate"] == pytest.approx(100 / (1 + math.exp(-1)), abs=1e-4)
+    assert "4 of 4 instructions are none of AlpacaEval's 805" in metrics["alpaca_eval"]["length_control"]
+    assert metrics["remark"] == f"Length control {metrics['alpaca_eval']['length_control']}."
+    assert metrics["temperature"] == 0.0 and list(metrics["scores"]) == ["win_rate"]
     assert (metrics["items"], metrics["mean_characters"], metrics["baseline_mean_characters"]) == (4, 9.0, 4.0)
     assert (tmp_path / "judgements").is_dir()
     monkeypatch.setenv("LARPO_JUDGEMENTS", str(tmp_path / "others"))
