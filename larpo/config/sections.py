@@ -152,7 +152,7 @@ class EngineParams(Section):
     batch_size: int = Field(
         64,
         ge=1,
-        description="prompts per engine call; part of the recipe: the same prompts in other batches may get other responses",
+        description="prompts per engine call; part of the recipe: in other batches a prompt may get other responses",
     )
     options: dict[str, Any] = Field({}, description="passed to the engine as they are")
 
