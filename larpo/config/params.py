@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import Field, ValidationError
 
+from larpo.config.judges import JudgeParams
 from larpo.config.policy import PolicyParams
 from larpo.config.reward import RewardParams
 from larpo.config.sections import (
@@ -20,7 +21,6 @@ from larpo.config.sections import (
     EvaluateParams,
     IterationName,
     IterationParams,
-    JudgeParams,
     ListsParams,
     PromptsParams,
     ReferenceParams,
