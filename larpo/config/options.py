@@ -6,9 +6,11 @@ another model than the graph's, write outside data/ and scratch/, or put a key i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
+
+from larpo.errors import nearest
 
 
 def without(options: dict[str, Any], taken: Mapping[str, str]) -> dict[str, Any]:
@@ -73,6 +75,15 @@ TRAINER_TAKEN = {
     "hub_model_id": _UPLOAD,
     "report_to": "curves go to data/ alone",
 }
+_MESSAGES = "a prompt is its messages, and ends where the assistant begins"
+_TOKENS = "a prompt's text becomes its tokens, whole and as they are"
+CHAT_TAKEN = {
+    **dict.fromkeys(("conversation", "messages", "add_generation_prompt", "continue_final_message"), _MESSAGES),
+    **dict.fromkeys(("tokenize", "tokenizer_kwargs", "padding", "truncation", "max_length", "return_tensors"), _TOKENS),
+    **dict.fromkeys(("return_dict", "return_assistant_tokens_mask"), _TOKENS),
+    "chat_template": "the checkpoint's own is used; another one belongs into its folder as chat_template.jinja",
+    "strftime_now": "policy.date says the day",
+}
 _KEY = "manifests record it, and a key belongs in the environment variable that api_key_env names"
 JUDGE_TAKEN = {
     "extra_headers": _KEY,
@@ -80,3 +91,22 @@ JUDGE_TAKEN = {
     "model": "judges.NAME.model says it",
     "stream": "replies are kept whole",
 }
+JUDGE_FIELDS = (
+    "max_tokens",
+    "max_new_tokens",
+    "max_tokens_to_sample",
+    "temperature",
+    "logprobs",
+    "top_logprobs",
+    "tools",
+    "tool_choice",
+    "seed",
+)
+"""Fields that benchmarks send to a judge beside model and messages."""
+
+
+def check_fields(names: Iterable[str]) -> None:
+    """Refuse a name that no benchmark sends."""
+    for name in names:
+        if name not in JUDGE_FIELDS:
+            raise ValueError(f"no benchmark sends {name!r}{nearest(name, JUDGE_FIELDS)}")
