@@ -210,7 +210,7 @@ def project(tmp_path: Path, tiny_policy: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def warm_nodes() -> Iterator[dict[str, str]]:
-    """Variables with which nodes of any project start warm."""
+    """Variables with which nodes of any project start warm; that they make the same bytes so is test_warm.py's."""
     from tasks.frame import warm
 
     with warm.server({"OMP_NUM_THREADS": "1"}) as variables:

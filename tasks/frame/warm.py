@@ -77,14 +77,16 @@ def delegate(address: str) -> None:
 
 
 @contextlib.contextmanager
-def server(environment: dict[str, str] | None = None) -> Iterator[dict[str, str]]:
+def server(
+    environment: dict[str, str] | None = None, libraries: tuple[str, ...] = LIBRARIES
+) -> Iterator[dict[str, str]]:
     """A server for as long as the block runs; yields the variables that make nodes use it.
 
     `environment` is what its libraries read when they are imported, such as OMP_NUM_THREADS.
     """
     with tempfile.TemporaryDirectory(prefix="larpo-warm-") as folder:
         address = f"{folder}/socket"  # the folder is readable by its owner alone
-        command = [sys.executable, "-m", "tasks.frame.warm", address]
+        command = [sys.executable, "-m", "tasks.frame.warm", address, *libraries]
         process = subprocess.Popen(
             command, env=os.environ | (environment or {}), stdin=subprocess.PIPE, cwd=Path(__file__).parents[2]
         )
@@ -101,9 +103,9 @@ def server(environment: dict[str, str] | None = None) -> Iterator[dict[str, str]
             process.wait(30)
 
 
-def serve(address: str) -> None:
-    """Answer requests until standard input, which the owner holds, is closed."""
-    for name in LIBRARIES:
+def serve(address: str, *libraries: str) -> None:
+    """Import the libraries, then answer requests until standard input, which the owner holds, is closed."""
+    for name in libraries:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
@@ -192,4 +194,4 @@ def _receive(connection: socket.socket, count: int) -> bytes:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

@@ -70,6 +70,13 @@ def test_up_to_date_nodes_do_not_run(finished: Project, api: None) -> None:
     assert (states["sample@1"], states["report"]) == (("Restored", 1), ("UpToDate", 1))
 
 
+def test_the_real_graph_is_found_up_to_date(finished_project, api: None, tmp_path, monkeypatch) -> None:
+    """Prefect's tasks for lists@1 and all that it needs, in the finished run of the tiny policy."""
+    monkeypatch.chdir(finished_project.copy(tmp_path / "real").folder)
+    needed = ["policy", "prompts@1", "sample@1", "reward", "score@1", "candidates@1", "lists@1"]
+    assert larpo(targets=["lists@1"]) == dict.fromkeys(needed, "UpToDate")
+
+
 def test_bad_input_is_not_tried_again(project: Project, api: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LARPO_TEST_REFUSE", "sample@1")
     with pytest.raises(RunFailed) as caught:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
+import openai
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -113,6 +114,8 @@ def test_studies_lie_in_studies(tmp_path):
 
 def test_judges_of_any_name_keep_their_replies_in_one_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
+    connections = openai.DefaultHttpxClient()  # reads the system's certificates: once, not for every name
+    monkeypatch.setattr(openai, "DefaultHttpxClient", lambda **settings: connections)
 
     @hostile
     def check(name: str) -> None:

@@ -36,9 +36,10 @@ mixed_precision: "no"
 
 
 @pytest.fixture(scope="module")
-def before_training(tmp_path_factory, finished_project) -> Project:
+def before_training(tmp_path_factory, finished_project, warm_nodes) -> Project:
     """The finished run with three lists in iteration 1: two processes cannot share them equally."""
     project = finished_project.copy(tmp_path_factory.mktemp("launch") / "project")
+    project.variables = warm_nodes  # the node's own process; those that it launches start cold
     (project.folder / "dvc.lock").unlink()  # it holds other lists
     path = project.folder / "data/lists/1.parquet"
     lists = tables.read("lists", str(path))
@@ -52,6 +53,7 @@ def before_training(tmp_path_factory, finished_project) -> Project:
 @pytest.fixture
 def prepared(tmp_path, before_training) -> Project:
     project = before_training.copy(tmp_path / "project")
+    project.variables = before_training.variables
     shutil.rmtree(project.folder / "scratch", ignore_errors=True)
     return project
 
@@ -96,6 +98,7 @@ def test_two_processes_equal_one(prepared):
 def test_killed_launcher_leaves_nothing_and_is_resumed(prepared):
     """kill -9 of the launcher after the first checkpoint: its two processes end with it, and a second run goes on from
     the checkpoint to the weights of an undisturbed run."""
+    prepared.variables = {}  # it is a process of its own that is killed
     prepared.set("  save_steps: 1", "  save_steps: 1\n  launch: two.yaml\n  epochs: 10")
     undisturbed, _, _ = train(prepared)
     for out in ("data/policy/1", "data/train/1"):

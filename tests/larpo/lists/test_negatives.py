@@ -89,15 +89,15 @@ def test_incorrect_of_a_higher_reward_makes_no_list():
 
 
 def test_random_is_uniform_over_the_responses_of_all_other_prompts():
-    """Prompt a may draw any of b's and c's four samples (never gold): over 300 seeds all four are seen, each between
-    45 and 105 times (75 expected, standard deviation 7.5: 4 of them)."""
+    """Prompt a may draw any of b's and c's four samples (never gold): over 100 seeds all four are seen, each between
+    8 and 42 times (25 expected, standard deviation 4.3: 4 of them)."""
     seen = [
         shown(build(ROWS, seed, recipe="best_worst", positive="gold", negatives="random"), "a")[1][0]
-        for seed in range(300)
+        for seed in range(100)
     ]
     counts = pd.Series(seen).value_counts()
     assert set(counts.index) == {"r4", "r5", "r7", "r8"}
-    assert counts.between(45, 105).all()
+    assert counts.between(8, 42).all()
 
 
 def test_related_is_the_nearest_prompt():
