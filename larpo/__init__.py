@@ -1,1 +1,1 @@
-"""The method: objectives, lists, rewards and evaluation as pure functions (no paths, no orchestration)."""
+"""What LARPO computes and checks, room by room (README, Folders); of the project's folder only `workspace` and `audit` know."""

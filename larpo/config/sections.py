@@ -149,7 +149,11 @@ class EngineParams(Section):
 
     name: str = Field("transformers", description="a name in larpo.engines.ENGINES")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_size: int = Field(64, ge=1, description="prompts per engine call; part of the recipe (see docs)")
+    batch_size: int = Field(
+        64,
+        ge=1,
+        description="prompts per engine call; part of the recipe: the same prompts in other batches may get other responses",
+    )
     options: dict[str, Any] = Field({}, description="passed to the engine as they are")
 
     @field_validator("options")
