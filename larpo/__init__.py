@@ -1,1 +1,2 @@
-"""What LARPO computes and checks, room by room (README, Folders); of the project's folder only `workspace` and `audit` know."""
+"""What LARPO computes and checks, room by room (README, Folders); only `workspace` and `audit` know the project's
+folder."""
