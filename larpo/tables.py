@@ -38,6 +38,7 @@ _RESPONSE = [
     ("token_ids", _IDS),
     ("finish_reason", _TEXT),
     ("origin", _TEXT),
+    ("logp", _FLOAT, True),
 ]
 _PROMPT = [("prompt_id", _TEXT), ("source", _TEXT), ("messages", _MESSAGES), ("answer", _TEXT, True)]
 _REWARD = [("reward", _FLOAT), ("correct", _BOOL, True), ("reward_name", _TEXT)]
@@ -50,6 +51,9 @@ _OUTPUT = [
     ("n_tokens", _INT),
     ("finish_reason", _TEXT),
 ]
+
+LATER = ("logp",)
+"""Columns that tables of older runs do not have; there they are null."""
 
 OUTPUT_KEY = ["prompt_id", "temperature", "sample", "turn"]
 """What tells a policy's answers to a benchmark apart."""
@@ -91,11 +95,12 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
 }
 """Schema of every table by name. `origin` is `policy` for a sampled response, `gold` for a prompt's own solution, which
-has no temperature and no seed. A list may hold a response to another prompt; `reference` then holds its log-probability
-behind the list's prompt. Its `mismatched_logp` stands on the row of a list's first response, where params ask for it:
-log π_ref of the next list's best response. In outputs and evaluations `sample` is -1 for the greedy output (or the one
-judged in its place, at a temperature above 0), else 0..N-1 at its temperature; `turn` is 0 for the first answer, r for
-the answer after r revisions."""
+has no temperature, no seed and no `logp`: the sum of the log-probabilities of the response's tokens as the engine drew
+them, under the model itself (temperature 1, no top-p); null where the engine reports none. A list may hold a response
+to another prompt; `reference` then holds its log-probability behind the list's prompt. Its `mismatched_logp` stands on
+the row of a list's first response, where params ask for it: log π_ref of the next list's best response. In outputs and
+evaluations `sample` is -1 for the greedy output (or the one judged in its place, at a temperature above 0), else 0..N-1
+at its temperature; `turn` is 0 for the first answer, r for the answer after r revisions."""
 
 KEYS: dict[str, list[str]] = {
     "prompts": ["prompt_id"],
@@ -123,6 +128,7 @@ def check(frame: pd.DataFrame, table: str, where: str) -> pa.Table:
         The message names `where` (a file or a stage), the column and the first offending row.
     """
     schema = SCHEMAS[table]
+    frame = frame.assign(**{c: None for c in LATER if c in schema.names and c not in frame.columns})
     twice = list(dict.fromkeys(frame.columns[frame.columns.duplicated()]))
     if twice:
         raise UserError(f"{where}: table {table!r}: column {twice[0]!r} appears twice; expected each once")

@@ -2,13 +2,15 @@
 
 No reference model sits in memory while training, and another objective or learning rate reuses this. With
 `reference.mismatched` each list's prompt is also scored with the best response of the next list.
+
+The same policy sampled this iteration's responses, and the engine's log-probabilities of them must be the same.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pandas as pd
 import torch
@@ -16,6 +18,7 @@ import torch
 from larpo import tables
 from larpo.lists.read import check_list_tokens, mismatched_responses, read_lists, response_lists
 from larpo.models.load import load_model
+from larpo.training import drift
 from larpo.training.exactness import check_exact
 from larpo.training.forward import way_of
 from larpo.training.logps import response_logps
@@ -61,8 +64,13 @@ def main(iteration: str) -> None:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         values = in_parts(node, batches(len(lists), params.reference.lists_per_batch), make, unit="lists")
-        result = values.assign(prompt_id=frame["prompt_id"], response_id=frame["response_id"])
+        result = frame.drop(columns="reward").join(values)
         tables.write(result[tables.SCHEMAS["reference"].names], "reference", node.out("reference"))
+        apart = drift.from_sampler(params, iteration, result)
+        if isinstance(apart, drift.Drift):
+            apart.check(node.stage)
+            node.note(drift=asdict(apart))
+        say(f"{node.stage}: drift from the sampler: {apart}")
         node.note(reference_policy=which, dtype=params.policy.dtype, **json.loads(exactness.read_text()))
         node.rows(read=len(frame), written=len(result))
 

@@ -112,6 +112,7 @@ def build(settings: dict, seed: int = 0, steps: int = 6, manifests: bool = True)
                 "token_ids": list(range(3 + i % 5)),
                 "finish_reason": "length" if i % 11 == 10 else "stop",
                 "origin": "policy",
+                "logp": -9.5,
                 "reward": float(right[i]),
                 "correct": bool(right[i]),
                 "reward_name": "final_number",

@@ -63,6 +63,7 @@ ENGINE_TAKEN = {
     "revision": _POLICY,
     "hf_config_path": _POLICY,
     "dtype": "engine.dtype says it",
+    "logprobs_mode": "log-probabilities of the model itself are compared with the trainer's (docs/training.md)",
 }
 _SCRATCH = "a node writes into its scratch folder, and resumes from there"
 _UPLOAD = "a node publishes to data/ and nowhere else"

@@ -174,6 +174,13 @@ class ReferenceParams(Section):
     )
     lists_per_batch: int = Field(8, ge=1)
     mismatched: bool = Field(False, description="also score, per list, the next prompt's best response; kto needs it")
+    drift_tolerance: float | None = Field(
+        None,
+        gt=0,
+        description="nats per token that sampler and trainer may differ by in a response; null: by engine.dtype "
+        "(docs/training.md)",
+        exclude_if=lambda given: given is None,  # as older runs recorded it
+    )
 
 
 class OptimizerParams(Section):

@@ -30,11 +30,14 @@ class Completion:
 
     `token_ids` ends with the end-of-sequence token exactly when `finish_reason` is "stop"; "length" means
     that max_new_tokens cut it off. `seed` reproduces it, given the same batch around it.
+    `logp`, in nats, is the sum of its tokens' log-probabilities under the model itself (temperature 1, no top-p, each
+    in float32); None from an engine that does not report them.
     """
 
     token_ids: list[int]
     finish_reason: Literal["stop", "length"]
     seed: int
+    logp: float | None = None
 
 
 class Engine(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,24 +23,34 @@ from larpo.models.resolve import Model
 
 
 class Draw(LogitsProcessor):
-    """Draws each row's next token from softmax(scores) and leaves it as the only one possible.
+    """Draws each row's next token, leaves it as the only one possible and keeps its log-probability.
 
     Inverse transform sampling: one uniform number per token, found in the cumulated probabilities. `generate`
     itself draws an exponential number for every entry of the vocabulary, which took a quarter of the time.
     """
 
-    def __init__(self, rows: int, steps: int, seed: int, prompt_length: int):
-        self.uniform = torch.rand(steps, rows, 1, generator=torch.Generator().manual_seed(seed))
-        self.prompt_length = prompt_length
+    def __init__(self, rows: int, sampling: Sampling, seed: int, prompt_length: int):
+        self.logps: list[torch.Tensor] = []  # (rows,) float32 per step, of the logits as they are
+        self.prompt_length, self.greedy = prompt_length, sampling.temperature == 0
+        if not self.greedy:
+            size = sampling.max_new_tokens, rows, 1
+            self.uniform = torch.rand(size, generator=torch.Generator().manual_seed(seed))
+            self.warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
+            self.warpers += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """(rows, tokens so far), (rows, vocabulary) → (rows, vocabulary): 0 at the drawn token, -inf elsewhere."""
-        total = scores.float().softmax(-1).cumsum_(-1)
+        """(rows, tokens so far), (rows, vocabulary) logits → (rows, vocabulary): 0 at the token, -inf elsewhere."""
+        token = scores.argmax(-1, keepdim=True) if self.greedy else self.drawn(input_ids, scores)
+        self.logps.append(scores.float().gather(1, token)[:, 0] - scores.float().logsumexp(-1))
+        return scores.fill_(-torch.inf).scatter_(1, token, 0.0)
+
+    def drawn(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(rows, 1) tokens of softmax(scores / temperature), cut to top_p."""
+        total = self.warpers(input_ids, scores).float().softmax(-1).cumsum_(-1)
         last = total[:, -1:]  # 1 but for rounding
         point = self.uniform[input_ids.shape[1] - self.prompt_length].to(total.device) * last
         # Strictly below the last sum, the first sum above the point is that of a token with a probability above 0.
-        token = torch.searchsorted(total, point.minimum(last.nextafter(torch.zeros_like(last))), right=True)
-        return scores.fill_(-torch.inf).scatter_(1, token, 0.0)
+        return torch.searchsorted(total, point.minimum(last.nextafter(torch.zeros_like(last))), right=True)
 
 
 class TransformersEngine:
@@ -49,6 +60,9 @@ class TransformersEngine:
     def __init__(self, checkpoint: Model, params: EngineParams, seed: int):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = load_model(checkpoint, params.dtype, **params.options).to(self.device).eval()
+        capped = getattr(self.model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+        if capped and "attn_implementation" not in params.options:
+            self.model.set_attn_implementation("eager")  # the library's default, SDPA, leaves the cap out
         tokenizer = load_tokenizer(checkpoint)
         self.checkpoint = checkpoint
         # A checkpoint's own defaults (a repetition penalty, top-k) would change the policy that is sampled:
@@ -92,11 +106,7 @@ class TransformersEngine:
         if sampling.n > 1:
             cache.batch_repeat_interleave(sampling.n)
             ids, mask = ids.repeat_interleave(sampling.n, 0), mask.repeat_interleave(sampling.n, 0)
-        processors = LogitsProcessorList()
-        if sampling.temperature > 0:
-            processors += [TemperatureLogitsWarper(sampling.temperature)]
-            processors += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
-            processors += [Draw(len(ids), sampling.max_new_tokens, seed, length)]
+        draw = Draw(len(ids), sampling, seed, length)
         out = self.model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -105,12 +115,13 @@ class TransformersEngine:
             eos_token_id=self.ends,
             pad_token_id=self.pad,
             do_sample=False,  # `Draw` has drawn already
-            logits_processor=processors,
+            logits_processor=LogitsProcessorList([draw]),
         )[:, length:]
-        completions = [self._completion(row, seed) for row in out.tolist()]
+        logps = torch.stack(draw.logps, 1).tolist()
+        completions = [self._completion(*row, seed) for row in zip(out.tolist(), logps, strict=True)]
         return [completions[i : i + sampling.n] for i in range(0, len(completions), sampling.n)]
 
-    def _completion(self, row: list[int], seed: int) -> Completion:
+    def _completion(self, row: list[int], logps: list[float], seed: int) -> Completion:
         # The pad token may be the end token, so the first end token is the end of the response.
-        end = next((i for i, token in enumerate(row) if token in self.ends), None)
-        return Completion(row, "length", seed) if end is None else Completion(row[: end + 1], "stop", seed)
+        end = next((i + 1 for i, token in enumerate(row) if token in self.ends), None)
+        return Completion(row[:end], "length" if end is None else "stop", seed, math.fsum(logps[:end]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -42,6 +43,7 @@ class VLLMEngine:
         settings: dict[str, Any] = {
             "dtype": params.dtype,
             "seed": seed_of(seed, "vllm") % 2**31,
+            "logprobs_mode": "raw_logprobs",  # of the model itself: before temperature and top-p
             "enable_prefix_caching": False,  # cached blocks change the order of sums, and so the tokens
         }
         if current_platform.is_cpu():
@@ -75,17 +77,18 @@ class VLLMEngine:
                     max_tokens=sampling.max_new_tokens,
                     seed=s,
                     stop_token_ids=self.ends,
+                    logprobs=0,  # of the token that was drawn, and of no others
                     detokenize=False,
                 )
                 for s in seeds
             ],
             use_tqdm=False,
         )
-        return [
-            [self._completion(list(c.token_ids), s) for c in output.outputs]
-            for output, s in zip(outputs, seeds, strict=True)
-        ]
+        return [[self._completion(c, s) for c in output.outputs] for output, s in zip(outputs, seeds, strict=True)]
 
-    def _completion(self, ids: list[int], seed: int) -> Completion:
-        end = next((i for i, token in enumerate(ids) if token in self.ends), None)
-        return Completion(ids, "length", seed) if end is None else Completion(ids[: end + 1], "stop", seed)
+    def _completion(self, found: Any, seed: int) -> Completion:
+        """Of vLLM's `CompletionOutput`: its `logprobs` are one {token: Logprob} per token."""
+        ids = list(found.token_ids)
+        logps = [entry[token].logprob for token, entry in zip(ids, found.logprobs, strict=True)]
+        end = next((i + 1 for i, token in enumerate(ids) if token in self.ends), None)
+        return Completion(ids[:end], "length" if end is None else "stop", seed, math.fsum(logps[:end]))

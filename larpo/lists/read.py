@@ -12,14 +12,16 @@ from larpo.training.packing import ResponseList
 
 
 def read_lists(lists_path: str, candidates_path: str) -> pd.DataFrame:
-    """Rows of the lists in order, with prompt_token_ids and token_ids as the sampler produced them.
+    """Rows of the lists in order, with prompt_token_ids, token_ids and logp as the sampler produced them, the iteration
+    that sampled them, and `answers`: the prompt that they answer.
 
     The prompt's tokens are those of the list's prompt, also where a response answered another one.
     """
     lists = tables.read("lists", lists_path)
     candidates = tables.read("candidates", candidates_path)
     prompts = candidates.drop_duplicates("prompt_id")[["prompt_id", "prompt_token_ids"]]
-    responses = candidates[["response_id", "token_ids"]]
+    responses = candidates[["response_id", "token_ids", "logp", "iteration", "prompt_id"]]
+    responses = responses.rename(columns={"prompt_id": "answers"})
     frame = lists.merge(prompts, on="prompt_id", how="left", validate="many_to_one")
     frame = frame.merge(responses, on="response_id", how="left", validate="many_to_one")
     lost = (frame["token_ids"].isna() | frame["prompt_token_ids"].isna()).to_numpy()

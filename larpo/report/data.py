@@ -194,6 +194,7 @@ class Iteration:
     training: dict[str, list[tuple[int, float]]]  # metric → (optimizer step, value)
     examples: list[Example]
     hardness: list[Any] = field(default_factory=list)  # larpo.report.hardness.Hardness, per source of negatives
+    drift: dict[str, float] | None = None  # of the sampler's log-probabilities; larpo.training.drift.measure
     gold: tuple[int, int] = (0, 0)  # gold solutions of this iteration's prompts, and those that the reward calls wrong
 
 

@@ -176,7 +176,9 @@ def iteration(params: Params, s: str, prompts: dict[str, pd.DataFrame], data_has
     gold, own = own[own["origin"] == "gold"], own[own["origin"] != "gold"]
     # What the policy wrote, and nothing else.
     scores = scores[~scores["response_id"].isin(gold["response_id"])]
-    notes = (manifest(f"data/train/{s}.manifest.json") or {}).get("notes") or {}
+    notes, reference_notes = (
+        (manifest(f"data/{node}/{s}.manifest.json") or {}).get("notes") or {} for node in ("train", "reference")
+    )
     return Iteration(
         name=s,
         previous=params.iterations[s].previous,
@@ -193,6 +195,7 @@ def iteration(params: Params, s: str, prompts: dict[str, pd.DataFrame], data_has
         training=training_curves(f"data/train/{s}"),
         examples=examples(lists, candidates, known, params.report.examples, params.seed),
         hardness=measure(lists, candidates, reference, params.lists.negatives),
+        drift=reference_notes.get("drift"),
         gold=(len(gold), int((gold["correct"].astype(float) == 0).sum())),
     )
 

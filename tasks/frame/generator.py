@@ -6,9 +6,12 @@ result is the same however often the node was stopped.
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from larpo.engines import Engine, Sampling, build_engine
+from larpo.errors import ParameterError
 from larpo.hashing import seed_of
 from larpo.models.chat import render_prompts
 from larpo.models.load import load_tokenizer
@@ -19,7 +22,7 @@ from tasks.frame.parts import batches, in_parts
 
 MOST = 0.5
 """Share of responses cut off from which on a line says so: what is sampled is then mostly unfinished."""
-COLUMNS = ["prompt_id", "index", "seed", "prompt_token_ids", "token_ids", "finish_reason"]
+COLUMNS = ["prompt_id", "index", "seed", "prompt_token_ids", "token_ids", "finish_reason", "logp"]
 
 
 class Generator:
@@ -39,7 +42,7 @@ class Generator:
 
     def run(self, prompts: pd.DataFrame, sampling: Sampling, tag: str) -> pd.DataFrame:
         """Responses to a `prompts` table: columns prompt_id, index (0..n-1 within its prompt), seed, text,
-        prompt_token_ids, token_ids, finish_reason; rows in the order of the prompts.
+        prompt_token_ids, token_ids, finish_reason, logp; rows in the order of the prompts.
 
         `tag` tells apart several runs of one node (temperatures, greedy).
         """
@@ -47,15 +50,21 @@ class Generator:
 
         def make(start: int, end: int) -> pd.DataFrame:
             completions = self.engine.generate(rendered[start:end], sampling, seed_of(self.node.seed, tag, start))
+            if any(c.logp is not None and not math.isfinite(c.logp) for many in completions for c in many):
+                raise ParameterError(
+                    "engine.dtype",
+                    f"the model's logits are not finite in {self.params.dtype}; expected bfloat16 or float32",
+                )
             asked = zip(prompts["prompt_id"].iloc[start:end], rendered[start:end], completions, strict=True)
             rows = [
-                (prompt_id, index, c.seed, prompt_ids, c.token_ids, c.finish_reason)
+                (prompt_id, index, c.seed, prompt_ids, c.token_ids, c.finish_reason, c.logp)
                 for prompt_id, prompt_ids, many in asked
                 for index, c in enumerate(many)
             ]
-            return pd.DataFrame(rows, columns=COLUMNS)
+            return pd.DataFrame(rows, columns=COLUMNS).astype({"logp": float})
 
         frame = in_parts(self.node, batches(len(prompts), self.params.batch_size), make, tag, "prompts")
+        frame = frame.reindex(columns=COLUMNS)  # parts from before a column was there hold none
         frame["text"] = self.tokenizer.batch_decode(frame["token_ids"].tolist(), skip_special_tokens=True)
         return frame
 

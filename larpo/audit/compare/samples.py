@@ -26,7 +26,7 @@ LEVEL = 1e-3
 """Of one node's comparison; divided by the number of its tests (Bonferroni)."""
 EXACT_PAIRS = 16  # up to 2 ** 16 assignments of signs are all counted
 
-ANSWERED = ("response_id", "text", "token_ids", "n_tokens", "finish_reason")
+ANSWERED = ("response_id", "text", "token_ids", "n_tokens", "finish_reason", "logp")
 """What a machine may change; everything else says what was asked."""
 
 

@@ -74,3 +74,15 @@ def endings(where: str, rows: pd.DataFrame, ends: Sequence[int], most: int, exac
                 f"{where}, row {row}: finish_reason is {reason!r}; it has {len(ids)} tokens of at most {most}, {end}"
             )
     return lines
+
+
+def log_probabilities(where: str, responses: pd.DataFrame) -> list[str]:
+    """Lines on rows of the file `where` whose `logp` cannot be the engine's: that of a solution, which nobody sampled;
+    one above 0; one that is absent beside others (an engine reports all, or none)."""
+    logp, gold = responses["logp"], responses["origin"] == "gold"
+    reported = logp[~gold].notna().any()
+    wrong = logp.gt(0) | logp.notna().where(gold, logp.isna() & reported)
+    return [
+        f"{where}, row {row}: logp is {logp[row]}; expected {'none' if gold[row] else 'at most 0'}"
+        for row in responses.index[wrong]
+    ]

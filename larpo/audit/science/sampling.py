@@ -118,6 +118,7 @@ def rows(run: AuditedRun, name: str) -> Check:
         again = expected.sampled_rows(order, int(s), iteration.temperatures, n, seeds)
         sampled = recorded[recorded["origin"] != "gold"]
         failures += different_rows(path, sampled, again, list(again.columns))
+        failures += expected.log_probabilities(path, recorded)
         if not params.sample.gold and len(sampled) < len(recorded):
             failures.append(f"{path}: {len(recorded) - len(sampled)} solutions among them, params.yaml asks for none")
         count += len(recorded)

@@ -4,13 +4,14 @@ checkpoints that the run names."""
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import pandas as pd
 import torch
 
 from larpo import tables
 from larpo.audit.compare.rules import LOGP
-from larpo.audit.compare.values import close, different_rows
+from larpo.audit.compare.values import close, different_rows, different_values
 from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude, unchecked
 from larpo.audit.science.rewards import chosen
@@ -22,6 +23,7 @@ from larpo.lists.training import read_training_lists
 from larpo.models.load import load_model
 from larpo.objectives import ListBatch, Objective, build
 from larpo.report.read import read_json, training_curves
+from larpo.training import drift
 from larpo.training.list_trainer import STEP0_TOLERANCE, TrainingList, first_batch_loss, without_dropout
 from larpo.training.logps import response_logps
 from larpo.training.packing import pack
@@ -66,7 +68,7 @@ def lists(run: AuditedRun, name: str) -> Check:
 
 
 def reference(run: AuditedRun, name: str) -> Check:
-    """log π_ref of a sample of lists."""
+    """log π_ref of a sample of lists, and the sampler's drift from all of them."""
     failures, count, largest = [], 0, 0.0
     for s in run.params.iterations:
         path = f"data/reference/{s}.parquet"
@@ -86,6 +88,12 @@ def reference(run: AuditedRun, name: str) -> Check:
         here = recorded.loc[some.index]
         failures += different_rows(path, here, again, ["reference_logp", "n_tokens"], LOGP)
         largest = max(largest, float((here["reference_logp"] - again["reference_logp"]).abs().max()))
+        apart = drift.from_sampler(run.params, s, frame.assign(**recorded[["reference_logp", "n_tokens"]]))
+        if isinstance(apart, drift.Drift):
+            manifest = f"data/reference/{s}.manifest.json"
+            told = read_json(manifest).get("notes", {}).get("drift") or {}
+            failures += different_values(f"{manifest}: notes", {"drift": told}, {"drift": asdict(apart)})
+            failures += [] if apart.bounded else [f"{path}: drift from the sampler: {apart}"]
         count += len(some)
     detail = f"{LISTS_SCORED} lists an iteration, computed again; largest difference {largest:.2g}"
     return conclude(PART, name, count, f"{detail}, allowed {LOGP:g} · (1 + |log π|)", failures)

@@ -219,6 +219,11 @@ NUMBERS: Cases = {
         "reference log-probabilities",
         ", row",
     ),
+    "a sampler's log-probability": (
+        table("data/candidates/1.parquet", "candidates", lambda f: f.update(f["logp"] - 0.5)),
+        "reference log-probabilities",
+        "data/reference/1.manifest.json: notes: drift.",
+    ),
     "a loss at step 0": (
         tree("data/train/1.manifest.json", lambda m: m["notes"].update(step0_loss=0.69)),
         "losses at step 0",
@@ -255,6 +260,11 @@ ASKED: Cases = {
         ", row 7: temperature is 0.5, computed again 1.0",
     ),
     "a seed": (table(SAMPLE, "responses", put("seed", 7, 5)), ROWS, ", row 7: seed is 5"),
+    "a log-probability of a draw": (
+        table(SAMPLE, "responses", put("logp", 7, 0.5)),
+        ROWS,
+        ", row 7: logp is 0.5; expected at most 0",
+    ),
     "an iteration": (table(SAMPLE, "responses", put("iteration", 7, 2)), ROWS, ", row 7: iteration is 2"),
     "samples left out": (fewer_samples, ROWS, f"{OUTPUTS}: 39 rows, computed again 40"),
     "a text": (table(OUTPUTS, "outputs", put("text", 2, "42")), TEXTS, ", row 2: text is '42'"),

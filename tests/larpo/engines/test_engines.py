@@ -93,6 +93,18 @@ def test_samples_follow_the_models_softmax_at_the_temperature(engine, checkpoint
     assert 1 - top5 > 0.1, "the check would see a cut"
 
 
+@pytest.mark.parametrize("sampling", [Sampling(4, 0.7, 8), Sampling(4, 1.5, 8, 0.6), Sampling(1, 0.0, 8)])
+def test_log_probabilities_are_those_of_the_model_itself(engine, checkpoint, sampling):
+    """One response at a time, at temperature 1 and without top-p, the end token included."""
+    model = load_model(checkpoint, "float32").eval()
+    for prompt, many in zip(PROMPTS, engine.generate(PROMPTS, sampling, seed=2), strict=True):
+        for c in many:
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + c.token_ids])).logits[0, len(prompt) - 1 : -1]
+            expected = logits.log_softmax(-1).gather(1, torch.tensor(c.token_ids)[:, None]).sum()
+            assert c.logp == pytest.approx(float(expected), abs=1e-4)
+
+
 def test_facts_name_engine_and_dtype(engine):
     facts = engine.facts()
     assert facts["engine"] in ENGINES and facts["dtype"] == "float32"
