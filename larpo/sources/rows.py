@@ -4,8 +4,8 @@
     for where, row in read("owner/name", "rows with a question", split="test"): ...           # as plain dictionaries
 
 A file is a .json list, JSON lines (gzipped or not; a mark at the start, as some editors write it, is no part of the
-text) or .parquet; a folder and `owner/name` are what the `datasets` library makes of them. What is wrong is told as a
-ParameterError without a key: `larpo.errors.at` adds the parameter that names the source, where there is one.
+text), .csv, .tsv or .parquet; a folder and `owner/name` are what the `datasets` library makes of them. What is wrong is
+told as a ParameterError without a key: `larpo.errors.at` adds the parameter that names the source, where there is one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import socket
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
+from decimal import Decimal
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
@@ -31,6 +33,16 @@ from larpo.errors import ParameterError, first_error, one_line
 R = TypeVar("R", bound=BaseModel)
 Row = dict[str, Any]
 JSON = {".json", ".jsonl", ".gz"}
+TABLES = {".csv": {"path": "csv"}, ".tsv": {"path": "csv", "sep": "\t"}, ".parquet": {"path": "parquet"}}
+
+
+class Written(float):
+    """A number of a JSON text that knows how it is written there."""
+
+    def __new__(cls, text: str) -> Written:
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
 
 
 def read(
@@ -79,6 +91,28 @@ def read_shuffled(data: str, what: str, seed: int, columns: Collection[str], spl
     yield from _utf8(map(row_at, np.random.default_rng(seed).permutation(len(found)).tolist()), data)
 
 
+def as_written(value: Any, column: str, where: str) -> str | None:
+    """A cell as the text that its author wrote; None where there is none. What was read as something else, from which
+    that text is not known, is refused: dates, whole numbers that a column of fractions made `18.0`, lists."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, Written):
+        if isfinite(value):
+            return value.text
+    elif isinstance(value, int | Decimal) and not isinstance(value, bool):
+        return str(value)
+    elif isinstance(value, float) and isfinite(value) and not value.is_integer():
+        return repr(value)
+    kind, why = type(value).__name__, ""
+    if isinstance(value, float):
+        kind, why = "float", "; whole numbers beside fractions or blanks are read so"
+    raise ParameterError(
+        "",
+        f"{where}: column {column!r} holds {reprlib.repr(value)} ({kind}{why}); expected text as it is "
+        "to be compared: store the column as text",
+    )
+
+
 def parse(row: Row, model: type[R], what: str, where: str) -> R:
     """A row as its model; names `where` it stands and the first key that is wrong."""
     try:
@@ -89,13 +123,13 @@ def parse(row: Row, model: type[R], what: str, where: str) -> R:
 
 def is_json(data: str | Path) -> bool:
     suffix = Path(data).suffix
-    return suffix in JSON or (isinstance(data, Path) and suffix != ".parquet" and not data.is_dir())
+    return suffix in JSON or (isinstance(data, Path) and suffix not in TABLES and not data.is_dir())
 
 
 def check_exists(data: str) -> str:
     """`data`, refused at once where it is a local path to nothing; whether the hub has a dataset is seen when it is
     read."""
-    local = data.startswith((".", "/")) or Path(data).suffix in {*JSON, ".parquet"}
+    local = data.startswith((".", "/")) or Path(data).suffix in {*JSON, *TABLES}
     if (local or data.count("/") != 1) and not Path(data).exists():
         raise ParameterError("", f"{data!r} not found; expected a file, a folder or a hub dataset (owner/name)")
     return data
@@ -142,10 +176,10 @@ def _json_rows(path: Path, what: str) -> Iterator[tuple[str, Any]]:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if first and text.lstrip().startswith("["):
                     place = ""
-                    yield from ((f"row {i}", row) for i, row in enumerate(json.loads(text + file.read().decode())))
+                    yield from ((f"row {i}", row) for i, row in enumerate(_json(text + file.read().decode())))
                 elif text.strip():
                     first = False
-                    yield f"line {number}", json.loads(text)
+                    yield f"line {number}", _json(text)
     except UnicodeDecodeError as error:
         raise ParameterError("", f"{path}{place}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except (ValueError, RecursionError) as error:
@@ -156,27 +190,36 @@ def _json_rows(path: Path, what: str) -> Iterator[tuple[str, Any]]:
         raise ParameterError("", f"{path}: not readable ({one_line(error)})") from None
 
 
+def _json(text: str) -> Any:
+    return json.loads(text, parse_float=Written, parse_constant=Written)
+
+
 def _dataset(data: str, what: str, split: str, config: str | None) -> Any:
-    """A `datasets.Dataset`: of a .parquet file, a folder or a hub dataset."""
+    """A `datasets.Dataset`: of a .parquet, .csv or .tsv file, a folder or a hub dataset. The cells of CSV are text as
+    they are written: nothing guesses numbers, dates or blanks."""
     import datasets
 
     datasets.disable_progress_bars()  # bars that redraw a line are noise in a log
     local = data.startswith((".", "/")) or data.count("/") > 1
     source: dict[str, Any] = {"path": data, "split": split} | ({"name": config} if config else {})
-    if Path(data).suffix == ".parquet":
-        local, source = True, {"path": "parquet", "data_files": data, "split": "train"}
+    if (table := TABLES.get(Path(data).suffix)) and not Path(data).is_dir():
+        local, source = True, table | {"data_files": data, "split": "train"}
     if local and not Path(data).exists():
         raise ParameterError("", f"{data}: not found; expected {what}")
     try:
         if source["path"] == "parquet":
             pq.read_schema(data)  # of a file that is none, the library would write a line of its own
-        return datasets.load_dataset(**source)
+        loaded = datasets.load_dataset(**source)
+        if loaded.info.builder_name != "csv":
+            return loaded
+        text = datasets.Features({name: datasets.Value("string") for name in loaded.column_names})
+        return datasets.load_dataset(**source, features=text, keep_default_na=False, na_values=[""])
     except Exception as error:  # noqa: BLE001 - the errors of files and of the hub have no common base
         reason = one_line(error.__cause__ or error)[:200]
         raise ParameterError(
             "",
-            f"cannot load {data!r}, split {source['split']!r} ({reason}); expected {what} in a .json, .jsonl, .gz or "
-            ".parquet file, a folder or a hub dataset (owner/name)",
+            f"cannot load {data!r}, split {source['split']!r} ({reason}); expected {what} in a .json, .jsonl, .gz, "
+            ".csv, .tsv or .parquet file, a folder or a hub dataset (owner/name)",
         ) from None
 
 
