@@ -1,1 +1,2 @@
-"""The method: objectives, lists, rewards and evaluation as pure functions (no paths, no orchestration)."""
+"""What LARPO computes and checks, room by room (README, Folders); only `workspace` and `audit` know the project's
+folder."""

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from larpo.errors import UserError, at, first_error
+from larpo.errors import ParameterError, UserError, at, first_error, nearest, unknown
 from larpo.hashing import digest
 
 DECLARATION = Path(__file__).resolve().parents[1] / "dvc.yaml"
@@ -120,6 +120,23 @@ def unroll(declared: dict[str, Any], params: dict[str, Any]) -> dict[str, Stage]
                 read_meta(name, _filled(stage.get("meta"), scope, name)),
             )
     return out
+
+
+def missing(kind: str, key: str, declared: dict[str, Any], params: dict[str, Any]) -> UserError:
+    """The error for a stage `kind@key` that these parameters do not make: the parameter that would, and what it has."""
+    body, rest = declared.get(kind, {}), key
+    axes = list(body.get("matrix", {"key": body["foreach"]} if "foreach" in body else {}).values())
+    for over in axes:
+        values, last = _filled(over, params, kind), over is axes[-1]
+        known, name = [str(value) for value in values], _VARIABLE.sub(r"\1", over)
+        fits = [value for value in known if (rest == value if last else rest.startswith(f"{value}-"))]
+        if not fits:
+            wrong = rest if last else rest.partition("-")[0]
+            if isinstance(values, dict):
+                return ParameterError(f"{name}.{wrong}", f"does not exist{nearest(wrong, known)}")
+            return unknown(name, wrong, known)
+        rest = rest[len(max(fits, key=len)) + 1 :]
+    return UserError(f"dvc.yaml: no stage {f'{kind}@{key}' if key else kind!r}{nearest(kind, declared)}")
 
 
 def _path(entry: Any) -> str:

@@ -93,8 +93,9 @@ SCHEMAS: dict[str, pa.Schema] = {
 """Schema of every table by name. `origin` is `policy` for a sampled response, `gold` for a prompt's own solution, which
 has no temperature and no seed. A list may hold a response to another prompt; `reference` then holds its log-probability
 behind the list's prompt. Its `mismatched_logp` stands on the row of a list's first response, where params ask for it:
-log π_ref of the next list's best response. In outputs and evaluations `sample` is -1 for the greedy output, else 0..N-1
-at its temperature; `turn` is 0 for the first answer, r for the answer after r revisions."""
+log π_ref of the next list's best response. In outputs and evaluations `sample` is -1 for the greedy output (or the one
+judged in its place, at a temperature above 0), else 0..N-1 at its temperature; `turn` is 0 for the first answer, r for
+the answer after r revisions."""
 
 KEYS: dict[str, list[str]] = {
     "prompts": ["prompt_id"],

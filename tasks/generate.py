@@ -1,7 +1,8 @@
 """Node `generate@POLICY-BENCHMARK`: what a checkpoint answers to a benchmark's items, every raw output kept.
 
-Greedy answers, samples at each temperature, and revisions of the greedy answer (iterative refinement). Scoring
-is another node: a new parser reads these outputs again.
+Greedy answers (or one sampled answer, where the benchmark judges one and params give it a temperature), samples at
+each temperature, and revisions of the greedy answer (iterative refinement). Scoring is another node: a new parser reads
+these outputs again.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ def main(policy: str, benchmark: str) -> None:
     with node:
         items = tables.read("items", node["items"])
         generator = Generator(node, node.checkpoint("policy"))
-        greedy = Sampling(1, 0.0, wanted.max_new_tokens)
-        parts = [generator.run(items, greedy, "greedy").assign(temperature=0.0, sample=-1, turn=0)]
+        first, greedy = (Sampling(1, t, wanted.max_new_tokens) for t in (wanted.temperature, 0.0))
+        tag = f"one-t{wanted.temperature:g}" if wanted.temperature else "greedy"
+        parts = [generator.run(items, first, tag).assign(temperature=wanted.temperature, sample=-1, turn=0)]
         asked = items
         for turn in range(1, wanted.refinements + 1):
             asked = asked.assign(messages=revised(asked["messages"], parts[-1]["text"]))
@@ -46,8 +48,9 @@ def main(policy: str, benchmark: str) -> None:
         frame = pd.concat(parts, ignore_index=True)
         frame["n_tokens"] = frame["token_ids"].map(len)
         order = {p: i for i, p in enumerate(items["prompt_id"])}
-        # Per item: greedy, its revisions, then the temperatures in the order they were asked for.
-        place = {0.0: -1} | {t: i for i, t in enumerate(wanted.temperatures)}
+        # Per item: greedy (or the one output at its own temperature), its revisions, then the temperatures in the order
+        # they were asked for.
+        place = {0.0: -1, wanted.temperature: -1} | {t: i for i, t in enumerate(wanted.temperatures)}
         frame = frame.assign(o=frame["prompt_id"].map(order), t=frame["temperature"].map(place))
         frame = frame.sort_values(["o", "t", "turn", "sample"], kind="stable")
         tables.write(frame[tables.SCHEMAS["outputs"].names], "outputs", node.out("generate"))

@@ -10,7 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Fault = dict[str, Any]
-"""{"status": 429, "retry_after": 0.1, "message": …, "code": …} | {"sleep": s} | {"drop": True} | {"body": "<html>"}"""
+"""{"status": 429, "retry_after": 0.1, "message": …, "code": …, "param": …, "detail": …}
+| {"sleep": s} | {"drop": True} | {"body": "<html>"}"""
 
 
 class ChatServer:
@@ -64,7 +65,9 @@ class ChatServer:
                     self.send(200, fault["body"].encode())
                     return
                 if "status" in fault:
-                    error = {"error": {"message": fault.get("message", "no"), "type": "t", "code": fault.get("code")}}
+                    error = {"message": fault.get("message", "no"), "type": "t"}
+                    error = {"error": error | {key: fault.get(key) for key in ("code", "param")}}
+                    error = {"detail": fault["detail"]} if "detail" in fault else error
                     after = {"retry-after": str(fault["retry_after"])} if "retry_after" in fault else {}
                     self.send(fault["status"], json.dumps(error).encode(), after)
                     return

@@ -122,6 +122,7 @@ def test_every_node_declares_the_code_that_makes_it():
 
 # Around a node: it decides how a file is checked, published and recorded, not what is in it.
 FRAME = {
+    "larpo.config.judges",
     "larpo.config.params",
     "larpo.config.reward",
     "larpo.config.sections",

@@ -14,9 +14,10 @@ import pandas as pd
 from pydantic import ValidationError
 
 from larpo.benchmarks.items import join_items
+from larpo.config.judges import JudgeParams
 from larpo.config.params import Params
-from larpo.config.sections import BenchmarkParams, GenerateParams, JudgeParams, Section
-from larpo.errors import UserError, at, first_error, nearest
+from larpo.config.sections import BenchmarkParams, GenerateParams, Section
+from larpo.errors import ParameterError, UserError, at, first_error, nearest
 from larpo.registry import Registry
 
 S = TypeVar("S", bound=Section)
@@ -25,6 +26,9 @@ S = TypeVar("S", bound=Section)
 class Benchmark(Protocol):
     """One whose `score` asks a model also has `judge` (its `JudgeParams`, None where the options need none) and
     `judge_name`: the key is checked before anything is generated.
+
+    One with `judges_one` scores one output per item, which `generate.temperature` may sample, and reports that
+    temperature. Others call it greedy.
 
     One that also reads outputs made elsewhere (`larpo score NAME FILE`) has `read(path)`, which returns items and
     outputs, or outputs that are scored already; `summary(items, evaluations)`, the part of `aggregate` that needs no
@@ -41,7 +45,8 @@ class Benchmark(Protocol):
 
     def aggregate(self, items: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, Any]:
         """The metrics of an `evaluations` table: items, mean_length, truncated, unparsed; `scores`, name →
-        value with its 95 % interval, the headline first; `greedy` and `pass` where answers are right or wrong."""
+        value with its 95 % interval, the headline first; `greedy` and `pass` where answers are right or wrong;
+        `remark`, a sentence on the scores, where one is due."""
 
 
 BENCHMARKS = Registry(
@@ -61,7 +66,14 @@ def build_benchmark(params: Params, name: str) -> Benchmark:
     """The benchmark that `benchmarks.NAME` describes; refuses settings and data sources that cannot work."""
     entry: BenchmarkParams = params.entry("benchmarks", name)
     with at(f"benchmarks.{name}"):
-        return BENCHMARKS.load(entry.benchmark, "benchmark")(params, entry)
+        kind = BENCHMARKS.load(entry.benchmark, "benchmark")
+        if entry.generate.temperature and not getattr(kind, "judges_one", False):
+            raise ParameterError(
+                "generate.temperature",
+                f"{entry.generate.temperature:g}: {entry.benchmark} calls its first output greedy; expected 0, "
+                "and samples at generate.temperatures",
+            )
+        return kind(params, entry)
 
 
 def parse_options(kind: type[S], options: dict[str, Any]) -> S:

@@ -26,7 +26,8 @@ mixeval_hard  file's name says it (free-form, close_freeform, …); or a       -
 
 Files may be JSON lists or JSON Lines, and gzipped; a null response is an empty one.
 --data of mixeval: the folder with free-form.json and multiple-choice.json of the release that the ids belong to.
---data of alpaca_eval: instructions in the order of their difficulties, where they are not AlpacaEval's own 805.
+alpaca_eval finds an instruction's difficulty by its text among AlpacaEval's 805 (805 rows without texts stand in its
+order); with others it gives the win rate alone, and says why. --data: a file that all instructions have to be in.
 Length-controlled win rates need --df-gamed (the hub's df_gamed.csv; without it, the hub itself is asked);
 --instruction-difficulty replaces its column of that name. Exit code 2 with one line on bad input.
 """

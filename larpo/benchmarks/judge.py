@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import errno
 import html
+import inspect
 import json
 import os
 import re
@@ -20,11 +21,12 @@ from threading import Lock
 from typing import Any
 from urllib.parse import quote, urlparse
 
-from larpo.config.sections import JudgeParams
+from larpo.config.judges import JudgeParams
 from larpo.errors import UserError, one_line
 from larpo.hashing import digest
 
 GONE = 10  # requests without an answer, one after another and each at every attempt: the server is not there
+SILENT = 8  # replies without the log-probabilities that were asked for, and none with: the server has none
 ROOM = 64 << 10  # bytes kept free per reply under way; one with its request takes a few thousand
 PASSING = {408, 409, 429}  # statuses below 500 that are asked again
 FINAL = {
@@ -32,6 +34,8 @@ FINAL = {
     "context_length": re.compile("context_length_exceeded|maximum context length"),
 }
 """Refusals of one request for what it holds: an answer too, for it is the same whenever it is asked."""
+HALF = re.compile("[\ud800-\udfff]")
+MAY_NAME_A_FIELD = (400, 403, 422)
 NO_REPLY = {"text": None, "finish_reason": None, "logprobs": None, "tool_calls": None, "usage": None, "model": None}
 
 
@@ -60,6 +64,24 @@ def forms(key: str | None) -> list[str]:
     return sorted({*told, *(e.rstrip("=") for e in encoded)}, key=len, reverse=True)
 
 
+def as_json(reply: Any) -> str:
+    """A reply as JSON text that a table and a file in UTF-8 hold: half of a surrogate pair, which some judges send,
+    stays as its escape."""
+    text = json.dumps(reply, sort_keys=True, ensure_ascii=False)
+    return HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+
+
+def without_halves(reply: Any) -> Any:
+    """A reply for libraries whose tables are UTF-8: U+FFFD in place of half of a surrogate pair."""
+    return json.loads(HALF.sub("\ufffd", json.dumps(reply, ensure_ascii=False)))
+
+
+def body_of(params: JudgeParams, request: dict[str, Any]) -> dict[str, Any]:
+    """What is sent for a request: without the fields that the judge drops, others under the names that it takes."""
+    taken = {params.rename.get(key, key): value for key, value in request.items() if key not in params.drop}
+    return {"model": params.model, **taken, **params.options}
+
+
 class Store:
     """Replies by key in one file. Each is one line, written by one call, so that several processes can append and a
     kill leaves at most its last line unreadable, which is then asked for again."""
@@ -78,7 +100,7 @@ class Store:
 
     def add(self, key: str, request: dict[str, Any], reply: dict[str, Any]) -> None:
         """Keep a reply, on the disk when this returns; OSError where it cannot be kept."""
-        line = json.dumps({"key": key, "request": request, "reply": reply}, ensure_ascii=False)
+        line = as_json({"key": key, "request": request, "reply": reply})
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             size = os.fstat(handle).st_size
@@ -104,7 +126,7 @@ class JudgeClient:
     Parameters
     ----------
     params
-        See `larpo.config.sections.JudgeParams`.
+        See `larpo.config.judges.JudgeParams`.
     store
         Folder of the replies; one file per judge model.
     name
@@ -142,23 +164,32 @@ class JudgeClient:
         OSError
             The store cannot be written, or its disk is nearly full: nothing is sent whose reply could not be kept.
         """
-        bodies = {self.key(r): self._body(r) for r in requests}
+        bodies = {self.key(r): body_of(self.params, r) for r in requests}
         missing = {key: body for key, body in bodies.items() if key not in self.store.replies}
         if missing:
             check_key(self.params, self.name)
-            self._send(missing, len(bodies))
+            self._check_logprobs(bodies)
+            self._send(missing, bodies)
         return [self.store.replies[self.key(r)] for r in requests]
 
     def key(self, request: dict[str, Any]) -> str:
         """Identity of a judgement: the judge's model and the whole request, but not where the server is."""
-        return digest("judgement", self._body(request), length=32)
+        return digest("judgement", body_of(self.params, request), length=32)
 
-    def _body(self, request: dict[str, Any]) -> dict[str, Any]:
-        return {"model": self.params.model, **request, **self.params.options}
+    def _check_logprobs(self, bodies: dict[str, dict[str, Any]]) -> None:
+        """Stop, before the rest is paid for, where a server leaves out the log-probabilities that it was asked for."""
+        asked = [self.store.replies.get(key, NO_REPLY) for key, body in bodies.items() if body.get("logprobs")]
+        told = [reply for reply in asked if reply["text"]]
+        if len(told) >= min(SILENT, len(asked)) and told and not any(reply["logprobs"] for reply in told):
+            raise UserError(
+                f"params.yaml: judges.{self.name}: {self._client.base_url} answers as {self.params.model!r} without "
+                f"the log-probabilities that it was asked for ({len(told)} replies); take a server that sends them, "
+                "or an annotator that reads text, such as options.annotator: alpaca_eval_gpt4"
+            )
 
-    def _send(self, bodies: dict[str, dict[str, Any]], count: int) -> None:
-        """Fill the store with the replies to `bodies`, which are those of `count` requests that it did not have."""
-        done = in_a_row = 0
+    def _send(self, bodies: dict[str, dict[str, Any]], whole: dict[str, dict[str, Any]]) -> None:
+        """Fill the store with the replies to `bodies`, which are those of the `whole` that it did not have."""
+        done, in_a_row, count = 0, 0, len(whole)
         failed: list[Exception] = []
         refused: list[UserError | OSError] = []
         lock = Lock()
@@ -176,6 +207,8 @@ class JudgeClient:
                     if done % 100 == 0 or done == len(bodies):
                         told = f"judge {self.name}: {done}/{len(bodies)} replies, {count - len(bodies)} were there"
                         print(told, file=sys.stderr, flush=True)
+                    if not reply["logprobs"]:
+                        self._check_logprobs(whole)
             except (UserError, OSError) as error:
                 refused.append(error)  # nothing more is sent; what is under way may still be kept
             except Exception as error:  # noqa: BLE001 - counted, and told below
@@ -202,24 +235,58 @@ class JudgeClient:
         import openai
 
         try:
-            reply = _reply(self._client.chat.completions.create(**body).model_dump(mode="json"))
+            reply = _reply(self._client.chat.completions.create(**self._arguments(body)).model_dump())
         except openai.APIStatusError as error:
             for reason, words in FINAL.items() if error.status_code == 400 else ():
                 if words.search(f"{error.code} {error.message}"):
                     return {**NO_REPLY, "finish_reason": reason, "model": self.params.model}
             if error.status_code >= 500 or error.status_code in PASSING:
                 raise
+            field = refused_field(error.body)
+            what = f"the field {field!r} for " if field in body else ""
+            way = self._way_out(field, body) if error.status_code in MAY_NAME_A_FIELD else ""
             raise UserError(
-                f"params.yaml: judges.{self.name}: {self._client.base_url} refuses {self.params.model!r}: "
-                f"{error.status_code} {self._without_key(one_line(error.message))[:200]}"
+                f"params.yaml: judges.{self.name}: {self._client.base_url} refuses {what}{self.params.model!r}: "
+                f"{error.status_code} {self._without_key(one_line(error.message))[:200]}{way}"
             ) from None
         return json.loads(self._without_key(json.dumps(reply, ensure_ascii=False)))
+
+    def _arguments(self, body: dict[str, Any]) -> dict[str, Any]:
+        """`body` for the client, which takes the fields of OpenAI's own server and others apart."""
+        known = inspect.signature(self._client.chat.completions.create).parameters
+        others = {key: value for key, value in body.items() if key not in known}
+        return {k: v for k, v in body.items() if k in known} | {"extra_body": body.get("extra_body", {}) | others}
+
+    def _way_out(self, field: str | None, body: dict[str, Any]) -> str:
+        """How to send a request that its server takes, where it does not take `field`, or one that it does not name."""
+        if field in self.params.options:
+            return f"; take it out of judges.{self.name}.options"
+        if field in body and field not in ("model", "messages"):
+            own = next((ours for ours, theirs in self.params.rename.items() if theirs == field), field)
+            other = "max_completion_tokens" if own.startswith("max_") else "OTHER"
+            how = f"judges.{self.name}.drop: [{own}] leaves it out"
+            return f"; {how}, judges.{self.name}.rename: {{{own}: {other}}} sends it under another name"
+        sent = ", ".join(key for key in body if key not in ("model", "messages"))
+        return f"; if it does not take one of {sent}: see judges.{self.name}.drop and rename" if sent else ""
 
     def _without_key(self, text: str) -> str:
         """What a server said, for files and messages: some repeat the request's headers, and the key with them."""
         for secret in self._secrets:
             text = text.replace(secret, "[key]")
         return text
+
+
+def refused_field(body: Any) -> str | None:
+    """The field of a request that a refusal names as wrong: `param`, as OpenAI sends it, or the place of the first
+    `detail`, as servers made with FastAPI do."""
+    if not isinstance(body, dict):
+        return None
+    detail = body.get("detail")
+    if isinstance(detail, list) and detail and isinstance(detail[0], dict):
+        place = detail[0].get("loc")
+        return next((p for p in place if p != "body"), None) if isinstance(place, list) else None
+    param = body.get("param")
+    return re.split(r"[.\[]", param)[0] if isinstance(param, str) else None
 
 
 def _reply(answer: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,11 @@ another model than the graph's, write outside data/ and scratch/, or put a key i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
+
+from larpo.errors import nearest
 
 
 def without(options: dict[str, Any], taken: Mapping[str, str]) -> dict[str, Any]:
@@ -80,3 +82,22 @@ JUDGE_TAKEN = {
     "model": "judges.NAME.model says it",
     "stream": "replies are kept whole",
 }
+JUDGE_FIELDS = (
+    "max_tokens",
+    "max_new_tokens",
+    "max_tokens_to_sample",
+    "temperature",
+    "logprobs",
+    "top_logprobs",
+    "tools",
+    "tool_choice",
+    "seed",
+)
+"""Fields that benchmarks send to a judge beside model and messages."""
+
+
+def check_fields(names: Iterable[str]) -> None:
+    """Refuse a name that no benchmark sends."""
+    for name in names:
+        if name not in JUDGE_FIELDS:
+            raise ValueError(f"no benchmark sends {name!r}{nearest(name, JUDGE_FIELDS)}")

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import Field, ValidationError
 
+from larpo.config.judges import JudgeParams
 from larpo.config.reward import RewardParams
 from larpo.config.sections import (
     BenchmarkName,
@@ -19,7 +20,6 @@ from larpo.config.sections import (
     EvaluateParams,
     IterationName,
     IterationParams,
-    JudgeParams,
     ListsParams,
     PolicyParams,
     PromptsParams,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from larpo.config.options import ENGINE_TAKEN, JUDGE_TAKEN, TRAINER_TAKEN, check_address, without
+from larpo.config.options import ENGINE_TAKEN, TRAINER_TAKEN, without
 from larpo.errors import ParameterError
 
 IterationName = Annotated[str, BeforeValidator(str), Field(pattern=r"^(0|[1-9][0-9]*)$", max_length=9)]
@@ -149,7 +149,11 @@ class EngineParams(Section):
 
     name: str = Field("transformers", description="a name in larpo.engines.ENGINES")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_size: int = Field(64, ge=1, description="prompts per engine call; part of the recipe (see docs)")
+    batch_size: int = Field(
+        64,
+        ge=1,
+        description="prompts per engine call; part of the recipe: in other batches a prompt may get other responses",
+    )
     options: dict[str, Any] = Field({}, description="passed to the engine as they are")
 
     @field_validator("options")
@@ -273,6 +277,12 @@ class GenerateParams(Section):
     """What a checkpoint generates for a benchmark; scoring settings are elsewhere, so that they re-use it."""
 
     max_new_tokens: int = Field(ge=1)
+    temperature: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="of the one output per item that alpaca_eval and mixeval judge; 0: greedy",
+    )
     samples: int = Field(0, ge=0, description="samples per item and temperature, for Pass@N; 0: greedy only")
     temperatures: list[Annotated[float, Field(gt=0)]] = Field(
         [1.0], min_length=1, description="temperatures of those samples; the first one's scores are the headline"
@@ -281,6 +291,14 @@ class GenerateParams(Section):
         None, ge=2, description="so many items, chosen by their ids, are sampled; the others only greedily; null: all"
     )
     refinements: int = Field(0, ge=0, description="times that the model is shown its greedy answer and asked to revise")
+
+    @model_validator(mode="after")
+    def has_one_kind_of_first_output(self) -> GenerateParams:
+        if self.temperature and (self.samples or self.refinements):
+            raise ValueError(
+                f"temperature: {self.temperature:g} is of the one output per item; expected samples, refinements 0"
+            )
+        return self
 
 
 class BenchmarkParams(Section):
@@ -293,28 +311,6 @@ class BenchmarkParams(Section):
     split: str = Field("test", description="split of a hub dataset")
     judge: str | None = Field(None, description="a name in the section `judges`, for benchmarks that ask one")
     options: dict[str, Any] = Field({}, description="the benchmark's own settings, checked by it")
-
-
-class JudgeParams(Section):
-    """A language model behind an OpenAI-compatible server that judges outputs."""
-
-    model: str = Field(description="the name that the server knows")
-    base_url: str | None = Field(None, description="such as http://127.0.0.1:8000/v1; null: OpenAI's own")
-    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable with the key; on loopback none")
-    concurrency: int = Field(8, ge=1, description="requests in flight")
-    attempts: int = Field(12, ge=1, description="tries per request, with growing pauses: about a minute")
-    timeout: float = Field(120, gt=0, description="seconds per try")
-    options: dict[str, Any] = Field({}, description="further fields of each request, as they are")
-
-    @field_validator("base_url")
-    @classmethod
-    def is_an_address_without_a_password(cls, url: str | None) -> str | None:
-        return check_address(url)
-
-    @field_validator("options")
-    @classmethod
-    def holds_no_key(cls, options: dict[str, Any]) -> dict[str, Any]:
-        return without(options, JUDGE_TAKEN)
 
 
 class EncoderParams(Section):

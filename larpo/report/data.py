@@ -96,6 +96,7 @@ class PolicyScore:
     strategies: list[Strategy] = field(default_factory=list)
     recall: list[RecallPoint] = field(default_factory=list)
     lengths: Spread | None = None
+    remark: str | None = None  # what the benchmark says of its scores
 
     @property
     def k(self) -> int | None:
@@ -120,6 +121,9 @@ class BenchmarkScores:
     def own_scores(self) -> list[str]:
         """Names of the benchmark's own scores, the headline first."""
         return list(dict.fromkeys(name for p in self.policies for name in p.scores))
+
+    def remarks(self) -> list[str]:
+        return list(dict.fromkeys(p.remark for p in self.policies if p.remark))
 
     def strategy_rows(self) -> list[tuple[str, Strategy]]:
         return [(p.policy, s) for p in self.policies for s in p.strategies]
@@ -244,6 +248,7 @@ def policy_score(metrics: dict[str, Any], evaluations: pd.DataFrame) -> PolicySc
             for s in metrics.get("strategies") or []
         ],
         lengths=spread(outputs["n_tokens"].to_numpy()),
+        remark=metrics.get("remark"),
         **{name: _finite(metrics.get(name)) for name in PLAIN},
     )
 

@@ -105,8 +105,11 @@ def flatten(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _score_notes(p: PolicyScore) -> str:
+    if p.samples is None:
+        how = f"sampled at temperature {number(p.temperature)}" if p.temperature else "greedy"
+        return f"{p.items or NONE} items, one output each, {how}"
     sampled = "each" if p.sampled_items in (None, p.items) else f"for {p.sampled_items} of them"
-    return f"{p.items or NONE} items, {p.samples or NONE} samples {sampled} at temperature {number(p.temperature)}"
+    return f"{p.items or NONE} items, {p.samples} samples {sampled} at temperature {number(p.temperature)}"
 
 
 def render(data: ReportData) -> str:

@@ -10,12 +10,15 @@ have equal spellings, at any length. Percent signs, currencies and units are no 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 # --- the part of a text that holds the answer
 
@@ -79,11 +82,13 @@ _UNITS = (
     "km|cm|mm|nm|m|mi|ft|in|yd|miles?|met(?:er|re)s?|feet|foot|inch(?:es)?|yards?|kg|mg|g|lbs?|oz|grams?|tons?|pounds?|"
     "ms|s|secs?|seconds?|mins?|minutes?|hrs?|h|hours?|days?|weeks?|months?|years?|yrs?|ml|mL|kL|L|l|lit(?:er|re)s?|gal|"
     "gallons?|mph|kph|kmh|Hz|kHz|MHz|GHz|kW|MW|W|kJ|J|V|kPa|Pa|KB|MB|GB|TB|deg|degrees?|rad|USD|EUR|GBP|usd|eur|dollars?|"
-    "cents?|euros?|percent|pct|points?|units?|people|persons?"
+    "cents?|euros?|percent|pct|points?|units?|people|persons?|am|pm|st|nd|rd|th"
 )
 _CURRENCY = r"[$€£¥₹¢%‰°]"
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
-_SPACED = re.compile(r"(?<![\d.,^])(?<!\d )(\d{1,3}(?: \d{3})+)(?![\d,]| \d)")
+_SPACED = re.compile(r"(?<![\d.,^])(?<!\d )(\$\s?)?(\d{1,3}(?: \d{3})+)(?![\d,]| \d)(\s?[$%])?")
+_UNCLEAR = " 1/0 "
+"""A number that may be read in two ways, or is none: it has no value, and the one before it is not taken instead."""
 _TOKEN = re.compile(
     rf"""(?<![\w.^])(?P<sign>(?:(?<==)\s*-\ +|[-+])?)(?:\$(?P<minus>-?))?
     (?:(?:(?P<whole>\d+)\ )?(?P<top>-?(?:{_DIGITS}))\ ?/\ ?(?P<bottom>-?(?:{_DIGITS}))(?!/)
@@ -92,12 +97,17 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _VULGAR = {c: f"{n}/{d}" for c, n, d in zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "112131234151357", "233445555668888", strict=True)}
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 _WRITTEN = [
     # LaTeX and typography → the plain spelling; what is no number becomes a letter, so that no digit in it counts
     (r"[−–﹣－]", "-"),
     (r"\\(?:times|cdot)|[×·]", "*"),
     (r"\{,\}|,\\!", ","),
-    (r"(?<=\d)(?:\\[,!;: ]|[\u2009\u202f\u00a0]|~)(?=\d{3}(?!\d))", ""),
+    (r"(?<=\d)(?:\\[,!;: ]|[\u2009\u202f\u00a0'’]|~)(?=\d{3}(?!\d))", ""),
+    (r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d{1,2})(?![\d,])", lambda m: f"{m[1].replace('.', '')}.{m[2]}"),
+    (r"(?<![\d.,])\d{1,2}(?:,\d\d)+,\d{3}(?![\d,])", lambda m: m[0].replace(",", "")),
+    (r"[\u0e00-\u0e7f\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af]", " "),
+    (r"[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + m[0].translate(_RAISED)),
     (r"\\[,!;:> ]|\\q?quad|[\u2009\u202f\u00a0]|~", " "),
     (r"\\(?:left|right|displaystyle|big|Big)(?![A-Za-z])", ""),
     (r"\\(?:text(?:bf|it|rm|tt)?|math(?:rm|bf|it|sf)|mbox|operatorname|boldsymbol)\s*\{([^{}]*)\}", r" \1 "),
@@ -107,17 +117,23 @@ _WRITTEN = [
     (r"(?<![A-Za-z0-9])_{1,3}|_{1,3}(?![A-Za-z0-9{])|(?<!\w)\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}(?!\w| ?\d)", " "),
     (r"\^\{\s*([-+]?\d+)\s*\}", r"^\1"),
     (r"[\^_]\{[^{}]*\}", "^x"),
-    (r"\\sqrt(?:\[[^\]]*\])?\s*(?:\{[^{}]*\}|\w)|\\pi(?![A-Za-z])|π|√\s*\d*", "x"),
-    (r"(?<!\d)\d+:\d+(?:\d|:)*|(?<![\d/])\d+/\d+/[\d/]+", "x"),
+    (
+        r"((?:\d|=)\s*)?(?:\\sqrt(?:\[[^\]]*\])?\s*(?:\{[^{}]*\}|\w)|\\pi(?![A-Za-z])|π|√\s*\d*)",
+        lambda m: _UNCLEAR if m[1] else "x",
+    ),
+    (r"(?<!\d)\d+(?::| : )\d+(?:\d|:)*|(?<![\d/])\d+/\d+/[\d/]+|(?<!\d)\d{4}-\d\d?-\d\d?(?!\d)", _UNCLEAR),
+    (r"(?:±|\\pm(?![A-Za-z])|\+/-)\s*\$?\.?\d[\d.,]*", _UNCLEAR),
+    (r"(?<![\d.,])\d+,\d{1,2}(?![\d,])|\d(?:[kKMB]|[mb]n)(?!\w)", _UNCLEAR),
 ]
 _WRITTEN = [(re.compile(pattern), by) for pattern, by in _WRITTEN]
 _FRACTION = re.compile(r"\\[dtc]?frac\s*(?=[{\d])")
+_BEFORE_FRACTIONS = 9
 _LARGEST_POWER = 999
 
 
 def number(text: str) -> str | None:
     """The number that a text is, spelled; None where it is none, or several: "1,234.50" → "1234.5", "-$5" → "-5"."""
-    plain = _plain(text)
+    plain = _plain(text, alone=True)
     tokens = list(_TOKEN.finditer(plain))
     if len(tokens) != 1:
         return None
@@ -144,24 +160,33 @@ def _boxed_number(content: str | None) -> str | None:
     that stand for numbers."""
     if content is None:
         return None
-    plain = re.split(r"=|≈|\\approx", _plain(content))[-1]
+    plain = re.split(r"=|≈|\\approx", _plain(content, alone=True))[-1]
     tokens = list(_TOKEN.finditer(plain))
     rest = plain[: tokens[0].start()] + " " + plain[tokens[0].end() :] if len(tokens) == 1 else "0"
-    alone = not re.search(r"\d(?<!\^\d)|\\|(?<![A-Za-z])x(?![A-Za-z])|,", rest)
+    alone = not re.search(r"\d(?<!\^\d)|\\|(?<![A-Za-z])x(?![A-Za-z])|[,!]", rest)
     return _spelled(tokens[0]) if alone else None
 
 
-def _plain(text: str) -> str:
+def _plain(text: str, alone: bool = False) -> str:
     """Every notation in one: `3/4` for fractions, `-` for signs, `^` for powers; a fraction, root or constant that is
-    no rational number is a letter."""
+    no rational number is a letter, or has no value where it is an answer. `alone`: the text is one answer, no sentence.
+    """
     for character, fraction in _VULGAR.items():
         text = re.sub(rf"(\d?)\s?{character}", lambda m, f=fraction: f"{m[1]} {f} " if m[1] else f" {f} ", text)
-    for pattern, by in _WRITTEN[:5]:
+    for pattern, by in _WRITTEN[:_BEFORE_FRACTIONS]:
         text = pattern.sub(by, text)
     text = _without_frac(text.replace("⁄", "/"))
-    for pattern, by in _WRITTEN[5:]:
+    for pattern, by in _WRITTEN[_BEFORE_FRACTIONS:]:
         text = pattern.sub(by, text)
-    return _SPACED.sub(lambda m: m[1].replace(" ", ""), text)
+
+    def joined(match: re.Match[str]) -> str:
+        """Groups of three digits behind ordinary spaces. In a sentence "3 100" may be two numbers: one are those with
+        several groups, a group that no number starts with ("2 000"), or a currency."""
+        groups = match[2].split(" ")
+        clear = alone or len(groups) > 2 or groups[1].startswith("0") or match[1] or match[3]
+        return f"{match[1] or ''}{''.join(groups)}{match[3] or ''}" if clear else _UNCLEAR
+
+    return _SPACED.sub(joined, text)
 
 
 def _without_frac(text: str) -> str:
@@ -231,6 +256,7 @@ def spell(value: Fraction) -> str:
 
 # --- mathematical expressions
 
+_PAIRS_PER_WORKER = 16  # a worker takes a second to start
 Verdict = tuple[str | None, bool]
 """What was read from an answer, and whether it is the gold one."""
 
@@ -255,15 +281,22 @@ def bare(text: str) -> str:
 
 def ask_math(pairs: list[tuple[str, str]]) -> list[tuple[str | None, bool, str | None]]:
     """(what math-verify reads from the second text, whether it equals the first, its expression) per pair; nothing
-    where the library takes too long."""
-    if not pairs:
-        return []
+    where the library takes too long: N pairs end within N seconds of processor time, on all processors together."""
+    workers = min(len(os.sched_getaffinity(0)), -(-len(pairs) // _PAIRS_PER_WORKER))
+    found: list[tuple[str | None, bool, str | None]] = [(None, False, None)] * len(pairs)
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for i, verdicts in enumerate(pool.map(_ask_worker, [pairs[i::workers] for i in range(workers)])):
+            found[i::workers] = [(None, False, None) if v is None else tuple(v) for v in verdicts]
+    return found
+
+
+def _ask_worker(pairs: list[tuple[str, str]]) -> list[Any]:
     worker = Path(__file__).with_name("math_worker.py")
     done = subprocess.run([sys.executable, str(worker)], input=json.dumps(pairs), capture_output=True, text=True)
     verdicts = [json.loads(line) for line in done.stdout.splitlines()]
     if len(verdicts) != len(pairs):
         raise RuntimeError(f"math-verify's process ended early: {done.stderr[-300:]}")
-    return [(None, False, None) if v is None else tuple(v) for v in verdicts]
+    return verdicts
 
 
 def vote_keys(answers: Iterable[str | None], mathematical: bool = False) -> dict[str, str]:

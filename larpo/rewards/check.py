@@ -15,11 +15,8 @@ def check(params: Params) -> None:
     score, reward = params.score, params.reward
     REWARDS.check(score.reward, "score.reward")
     for name, options in parts(score):
-        if name not in MODELS:
-            with suppress(OwnCodeError):  # the nodes that score look again
-                REWARDS.load(name, "score.reward")
-            continue
-        if reward.source is None or reward.kind != name:
+        model = (None,) if name in MODELS else ()
+        if model and (reward.source is None or reward.kind != name):
             found = "null" if reward.source is None else f"{reward.source!r} of reward.kind={reward.kind}"
             raise ParameterError(
                 "reward.model",
@@ -27,7 +24,8 @@ def check(params: Params) -> None:
                 f"{name}",
             )
         try:
-            REWARDS.load(name)(None, **options)
+            with suppress(OwnCodeError):  # the nodes that score look again
+                REWARDS.load(name, "score.reward")(*model, **options)
         except TypeError as error:
             raise ParameterError("score.options", f"{name}: {error}") from None
     if reward.train is not None and (reward.source is None or reward.kind != "sequence_classification"):

@@ -3,20 +3,22 @@
     for where, row in read("corpus.jsonl.gz", "passages with id and text", Passage): ...      # one at a time
     for where, row in read("owner/name", "rows with a question", split="test"): ...           # as plain dictionaries
 
-A file is a .json list, JSON lines (gzipped or not; a mark at the start, as some editors write it, is no part of the
-text), .csv, .tsv or .parquet; a folder and `owner/name` are what the `datasets` library makes of them. What is wrong is
-told as a ParameterError without a key: `larpo.errors.at` adds the parameter that names the source, where there is one.
+A file is a .json list, JSON lines (gzipped or not; a byte-order mark, as some editors write it, is no part of the
+text), .csv, .tsv or .parquet; a folder and `owner/name` are what the `datasets` library makes of them. Text that UTF-8,
+and so a table, cannot hold (half of a surrogate pair) is refused. What is wrong is told as a ParameterError without a
+key: `larpo.errors.at` adds the parameter that names the source, where there is one.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 import reprlib
 import socket
 import zlib
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from math import isfinite
 from pathlib import Path
@@ -34,6 +36,9 @@ R = TypeVar("R", bound=BaseModel)
 Row = dict[str, Any]
 JSON = {".json", ".jsonl", ".gz"}
 TABLES = {".csv": {"path": "csv"}, ".tsv": {"path": "csv", "sep": "\t"}, ".parquet": {"path": "parquet"}}
+MARK = "\ufeff"
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""The escape of one half of a surrogate pair; a whole pair has two."""
 
 
 class Written(float):
@@ -121,6 +126,32 @@ def parse(row: Row, model: type[R], what: str, where: str) -> R:
         raise ParameterError("", f"{where}: {first_error(error)}; expected {what}") from None
 
 
+def read_object(path: Path, what: str) -> Row:
+    """The one object of a .json file, which may stretch over lines."""
+    with _readable(path, lambda: ""):
+        text = path.read_bytes().decode().lstrip(MARK)
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ParameterError("", f"{path}: expected an object, {what}, found {reprlib.repr(value)}")
+        for key, item in value.items() if _HALF.search(text) else ():
+            _check_text(item, f"{path}, item {key}")
+    return value
+
+
+def _check_text(row: Any, where: str) -> None:
+    """Refuse half of a surrogate pair in a row, which JSON can escape and no UTF-8 and no table can hold."""
+    for column, value in row.items() if isinstance(row, dict) else [("", row)]:
+        try:
+            json.dumps([column, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise ParameterError(
+                "",
+                f"{where}: column {column!r}: {half!r} is half of a surrogate pair and no text; mend that character or "
+                "drop the row",
+            ) from None
+
+
 def is_json(data: str | Path) -> bool:
     suffix = Path(data).suffix
     return suffix in JSON or (isinstance(data, Path) and suffix not in TABLES and not data.is_dir())
@@ -168,23 +199,42 @@ def _json_rows(path: Path, what: str) -> Iterator[tuple[str, Any]]:
     if not path.is_file():
         raise ParameterError("", f"{path}: not found; expected {what}")
     place, first = "", True
+    with _readable(path, lambda: place), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        # By bytes: a text may hold U+2028, which JSON leaves as it is and which would end a line of text.
+        for number, line in enumerate(file, 1):
+            place = f", line {number}"
+            # Files that were joined have a mark at the start of each.
+            text = line.decode().lstrip(MARK)
+            if first and text.lstrip().startswith("["):
+                place = ""
+                text += file.read().decode()
+                halves = _HALF.search(text)
+                for i, row in enumerate(_json(text)):
+                    if halves:
+                        _check_text(row, f"{path}, row {i}")
+                    yield f"row {i}", row
+            elif text.strip():
+                first, row = False, _json(text)
+                if _HALF.search(text):
+                    _check_text(row, f"{path}{place}")
+                yield f"line {number}", row
+
+
+@contextmanager
+def _readable(path: Path, place: Callable[[], str]) -> Iterator[None]:
+    """What may be wrong with a file of JSON, told with the `place` that was being read."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            # By bytes: a text may hold U+2028, which JSON leaves as it is and which would end a line of text.
-            for number, line in enumerate(file, 1):
-                place = f", line {number}"
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if first and text.lstrip().startswith("["):
-                    place = ""
-                    yield from ((f"row {i}", row) for i, row in enumerate(_json(text + file.read().decode())))
-                elif text.strip():
-                    first = False
-                    yield f"line {number}", _json(text)
+        yield
+    except ParameterError:
+        raise
     except UnicodeDecodeError as error:
-        raise ParameterError("", f"{path}{place}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        wide = "; it looks like UTF-16, save it as UTF-8" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise ParameterError(
+            "", f"{path}{place()}: not UTF-8 text ({error.reason} at byte {error.start}){wide}"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise ParameterError(
-            "", f"{path}{place}: not valid JSON ({one_line(error)}); expected a list, or one object per line"
+            "", f"{path}{place()}: not valid JSON ({one_line(error)}); expected a list, or one object per line"
         ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise ParameterError("", f"{path}: not readable ({one_line(error)})") from None

@@ -82,14 +82,21 @@ def read_lock(path: Path) -> dict[str, LockedNode]:
     try:
         nodes = {}
         for name, stage in read_yaml(path)["stages"].items():
-            deps, outs = (
-                {e["path"]: Entry(e["path"], e["md5"], e.get("size"), e.get("nfiles")) for e in stage.get(side, [])}
-                for side in ("deps", "outs")
-            )
+            deps, outs = (_entries(stage.get(side, []), f"{path}: {name}") for side in ("deps", "outs"))
             nodes[name] = LockedNode(name, stage["cmd"], deps, outs, stage.get("params", {}))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a dvc.lock ({one_line(error)[:120]})") from None
     return nodes
+
+
+def _entries(rows: list[dict[str, Any]], where: str) -> dict[str, Entry]:
+    """By path. A dependency that dvc.yaml names twice (by two parameters of one value) stands here twice, alike."""
+    found: dict[str, Entry] = {}
+    for row in rows:
+        entry = Entry(row["path"], row["md5"], row.get("size"), row.get("nfiles"))
+        if found.setdefault(entry.path, entry) != entry:
+            raise UserError(f"{where} records {entry.path} twice, with different contents; expected what DVC writes")
+    return found
 
 
 def check_recorded(hashes: dict[Path, dict[str, str]], stage: str) -> None:

@@ -26,8 +26,8 @@ from typing import Any
 
 import typer
 
-from larpo.errors import MachineError, UserError, at, nearest, one_line
-from larpo.graph import Stage, read_stages, unroll, value_at
+from larpo.errors import MachineError, UserError, at, one_line
+from larpo.graph import Stage, missing, read_stages, unroll, value_at
 from larpo.hashing import digest, file_hashes, tree_hash, tree_hash_of
 from larpo.load import load_params
 from larpo.models import remote_code
@@ -69,11 +69,11 @@ class Node:
     def __init__(self, kind: str, key: str = ""):
         self.params = load_params()
         settings = self.params.model_dump(mode="json")
-        stages = unroll(read_stages(), settings)
+        graph = read_stages()
+        stages = unroll(graph, settings)
         self.stage = f"{kind}@{key}" if key else kind
         if self.stage not in stages:
-            known = [stage.name for stage in stages.values() if stage.kind == kind]
-            raise UserError(f"dvc.yaml: with params.yaml it makes no node {self.stage!r}{nearest(self.stage, known)}")
+            raise missing(kind, key, graph, settings)
         declared = stages[self.stage]
         self.inputs = [Path(path) for path in data_of(declared, stages)]
         (self.manifest_path,) = (Path(path) for path in declared.outs if path.endswith(MANIFEST))

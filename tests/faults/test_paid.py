@@ -16,7 +16,7 @@ import tasks.evaluate
 import tasks.generate
 import tasks.items
 from larpo.benchmarks.judge import JudgeClient
-from larpo.config.sections import JudgeParams
+from larpo.config.judges import JudgeParams
 from tests.chat_server import ChatServer
 from tests.conftest import ROOT, Project
 from tests.faults.kit import Running, assert_nothing_runs, fill, products, small_disk

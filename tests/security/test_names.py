@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from larpo.benchmarks.judge import JudgeClient
-from larpo.config.sections import BenchmarkName, IterationName, JudgeParams, PolicyName, SFTName
+from larpo.config.judges import JudgeParams
+from larpo.config.sections import BenchmarkName, IterationName, PolicyName, SFTName
 from larpo.errors import UserError
 from larpo.studies.spec import Name, Source, load_study
 from larpo.workspace.clone import RUNS, free_name

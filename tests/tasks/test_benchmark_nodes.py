@@ -13,10 +13,14 @@ import tasks.evaluate
 import tasks.generate
 import tasks.items
 from larpo import tables
+from larpo.audit.science.expected import output_rows
+from larpo.config.sections import GenerateParams
 from larpo.errors import UserError
 from tests.chat_server import ChatServer
 from tests.conftest import ROOT
 from tests.tasks.conftest import change
+
+QUESTIONS = ROOT / "data/samples/questions"
 
 
 @pytest.fixture
@@ -70,6 +74,29 @@ def test_samples_at_two_temperatures_and_revisions(kept):
     tasks.items.main("g")
     tasks.evaluate.main("0", "g")
     assert Path("data/generate/0-g.parquet").read_bytes() == before
+
+
+def test_one_sampled_output_in_place_of_the_greedy_one(kept):
+    """MixEval at a temperature: one row per item, named as sampled in table, metrics and audit; GSM8K has none."""
+    entry = "{benchmark: %s, data: %s, generate: {temperature: 1.5, max_new_tokens: 6%s}}"
+    describe(f"m: {entry % ('mixeval', QUESTIONS, '')}")
+    outputs, _, metrics = run("m")
+    assert (outputs["temperature"] == 1.5).all() and (outputs["sample"] == -1).all()
+    assert outputs["prompt_id"].is_unique and metrics["temperature"] == 1.5
+    again = output_rows(outputs["prompt_id"].tolist(), GenerateParams(temperature=1.5, max_new_tokens=6))
+    pd.testing.assert_frame_equal(outputs[list(again.columns)], again)
+    describe(f"m: {entry.replace('temperature: 1.5, ', '') % ('mixeval', QUESTIONS, '')}")
+    greedy, _, metrics = run("m")
+    assert metrics["temperature"] == 0.0 and (greedy["text"] != outputs["text"]).any()
+    for kind, more, words in (("gsm8k", "", "calls its first output greedy"), ("mixeval", ", samples: 2", "samples")):
+        written = f"m: {entry % (kind, QUESTIONS, more)}"
+        with pytest.raises(UserError, match=f"generate.*{words}"):
+            described(written)
+
+
+def described(benchmarks: str) -> None:
+    describe(benchmarks)
+    tasks.items.main("m")
 
 
 def test_a_judged_benchmark_pays_once(kept):

@@ -10,8 +10,8 @@ import yaml
 from larpo.audit.open import PARAMS
 from larpo.audit.rerun.clone import copy
 from larpo.benchmarks import build_benchmark
+from larpo.config.judges import JudgeParams
 from larpo.config.params import Params
-from larpo.config.sections import JudgeParams
 
 NOBODY = "http://recorded.invalid/v1"  # a name that no server ever has (RFC 2606)
 

@@ -49,11 +49,12 @@ def sampled_rows(
 
 
 def output_rows(items: Sequence[str], generate: GenerateParams) -> pd.DataFrame:
-    """The rows of an `outputs` table: per item the greedy answer, its revisions, and samples at each temperature."""
+    """The rows of an `outputs` table: per item the greedy answer (or the one that is sampled in its place), its
+    revisions, and samples at each temperature."""
     chosen = set(sorted(items)[: generate.sampled_items])
     rows = []
     for item in items:
-        rows += [(item, 0.0, -1, turn) for turn in range(generate.refinements + 1)]
+        rows += [(item, generate.temperature, -1, turn) for turn in range(generate.refinements + 1)]
         if item in chosen:
             rows += [(item, t, sample, 0) for t in generate.temperatures for sample in range(generate.samples)]
     return pd.DataFrame(rows, columns=["prompt_id", "temperature", "sample", "turn"])

@@ -11,14 +11,14 @@ from pydantic import BaseModel, Field
 
 from larpo.benchmarks import parse_options
 from larpo.benchmarks.alpaca_eval.annotations import read_annotations
-from larpo.benchmarks.alpaca_eval.judge import annotator_config, judge_pairs
-from larpo.benchmarks.alpaca_eval.scores import HUB, find_positions, win_rates
+from larpo.benchmarks.alpaca_eval.judge import annotator_config, check_logprobs, judge_pairs
+from larpo.benchmarks.alpaca_eval.scores import HUB, win_rates
 from larpo.benchmarks.items import build_items, build_outputs, join_items
 from larpo.benchmarks.judge import JudgeClient, store_folder
 from larpo.benchmarks.verifiable import shares
 from larpo.config.params import Params
 from larpo.config.sections import BenchmarkParams, Section
-from larpo.errors import ParameterError, at
+from larpo.errors import ParameterError, UserError, at
 from larpo.hashing import digest
 from larpo.sources import rows
 from larpo.statistics import Z95
@@ -46,6 +46,7 @@ class Output(Instruction):
 
 
 class AlpacaEval:
+    judges_one = True
     read_options = {"baseline": "options.reference", "data": "data"} | {
         key: f"options.{key}" for key in ("df_gamed", "instruction_difficulty")
     }
@@ -62,8 +63,10 @@ class AlpacaEval:
             if path is not None and not Path(path).is_file():
                 raise ParameterError(f"options.{key}", f"{path}: not found")
         annotator_config(self.options.annotator)
+        if self.judge is not None:
+            check_logprobs(self.options.annotator, self.judge, entry.judge)
         if entry.generate.samples or entry.generate.refinements:
-            raise ParameterError("generate", "AlpacaEval judges one greedy output; set samples, refinements to 0")
+            raise ParameterError("generate", "AlpacaEval judges one output; set samples, refinements to 0")
 
     def _instructions(self) -> list[str]:
         """Each once, in the order of their indices."""
@@ -80,7 +83,7 @@ class AlpacaEval:
         return {row.instruction: row.output for row in reversed(outputs)}
 
     def items(self) -> pd.DataFrame:
-        """One conversation per instruction; `answer` is the baseline's output, `meta` the instruction's index."""
+        """One conversation per instruction; `answer` is the baseline's output, `meta` its place in the data."""
         reference = self._reference()
         table = []
         for index, text in enumerate(self._instructions()):
@@ -93,19 +96,19 @@ class AlpacaEval:
     def read(self, path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Annotations as AlpacaEval publishes them; outputs come with their preferences."""
         frame = read_annotations(path, self._reference() if self.options.reference else {})
-        meta: list[str | None] = [None] * len(frame)  # their places among AlpacaEval's are found by their texts
         if self.entry.data is not None:
-            order = {text: i for i, text in reversed(list(enumerate(self._instructions())))}
-            indices = find_positions(frame["instruction"].tolist(), order, "those of the data file")
-            meta = [json.dumps({"index": i}) for i in indices]
+            known = set(self._instructions())
+            for row, text in enumerate(frame["instruction"]):
+                if text not in known:
+                    raise UserError(f"annotations, row {row}: instruction {str(text)[:60]!r} is not in {self.source}")
         asked = [[{"role": "user", "content": text}] for text in frame["instruction"]]
-        items = zip(map(str, range(len(frame))), [""] * len(frame), asked, frame["output_1"], meta, strict=True)
+        items = ((str(i), "", *row, None) for i, row in enumerate(zip(asked, frame["output_1"], strict=True)))
         parsed = [None if pd.isna(p) else repr(p) for p in frame["preference"]]
         kept = frame[["generator_1", "generator_2"]].to_dict("list")
         return build_items(items), build_outputs(frame["output_2"], parsed=parsed, score=0.0, **kept)
 
     def score(self, items: pd.DataFrame, outputs: pd.DataFrame) -> pd.DataFrame:
-        """Preference for the model's output over the baseline's, 0 to 1, by the judge; greedy outputs only.
+        """Preference for the model's output over the baseline's, 0 to 1, by the judge; one output per item.
 
         An output whose judgement the parser cannot read has no preference: `parsed` is null and its score 0; it is left
         out of the win rates, as the package does, and counted.
@@ -130,18 +133,17 @@ class AlpacaEval:
         errors; everything that `win_rates` returns, in percent; mean lengths in characters."""
         frame = _pairs(evaluations).assign(preference=evaluations["parsed"].astype(float))
         frame = frame.assign(**{k: evaluations[k] for k in ("generator_1", "generator_2") if k in evaluations})
-        # The items know their indices: no instructions are fetched again, and no network is needed.
-        meta = evaluations[["prompt_id"]].merge(items, on="prompt_id", how="left")["meta"]
-        positions = None if meta.isna().any() else [json.loads(m)["index"] for m in meta]
-        rates = win_rates(frame, self.options.df_gamed, self.options.instruction_difficulty, positions)
+        rates = win_rates(frame, self.options.df_gamed, self.options.instruction_difficulty)
         lengths = {f"{who}mean_characters": float(frame[f"output_{i}"].str.len().mean()) for i, who in OUTPUTS}
         return {"scores": as_scores(rates), **rates, **lengths}
 
     def aggregate(self, items: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, Any]:
-        """See `summary`; the package's rates are under `alpaca_eval`."""
+        """See `summary`; the package's rates are under `alpaca_eval`; the outputs' temperature, 0 for greedy ones."""
         found = self.summary(items, evaluations)
+        remark = {"remark": f"Length control {found['length_control']}."} if "length_control" in found else {}
         own = {key: found.pop(key) for key in list(found) if key == "scores" or key.endswith("mean_characters")}
-        return {"items": len(evaluations), "alpaca_eval": found} | own | shares(evaluations)
+        about = {"items": len(evaluations), "temperature": evaluations["temperature"].iloc[0].item()}
+        return about | remark | {"alpaca_eval": found} | own | shares(evaluations)
 
 
 OUTPUTS = ((2, ""), (1, "baseline_"))

@@ -5,13 +5,13 @@ The judge is reached through `larpo.benchmarks.judge`, so that every raw reply i
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from larpo.benchmarks.judge import JudgeClient
+from larpo.benchmarks.judge import JudgeClient, as_json, body_of, without_halves
+from larpo.config.judges import JudgeParams
 from larpo.errors import ParameterError, unknown
 
 TRANSPORT = ("model_name", "requires_chatml", "price_per_token", "client_kwargs", "is_strip", "num_procs")
@@ -28,6 +28,20 @@ def annotator_config(name: str) -> dict[str, Any]:
     if not path.is_file():
         raise unknown("options.annotator", name, sorted(p.parent.name for p in home.glob("*/configs.yaml")))
     return yaml.safe_load(path.read_text())[name]
+
+
+def check_logprobs(name: str, judge: JudgeParams, judge_name: str) -> None:
+    """Refuse an annotator that reads log-probabilities where the judge's settings do not ask for them."""
+    settings = annotator_config(name)
+    if settings.get("fn_completion_parser") != "logprob_parser":
+        return
+    body = body_of(judge, settings["completions_kwargs"])
+    if lost := [field for field in ("logprobs", "top_logprobs") if not body.get(field)]:
+        raise ParameterError(
+            "options.annotator",
+            f"{name} reads log-probabilities, and judges.{judge_name} does not ask for {' and '.join(lost)}; expected "
+            "one that reads text, such as alpaca_eval_gpt4 or alpaca_eval_gpt4_turbo_fn (its scores are others)",
+        )
 
 
 def judge_pairs(pairs: pd.DataFrame, judge: JudgeClient, annotator: str, seed: int = 0) -> pd.DataFrame:
@@ -62,6 +76,7 @@ def judge_pairs(pairs: pd.DataFrame, judge: JudgeClient, annotator: str, seed: i
     def complete(prompts: list[str], **_: Any) -> dict[str, list[Any]]:
         replies = judge.complete([{"messages": prompt_to_chatml(p.strip()), **kwargs} for p in prompts])
         raw.extend(replies)
+        replies = without_halves(replies)
         texts = [_text(reply) for reply in replies]
         return {"completions": texts, "completions_all": [r | {"text": t} for r, t in zip(replies, texts, strict=True)]}
 
@@ -76,8 +91,7 @@ def judge_pairs(pairs: pd.DataFrame, judge: JudgeClient, annotator: str, seed: i
     annotated = single(pairs.reset_index(drop=True).assign(row=range(len(pairs))))
     # Rows whose reply could not be read are left out by the package; here they have no preference.
     preference = pd.to_numeric(annotated.set_index("row")["preference"]).reindex(range(len(pairs)))
-    texts = [json.dumps(r, sort_keys=True, ensure_ascii=False) for r in raw]
-    return pd.DataFrame({"preference": preference.to_numpy(dtype=float), "judgement": texts})
+    return pd.DataFrame({"preference": preference.to_numpy(dtype=float), "judgement": list(map(as_json, raw))})
 
 
 def _text(reply: dict[str, Any]) -> str:

@@ -27,26 +27,21 @@ UPSTREAM = "df_gamed.csv of the hub dataset tatsu-lab/alpaca_eval"
 
 
 def win_rates(
-    annotations: pd.DataFrame,
-    df_gamed: str | Path | None = None,
-    instruction_difficulty: str | Path | None = None,
-    positions: list[int] | None = None,
+    annotations: pd.DataFrame, df_gamed: str | Path | None = None, instruction_difficulty: str | Path | None = None
 ) -> dict[str, Any]:
     """Win rate, length-controlled win rate and standard errors, in percent.
 
     Parameters
     ----------
     annotations
-        Columns preference (null: not annotated; left out, and counted), output_1, output_2; instruction where
-        `positions` has to be found.
+        Columns preference (null: not annotated; left out, and counted), output_1, output_2; instruction, by which the
+        difficulty is known that AlpacaEval keeps under its index.
     df_gamed
         The two gamed baselines that length control is regularised to: columns index, std_delta_len,
         instruction_difficulty, preference, not_gamed_baseline. None: the package's own file, from the hub's cache or
         the hub.
     instruction_difficulty
         index and instruction_difficulty; replaces that column of `df_gamed`.
-    positions
-        Each row's index in AlpacaEval, which its difficulty is kept under. None: found by the instruction.
 
     Returns
     -------
@@ -58,7 +53,7 @@ def win_rates(
     Raises
     ------
     UserError
-        A file or column is missing, an instruction is unknown or stands twice, or no row has a preference.
+        A file or column is missing, an instruction stands twice, or no row has a preference.
     """
     if not annotations["preference"].notna().any():
         raise UserError("annotations: no row has a preference; expected a number from 1 to 2")
@@ -68,15 +63,18 @@ def win_rates(
     with _quiet():
         rates = {k: _plain(v) for k, v in get_winrate(frame).items()}
     rates["n_missing"] = int(frame["preference"].isna().sum())
+    asked = frame["instruction"] if "instruction" in frame else [None] * len(frame)
+    texts = [text if isinstance(text, str) else None for text in asked]
     try:
+        if None not in texts:
+            positions_of(texts, set())  # whatever the hub has, these may be none of its instructions
         df_gamed = df_gamed or hub_file(HUB, "df_gamed.csv")
+        gamed = _gamed(df_gamed, instruction_difficulty)
+        frame.index = pd.Index(positions_of(texts, set(gamed["index"])))
+    except NoDifficulty as error:
+        return rates | {"length_control": f"not computed: {error}"}
     except ParameterError as error:
         return rates | {"length_control": f"not computed: df_gamed: {error}"}
-    gamed = _gamed(df_gamed, instruction_difficulty)
-    if positions is None:
-        texts = frame["instruction"].tolist() if "instruction" in frame else [None] * len(frame)
-        positions = published_positions(texts, set(gamed["index"]))
-    frame.index = pd.Index(positions)
     if unknown := set(frame.index) - set(gamed["index"]):
         raise UserError(f"{df_gamed}: no row for index {min(unknown)}, which an annotated instruction has")
     # The package reads an index off the rows' labels; a constant name stands in where rows name no generator.
@@ -126,39 +124,41 @@ def _gamed(path: str | Path, difficulty: str | Path | None) -> pd.DataFrame:
     return frame
 
 
-def find_positions(instructions: list[str | None], order: dict[str, int], source: str) -> list[int]:
-    """Each row's index in `order` (instruction → index), which is that of `source`; no two rows have the same."""
+def positions_of(instructions: list[str | None], known: set[int]) -> list[int]:
+    """Each row's index among AlpacaEval's 805 instructions, by its text, whose digest order.txt holds. Where no row has
+    a text and there is a row for each of the `known` indices, they stand in AlpacaEval's order.
+
+    Raises
+    ------
+    NoDifficulty
+        An instruction is none of the 805, or there is no telling which rows these are.
+    UserError
+        An instruction stands twice.
+    """
+    if all(text is None for text in instructions):
+        if len(instructions) != len(known):
+            raise NoDifficulty(f"{len(instructions)} rows without instructions, but {len(known)} have a difficulty")
+        return sorted(known)
+    order = {d: i for i, d in enumerate((Path(__file__).parent / "order.txt").read_text("ascii").split())}
+    found = [None if text is None else order.get(instruction_digest(text)) for text in instructions]
+    if lost := [row for row, index in enumerate(found) if index is None]:
+        raise NoDifficulty(
+            f"{len(lost)} of {len(found)} instructions are none of AlpacaEval's 805 (the first: "
+            f"{str(instructions[lost[0]])[:60]!r}), so they have no difficulty"
+        )
     rows: dict[int, int] = {}
-    for row, text in enumerate(instructions):
-        index = order.get(text)
-        if index is None:
-            raise UserError(f"annotations, row {row}: instruction {str(text)[:60]!r} is not among {source}")
+    for row, index in enumerate(found):
         if index in rows:
             raise UserError(
-                f"annotations, row {row}: the instruction of row {rows[index]} again ({str(text)[:60]!r}); expected "
-                "one annotation of each"
+                f"annotations, row {row}: the instruction of row {rows[index]} again ({instructions[row][:60]!r}); "
+                "expected one annotation of each"
             )
         rows[index] = row
-    return list(rows)
+    return found
 
 
-def published_positions(instructions: list[str | None], known: set[int]) -> list[int]:
-    """Each row's index among AlpacaEval's 805 instructions, whose digests order.txt holds.
-
-    Where those that are known stand at their own places and there is a row for each of the `known` indices, the others
-    (no instruction, or a changed one) are taken to stand at theirs.
-    """
-    digests = {d: i for i, d in enumerate((Path(__file__).parent / "order.txt").read_text("ascii").split())}
-    order = {text: digests.get(instruction_digest(text)) for text in instructions if text is not None}
-    positions = [order.get(text) for text in instructions]
-    if len(positions) == len(known) and all(p in (None, i) for i, p in zip(sorted(known), positions, strict=True)):
-        return sorted(known)
-    if all(p is None for p in positions):
-        raise UserError(
-            f"annotations: {len(positions)} rows without AlpacaEval's instructions, but {len(known)} have a "
-            "difficulty; length control needs to know which these are: name the instructions' file by data"
-        )
-    return find_positions(instructions, order, "AlpacaEval's; name its file by data")
+class NoDifficulty(Exception):
+    """Why rows have no difficulties, and so no length control."""
 
 
 def instruction_digest(text: str) -> str:

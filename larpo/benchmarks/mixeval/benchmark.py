@@ -18,13 +18,14 @@ from pydantic import Field
 
 from larpo.benchmarks import parse_options
 from larpo.benchmarks.items import build_items, build_outputs, greedy
-from larpo.benchmarks.judge import JudgeClient, store_folder
+from larpo.benchmarks.judge import JudgeClient, as_json, store_folder
 from larpo.benchmarks.mixeval.items import Item, Key, read_release, read_responses
 from larpo.benchmarks.mixeval.judge import ask_judge
 from larpo.benchmarks.mixeval.rules import chosen_option, free_form_candidates, free_form_correct, letters
 from larpo.benchmarks.verifiable import interval, shares
+from larpo.config.judges import JudgeParams
 from larpo.config.params import Params
-from larpo.config.sections import BenchmarkParams, JudgeParams, Section
+from larpo.config.sections import BenchmarkParams, Section
 from larpo.errors import at
 from larpo.hashing import digest
 from larpo.sources import rows
@@ -64,8 +65,7 @@ def score_by_model(item: Item, verdict: dict[str, Any]) -> tuple[str | None, flo
     """(what the model read, score, its reply as JSON text)."""
     value = verdict["value"]
     score = value if isinstance(value, float) else float(value is not None and value == item.answer())
-    reply = json.dumps(verdict["reply"], sort_keys=True, ensure_ascii=False)
-    return None if value is None else str(value), score, reply
+    return None if value is None else str(value), score, as_json(verdict["reply"])
 
 
 def drawn_score(item: Item, parser: str, rng: random.Random) -> float:
@@ -106,6 +106,7 @@ class Options(Section):
 
 class MixEval:
     hard = False
+    judges_one = True
     read_options = {key: f"options.{key}" for key in ("parser", "unparsed", "seed")} | {
         "data": "data",
         "judge_model": "judge.model",
@@ -164,10 +165,10 @@ class MixEval:
         return about | totals(_items_of(items, evaluations), evaluations["score"].to_numpy()) | left_out
 
     def aggregate(self, items: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, Any]:
-        """Scores of the greedy outputs."""
+        """Scores of the one output per item, and the temperature that it was sampled at; 0: greedy."""
         first = greedy(evaluations)
         found = totals(_items_of(items, first), first["score"].to_numpy())
-        return {"items": len(first)} | found | shares(first)
+        return {"items": len(first), "temperature": first["temperature"].iloc[0].item()} | found | shares(first)
 
 
 class MixEvalHard(MixEval):

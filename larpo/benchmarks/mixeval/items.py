@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,15 +72,12 @@ def read_release(data: str, hard: bool) -> dict[Key, Item]:
         path = folder / f"{kind}.json"
         if not path.is_file():
             raise UserError(f"{path}: not found; expected a folder with free-form.json and multiple-choice.json")
-        try:
-            content = json.loads(path.read_text("utf-8-sig"))
-        except ValueError as error:
-            raise UserError(f"{path}: not valid JSON ({error})") from None
+        content = rows.read_object(path, "an item per id")
         release |= {(kind, str(key)): _item(row, f"{path}, item {key}") for key, row in content.items()}
     return release
 
 
-def _item(row: dict[str, Any], where: str) -> Item:
+def _item(row: Any, where: str) -> Item:
     return rows.parse(row, Item, "an item as MixEval publishes them", where)
 
 

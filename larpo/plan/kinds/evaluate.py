@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlparse
 
-from larpo.config.sections import JudgeParams
+from larpo.config.judges import JudgeParams
 from larpo.plan.assumptions import Assumptions
 from larpo.plan.context import Context
 from larpo.plan.formula import Estimate, Unknown, number

@@ -28,7 +28,8 @@ def generate(context: Context, stage: str, policy: str, name: str) -> NodePlan:
         unknown = Unknown("tokens", context.unknown_items(name))
         return NodePlan(stage, context.params.policy.model, 1, sample_tokens=unknown)
     sampled = min(g.sampled_items or items, items) * g.samples * len(g.temperatures)
-    count = f"({number(items)} items · {1 + g.refinements} [greedy] + {number(sampled)} samples)"
+    first = "sampled" if g.temperature else "greedy"
+    count = f"({number(items)} items · {1 + g.refinements} [{first}] + {number(sampled)} samples)"
     prompt = context.a.item_tokens.get(b.benchmark, context.prompt)
     asked = items * (1 + g.refinements) + (sampled / g.samples if g.samples else 0)
     return _generation(context, stage, asked, prompt, count, g.max_new_tokens, max(g.samples, 1))

@@ -12,8 +12,8 @@ import pytest
 
 from larpo.benchmarks import Benchmark, build_benchmark
 from larpo.benchmarks.judge import JudgeClient
+from larpo.config.judges import JudgeParams
 from larpo.config.params import Params, parse_params
-from larpo.config.sections import JudgeParams
 from larpo.errors import UserError
 from tests.chat_server import ChatServer
 from tests.conftest import ROOT

@@ -110,7 +110,7 @@ def test_length_control_is_the_packages_own(tmp_path, real):
 @needs_data
 def test_moved_missing_and_changed_rows_keep_their_difficulty(tmp_path, real):
     """Instructions are known by their text: in any order the same figures to the last bit; of 700 rows the 700
-    difficulties; and where every other stands at its place, one whose text was changed stands at its own."""
+    difficulties; and where one is none of the 805 there are none."""
     whole = published(tmp_path, real, **LENGTH)
     moved = real.sample(frac=1, random_state=3)
     changed = real.assign(instruction=real["instruction"].where(real.index != 5, "changed"))
@@ -118,7 +118,6 @@ def test_moved_missing_and_changed_rows_keep_their_difficulty(tmp_path, real):
         (moved, LENGTH),
         (moved, {"data": str(DATA / "alpaca_eval/instructions.jsonl"), **LENGTH}),
         (moved, {"df_gamed": LENGTH["df_gamed"]}),  # its own column of difficulties is the same
-        (changed, LENGTH),
         (real.drop(columns="instruction"), LENGTH),
     ):
         assert published(tmp_path, rows, **options) == whole
@@ -134,12 +133,21 @@ def test_moved_missing_and_changed_rows_keep_their_difficulty(tmp_path, real):
     gamed.to_csv(tmp_path / "gamed.csv", index=False)
     found = published(tmp_path, moved, df_gamed=str(tmp_path / "gamed.csv"))
     assert found["length_controlled_winrate"] == pytest.approx(whole["length_controlled_winrate"], abs=1e-9)
+    own = real.assign(instruction=[f"Own {i}." for i in range(len(real))])
     for rows, words in (
-        (real.drop(columns="instruction").iloc[:700], ["700 rows without AlpacaEval's instructions", "by data"]),
-        (pd.concat([real, real.iloc[:1]]), ["row 805: the instruction of row 0 again"]),
-        (changed.iloc[::-1], ["row 799: instruction 'changed' is not among AlpacaEval's"]),
+        (changed, "1 of 805 instructions are none of AlpacaEval's 805 (the first: 'changed')"),
+        (changed.iloc[::-1], "1 of 805 instructions"),
+        (own, "805 of 805 instructions are none"),
+        (own.iloc[:700], "700 of 700 instructions are none"),
+        (real.assign(instruction=real["instruction"].where(real.index != 5)), "1 of 805 instructions"),
+        (real.drop(columns="instruction").iloc[:700], "700 rows without instructions"),
     ):
-        refused(words, published, tmp_path, rows, **LENGTH)
+        found = published(tmp_path, rows, **LENGTH)
+        assert words in found["length_control"] and "length_controlled_winrate" not in found
+        assert list(found["scores"]) == ["win_rate"]
+    refused(
+        ["row 805: the instruction of row 0 again"], published, tmp_path, pd.concat([real, real.iloc[:1]]), **LENGTH
+    )
     refused(["absent.csv: not found"], published, tmp_path, real, df_gamed=str(tmp_path / "absent.csv"))
 
 

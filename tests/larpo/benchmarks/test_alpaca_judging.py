@@ -9,9 +9,10 @@ import re
 import pandas as pd
 import pytest
 
+from larpo.benchmarks import build_benchmark
 from larpo.benchmarks.alpaca_eval.judge import judge_pairs
 from tests.chat_server import ChatServer
-from tests.larpo.benchmarks.kit import bench, greedy_outputs, judge, refused, write
+from tests.larpo.benchmarks.kit import bench, greedy_outputs, judge, params, refused, write
 
 LLM = "weighted_alpaca_eval_gpt4_turbo"
 
@@ -62,6 +63,11 @@ def test_preference_follows_the_outputs_whichever_stands_first(tmp_path):
 
 def test_an_unreadable_judgement_loses_no_other(tmp_path):
     def sometimes(body: dict) -> dict:
+        if body["messages"][-1]["content"].count('"""b"""'):
+            preferred = prefers_longer(body)
+            top = preferred["logprobs"]["content"][0]["top_logprobs"]
+            top.append({"token": "\ud835", "logprob": -20.0, "bytes": None})
+            return preferred
         if "bbbb" in body["messages"][-1]["content"] and "bbbbb" not in body["messages"][-1]["content"]:
             return {"message": {"role": "assistant", "content": "Neither"}, "logprobs": None}
         return prefers_longer(body)
@@ -117,12 +123,37 @@ def test_the_benchmark_from_items_to_scores(tmp_path, monkeypatch):
     assert frame["score"].tolist() == pytest.approx([1 / (1 + math.exp(-1))] * 4, abs=1e-6)
     assert metrics["scores"]["win_rate"]["value"] == pytest.approx(1 / (1 + math.exp(-1)), abs=1e-6)
     assert metrics["alpaca_eval"]["win_rate"] == pytest.approx(100 / (1 + math.exp(-1)), abs=1e-4)
+    assert "4 of 4 instructions are none of AlpacaEval's 805" in metrics["alpaca_eval"]["length_control"]
+    assert metrics["remark"] == f"Length control {metrics['alpaca_eval']['length_control']}."
+    assert metrics["temperature"] == 0.0 and list(metrics["scores"]) == ["win_rate"]
     assert (metrics["items"], metrics["mean_characters"], metrics["baseline_mean_characters"]) == (4, 9.0, 4.0)
     assert (tmp_path / "judgements").is_dir()
     monkeypatch.setenv("LARPO_JUDGEMENTS", str(tmp_path / "others"))
     with ChatServer(lambda body: "m") as server:  # a server without logprobs
         silent = bench("alpaca_eval", server, **settings)
-        refused(["can read none of 4 replies of judge j", "such as logprobs"], silent.score, items, outputs)
+        refused(["judges.j", "without the log-probabilities", "4 replies"], silent.score, items, outputs)
+    monkeypatch.setenv("LARPO_JUDGEMENTS", str(tmp_path / "words"))
+    with ChatServer(lambda body: "I would say: \ud835.") as server:
+        worded = bench(
+            "alpaca_eval", server, **settings | {"options": {"reference": path, "annotator": "alpaca_eval_gpt4"}}
+        )
+        refused(["alpaca_eval_gpt4 can read none of 4 replies of judge j"], worded.score, items, outputs)
+
+
+@pytest.mark.parametrize(
+    "judge", [{"drop": ["logprobs"]}, {"drop": ["top_logprobs"]}, {"options": {"logprobs": False}}]
+)
+def test_an_annotator_that_reads_logprobs_needs_a_judge_that_is_asked_for_them(tmp_path, judge):
+    path = str(write(tmp_path / "rows.jsonl", [{"instruction": "Do", "output": "base"}]))
+    judges = {"j": {"model": "m", "base_url": "http://127.0.0.1:1/v1"} | judge}
+
+    def build(annotator: str) -> object:
+        entry = {"benchmark": "alpaca_eval", "data": path, "judge": "j", "generate": {"max_new_tokens": 4}}
+        entry["options"] = {"reference": path, "annotator": annotator}
+        return build_benchmark(params(benchmarks={"b": entry}, judges=judges), "b")
+
+    refused(["benchmarks.b.options.annotator", "logprobs", "alpaca_eval_gpt4_turbo_fn"], build, LLM)
+    assert build("alpaca_eval_gpt4_turbo_fn") is not None
 
 
 class SmallModel:

@@ -10,12 +10,12 @@ import time
 
 import pytest
 
-from larpo.benchmarks.judge import JudgeClient, Store
-from larpo.config.sections import JudgeParams
+from larpo.benchmarks.judge import JudgeClient, Store, as_json
+from larpo.config.judges import JudgeParams
 from larpo.errors import UserError
 from tests.chat_server import ChatServer
 from tests.conftest import ROOT
-from tests.larpo.benchmarks.kit import judge
+from tests.larpo.benchmarks.kit import judge, refused
 
 
 def asks(*texts: str) -> list[dict]:
@@ -109,6 +109,72 @@ def test_a_refusal_is_final_and_names_the_judge(tmp_path):
         assert len(server.bodies) == 1, "nothing more is sent"
 
 
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (
+            {"status": 400, "param": "max_tokens", "code": "unsupported_parameter", "message": "not supported"},
+            [
+                *("refuses the field 'max_tokens' for 'm/judge': 400", "not supported"),
+                *("judges.test.drop: [max_tokens]", "judges.test.rename: {max_tokens: max_completion_tokens}"),
+            ],
+        ),
+        ({"status": 400, "param": "temperature", "code": "unsupported_value"}, ["judges.test.drop: [temperature]"]),
+        ({"status": 400, "param": "top_k"}, ["the field 'top_k'", "take it out of judges.test.options"]),
+        ({"status": 400, "param": "messages[0].role"}, ["the field 'messages'"]),
+        ({"status": 422, "detail": [{"loc": ["body", "temperature"]}]}, ["judges.test.drop: [temperature]"]),
+        (
+            {"status": 422, "detail": "no"},
+            ["if it does not take one of max_tokens, temperature, top_k: see judges.test"],
+        ),
+        ({"status": 403, "message": "no logprobs"}, ["no logprobs", "see judges.test.drop and rename"]),
+    ],
+    ids=str,
+)
+def test_a_field_that_a_server_does_not_take_is_named_with_the_way_out(tmp_path, fault, words):
+    with ChatServer(echo, faults=[fault]) as server:
+        asked = [{**asks("a")[0], "temperature": 1}]
+        refused(words, judge(server, tmp_path, concurrency=1, options={"top_k": 1}).complete, asked)
+        assert server.bodies[0]["top_k"] == 1, "fields that OpenAI's own server does not know are sent too"
+
+
+def test_fields_are_dropped_and_renamed(tmp_path):
+    with ChatServer(echo) as server:
+        changed = judge(server, tmp_path, drop=["temperature"], rename={"max_tokens": "max_completion_tokens"})
+        changed.complete([{**asks("a")[0], "temperature": 1}])
+        messages = [{"role": "user", "content": "a"}]
+        assert server.bodies == [{"model": "m/judge", "messages": messages, "max_completion_tokens": 4}]
+    for settings, word in (
+        ({"drop": ["temprature"]}, "did you mean 'temperature'"),
+        ({"drop": ["messages"]}, "no benchmark sends 'messages'"),
+        ({"rename": {"max_tokens": "stream"}}, "replies are kept whole"),
+        ({"rename": {"max_tokens": "messages"}}, "the benchmark's prompt"),
+        ({"rename": {"max_tokens": "n", "seed": "n"}}, "two fields get the same name"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            JudgeParams(model="m", **settings)
+
+
+def test_a_server_without_the_logprobs_that_it_is_asked_for_is_left_early(tmp_path):
+    """At most eight replies are paid for, beside those in flight, and none when it is run again."""
+    requests = [request | {"logprobs": True} for request in asks(*map(str, range(60)))]
+    with ChatServer(echo) as server:
+        for _ in range(2):
+            words = ["judges.test", "without the log-probabilities", "options.annotator: alpaca_eval_gpt4"]
+            refused(words, judge(server, tmp_path, concurrency=2).complete, requests)
+        assert 8 <= len(server.bodies) <= 9
+
+
+def test_a_reply_with_half_a_surrogate_pair_is_kept_as_it_is(tmp_path):
+    """A judge that quotes half of a character: nothing is lost, asked again, or too much for a table."""
+    said = 'it says "\ud835", \ud835\udc00 and \0'
+    with ChatServer(lambda body: said) as server:
+        found = [judge(server, tmp_path).complete(asks("a"))[0] for _ in range(2)]
+        assert [reply["text"] for reply in found] == ['it says "\ud835", \U0001d400 and \0'] * 2
+        assert len(server.bodies) == 1
+    assert json.loads(as_json(found[0]).encode()) == found[0]
+
+
 def test_a_server_that_is_gone_is_left_early(tmp_path):
     """60 requests, four at a time: after ten without an answer (and those in flight) no more are sent."""
     with ChatServer(echo, faults=[{"status": 503}] * 1000) as server:
@@ -163,7 +229,7 @@ def test_a_torn_last_line_is_asked_again(tmp_path):
 KILLED = """
 import sys
 from larpo.benchmarks.judge import JudgeClient
-from larpo.config.sections import JudgeParams
+from larpo.config.judges import JudgeParams
 params = JudgeParams(model="m", base_url=sys.argv[1], concurrency=2)
 requests = [{"messages": [{"role": "user", "content": str(i)}]} for i in range(30)]
 print([r["text"] for r in JudgeClient(params, sys.argv[2], "test").complete(requests)])

@@ -13,6 +13,7 @@ from larpo.benchmarks.mixeval.benchmark import prompt, totals
 from larpo.benchmarks.mixeval.items import Item, read_release
 from larpo.benchmarks.mixeval.judge import ask_judge, judged_option, judged_score
 from larpo.benchmarks.mixeval.rules import chosen_option, free_form_candidates, free_form_correct
+from larpo.errors import UserError
 from tests.chat_server import ChatServer
 from tests.larpo.benchmarks.kit import DATA, bench, greedy_outputs, judge, needs_data, refused, write
 
@@ -237,6 +238,29 @@ def test_refusals(tmp_path, name, row, words):
     refused(words, score_file, "mixeval", write(tmp_path / name, [row]))
     twice = write(tmp_path / "f.jsonl", [FREE | {"id": 4, "response": "x"}] * 2)
     refused(["item 4 appears twice"], score_file, "mixeval", twice)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"7": {k: v for k, v in FREE.items() if k != "benchmark_name"}}, "item 7: benchmark_name: field required"),
+        ({"7": {k: v for k, v in FREE.items() if k != "prompt"}}, "item 7: prompt: field required"),
+        ({"7": FREE | {"target": "Austen"}}, "item 7: target: "),
+        ({"7": [FREE]}, "item 7: .*found \\["),
+        ([FREE], "free-form.json: expected an object, an item per id"),
+        ({"7": FREE | {"prompt": "\ud835"}}, "item 7: column 'prompt': .* half of a surrogate pair"),
+    ],
+)
+def test_a_release_that_is_none(tmp_path, content, words):
+    with pytest.raises(UserError, match=words):
+        read_release(str(release(tmp_path / "r", content, {})), hard=False)
+
+
+def test_a_release_with_byte_order_marks(tmp_path):
+    folder = release(tmp_path / "r", {"0": FREE}, {"0": CHOICE})
+    for file in folder.iterdir():
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(read_release(str(folder), hard=False)) == 2
 
 
 def test_the_benchmark_from_items_to_scores(tmp_path, monkeypatch):

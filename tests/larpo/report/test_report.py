@@ -186,6 +186,13 @@ def test_charts_are_the_same_bytes_each_time():
     assert page(benchmarks=benchmarks) == page(benchmarks=benchmarks)
 
 
+def test_how_one_output_per_item_was_made_is_said_and_what_the_benchmark_remarks():
+    one = replace(score("0", None, {}), samples=None, temperature=0.7, remark="Length control not computed: because.")
+    assert "one output each, sampled at temperature 0.7" in _score_notes(one)
+    assert "one output each, greedy" in _score_notes(replace(one, temperature=None))
+    assert page(benchmarks=[BenchmarkScores("b", "alpaca_eval", [one])]).count("not computed: because.") == 1
+
+
 @pytest.mark.parametrize(("sampled", "words"), [(10, "4 samples each"), (None, "4 samples each"), (6, "for 6 of them")])
 def test_how_much_was_sampled_is_said(sampled, words):
     found = replace(score("0", None, {}), sampled_items=sampled)

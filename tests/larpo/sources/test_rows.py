@@ -76,6 +76,13 @@ def test_lines_are_read_as_they_are_asked_for(tmp_path):
         ("r.jsonl", b"\n\n", r"r\.jsonl: no rows; expected items"),
         ("r.jsonl", '{"text": "Größe"}'.encode("latin-1"), r"r\.jsonl, line 1: not UTF-8 text .* at byte 12"),
         ("r.json", b'[{"text": "\n\xff"}]', r"r\.json: not UTF-8 text"),
+        ("r.jsonl", '{"text": "x"}'.encode("utf-16"), r"r\.jsonl, line 1: not UTF-8 .*UTF-16, save it as UTF-8"),
+        (
+            "r.jsonl",
+            rb'{"id": 1, "text": "x"}' + b"\n" + rb'{"id": 2, "text": "\ud835 "}',
+            r"line 2: column 'text': '.ud835'",
+        ),
+        ("r.json", rb'[{"id": 1, "m": [{"\uDC00": 1}]}]', r"r\.json, row 0: column 'm': .*half of a surrogate pair"),
         ("r.jsonl.gz", b"plain", r"r\.jsonl\.gz: not readable"),
         ("r.jsonl.gz", gzip.compress(LINES.encode())[:40], r"r\.jsonl\.gz: not readable"),
         ("r.parquet", b"PAR1", r"cannot load '.*r\.parquet'.*expected items in a \.json"),
@@ -87,6 +94,13 @@ def test_the_first_wrong_row_is_named(tmp_path, name, content, words):
     with pytest.raises(ParameterError, match=words) as caught, at("data", "params.yaml"):
         list(read(str(path), "items", model))
     assert str(caught.value).startswith("params.yaml: data: ") and "\n" not in str(caught.value)
+
+
+def test_what_utf8_holds_stays_as_it_is(tmp_path):
+    r"""A whole pair is one character, an escaped backslash no pair; NUL is text; joined files have a mark inside."""
+    lines = rb'{"text": "\ud835\udc00 \\ud835"}' + b"\n\xef\xbb\xbf" + rb'{"text": "a\u0000b"}'
+    path = write(tmp_path / "rows.jsonl", lines)
+    assert [row["text"] for _, row in read(path, "rows")] == ["\U0001d400 \\ud835", "a\0b"]
 
 
 @pytest.mark.parametrize("name", ["no.jsonl", "no.parquet", "./no", "a/b/c"])

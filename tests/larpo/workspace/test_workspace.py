@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from larpo.errors import UserError
+from larpo.workspace.dvc_lock import read_lock
 from larpo.workspace.git import git, stashed
 
 
@@ -44,3 +46,16 @@ def test_a_file_written_again_as_it_was_is_no_change(repository):
     (repository / "other").write_text("two\n")
     assert git(repository, "show", f"{stashed(repository)}:other") == "two"
     assert git(repository, "show", f"{stashed(repository)}:file") == "one"
+
+
+@pytest.mark.parametrize(("second", "fits"), [("a1", True), ("b2", False)])
+def test_a_dependency_that_is_named_twice_has_one_content(tmp_path, second, fits):
+    """reference@1 names its policy twice, as what the iteration follows and as what the run starts from."""
+    entry = "    - {path: data/policy/0, hash: md5, md5: %s}\n"
+    lock = tmp_path / "dvc.lock"
+    lock.write_text("stages:\n  reference@1:\n    cmd: x\n    deps:\n" + entry % "a1" + entry % second)
+    if fits:
+        assert read_lock(lock)["reference@1"].deps.keys() == {"data/policy/0"}
+    else:
+        with pytest.raises(UserError, match=r"reference@1 records data/policy/0 twice, with different contents"):
+            read_lock(lock)
