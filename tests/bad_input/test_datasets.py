@@ -73,9 +73,8 @@ WRONG_DATA = rows(
       ("prompts.answer_pattern", "'(x)?[0-9]+'")),
     ("answers that are missing", dataset(lines([{**row, "answer": None} for row in GOOD])), "prompts 1",
       ("score.reward", "final_number needs answers", "prompts.answer_field")),
-    ("answers that are no numbers", dataset(lines([*GOOD, {"prompt": "Where?", "answer": "here"}]), per_iteration=40,
-      held_out=0.1), "prompts 1", ("score.reward", "final_number needs answers that are a number", "'Where?' with "
-      "'here'", "(2%)")),
+    ("answers that are no numbers", dataset(lines([{**row, "answer": "here"} for row in GOOD])), "prompts 1",
+      ("score.reward", "final_number needs answers that are a number", "'here'", "(100%)")),
     ("answers that are lists", dataset(lines([{**row, "answer": ["72"]} for row in GOOD])), "prompts 1", ("mine.jsonl",
       "column 'answer'", "['72']")),
     ("an answer that is no number of JSON's", dataset(lines([{**row, "answer": float("nan")} for row in GOOD])),
