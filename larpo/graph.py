@@ -18,8 +18,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML, YAMLError
 
 from larpo.errors import ParameterError, UserError, at, first_error, nearest, unknown
 from larpo.hashing import digest
@@ -66,8 +66,8 @@ class Stage:
 def read_stages(path: str | Path = DECLARATION) -> dict[str, Any]:
     """The stages as dvc.yaml declares them."""
     try:
-        return yaml.load(Path(path).read_text("utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        return YAML(typ="safe").load(Path(path).read_text("utf-8"))["stages"]
+    except (OSError, YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not readable as stages ({' '.join(str(error).split())[:160]})") from None
 
 

@@ -15,7 +15,7 @@ from larpo.benchmarks.judge import check_key
 from larpo.benchmarks.refinement import revised
 from larpo.engines import Sampling
 from larpo.hashing import seed_of
-from tasks.frame.generator import Generator
+from tasks.frame.generator import Generator, note_cut
 from tasks.frame.node import Node, command
 
 
@@ -54,7 +54,8 @@ def main(policy: str, benchmark: str) -> None:
         frame = frame.assign(o=frame["prompt_id"].map(order), t=frame["temperature"].map(place))
         frame = frame.sort_values(["o", "t", "turn", "sample"], kind="stable")
         tables.write(frame[tables.SCHEMAS["outputs"].names], "outputs", node.out("generate"))
-        node.note(tokens=int(frame["n_tokens"].sum()), truncated=int((frame["finish_reason"] == "length").sum()))
+        node.note(tokens=int(frame["n_tokens"].sum()))
+        note_cut(node, frame, f"benchmarks.{benchmark}.generate.max_new_tokens", wanted.max_new_tokens)
         node.rows(read=len(items), written=len(frame))
 
 

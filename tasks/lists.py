@@ -6,7 +6,8 @@ from larpo import tables
 from larpo.errors import UserError
 from larpo.hashing import seed_of
 from larpo.lists.negatives import related
-from larpo.lists.recipes import build_lists
+from larpo.lists.recipes import build_lists, cut_off
+from larpo.workspace.progress import say
 from tasks.frame.node import Node, command
 
 
@@ -36,8 +37,17 @@ def main(iteration: str) -> None:
         used = built.lists["response_id"].nunique()
         unused = len(inside) - sum(built.dropped_responses.values()) - used
         node.rows(read=len(candidates), written=len(built.lists), dropped={**dropped, "not_chosen": unused})
+        cut = cut_off(built.lists, inside)
+        made = int(built.lists["prompt_id"].nunique())
+        if 2 * sum(cut.values()) > made:
+            only, alone = (cut.get(f"lists_{how}_cut_off", 0) for how in ("all", "ranked_by"))
+            say(
+                f"{node.stage}: of {made} lists {only} hold only responses that were cut off, {alone} are ranked by "
+                "that alone; raise sample.max_new_tokens, or set lists.truncated=drop"
+            )
         node.note(
-            lists=int(built.lists["prompt_id"].nunique()),
+            **cut,
+            lists=made,
             prompts=int(inside["prompt_id"].nunique()),
             prompts_without_list=built.dropped_prompts,
             reused=len(built.lists) - used,

@@ -13,7 +13,7 @@ from larpo.engines import Sampling
 from larpo.errors import UserError
 from larpo.hashing import digest, seed_of
 from larpo.models.chat import end_tokens, gold_rows, turn_end
-from tasks.frame.generator import Generator
+from tasks.frame.generator import Generator, note_cut
 from tasks.frame.node import Node, command
 
 
@@ -60,7 +60,8 @@ def main(iteration: str) -> None:
         frame = frame.assign(o=frame["prompt_id"].map(order)).sort_values(["o", "index"], kind="stable")
         tables.write(frame[tables.SCHEMAS["responses"].names], "responses", node.out("sample"))
         tokens = int(sampled["token_ids"].map(len).sum())
-        node.note(tokens=tokens, truncated=int((sampled["finish_reason"] == "length").sum()))
+        node.note(tokens=tokens)
+        note_cut(node, sampled, "sample.max_new_tokens", params.sample.max_new_tokens)
         if params.sample.gold:
             node.note(gold=len(frame) - len(sampled), prompts_without_gold=dropped)
         node.rows(read=len(prompts), written=len(frame))

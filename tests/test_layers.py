@@ -124,8 +124,10 @@ def test_every_node_declares_the_code_that_makes_it():
 FRAME = {
     "larpo.config.judges",
     "larpo.config.params",
+    "larpo.config.policy",
     "larpo.config.reward",
     "larpo.config.sections",
+    "larpo.config.yaml12",
     "larpo.errors",
     "larpo.graph",
     "larpo.hashing",

@@ -75,6 +75,15 @@ TRAINER_TAKEN = {
     "hub_model_id": _UPLOAD,
     "report_to": "curves go to data/ alone",
 }
+_MESSAGES = "a prompt is its messages, and ends where the assistant begins"
+_TOKENS = "a prompt's text becomes its tokens, whole and as they are"
+CHAT_TAKEN = {
+    **dict.fromkeys(("conversation", "messages", "add_generation_prompt", "continue_final_message"), _MESSAGES),
+    **dict.fromkeys(("tokenize", "tokenizer_kwargs", "padding", "truncation", "max_length", "return_tensors"), _TOKENS),
+    **dict.fromkeys(("return_dict", "return_assistant_tokens_mask"), _TOKENS),
+    "chat_template": "the checkpoint's own is used; another one belongs into its folder as chat_template.jinja",
+    "strftime_now": "policy.date says the day",
+}
 _KEY = "manifests record it, and a key belongs in the environment variable that api_key_env names"
 JUDGE_TAKEN = {
     "extra_headers": _KEY,

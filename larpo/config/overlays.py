@@ -6,39 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from larpo.config.yaml12 import read_mapping
 from larpo.errors import UserError
-
-# What YAML raises for bytes that are no text, text that is no YAML, dates that are none, and nesting without end.
-UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
-
-
-class StrictLoader(yaml.SafeLoader):
-    """YAML as usual, but a key that stands twice in one mapping is refused: the first would be lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        written = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]  # `<<` may stand beside
-        keys = [self.construct_object(key, deep=True) for key in written]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice in one section", written[i].start_mark
-                )
-        return super().construct_mapping(node, deep)
 
 
 def read_sections(file: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; UserError with one line where it is missing, not YAML, or no mapping."""
     if not Path(file).is_file():
         raise UserError(f"{file}: not found; expected sections of params.yaml")
-    try:
-        raw = yaml.load(Path(file).read_text("utf-8"), Loader=StrictLoader)
-    except UNREADABLE as error:
-        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{file}: expected a mapping of sections, found {type(raw).__name__}")
-    return raw
+    return read_mapping(file)
 
 
 def lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

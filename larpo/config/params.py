@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin
 from pydantic import Field, ValidationError
 
 from larpo.config.judges import JudgeParams
+from larpo.config.policy import PolicyParams
 from larpo.config.reward import RewardParams
 from larpo.config.sections import (
     BenchmarkName,
@@ -21,7 +22,6 @@ from larpo.config.sections import (
     IterationName,
     IterationParams,
     ListsParams,
-    PolicyParams,
     PromptsParams,
     ReferenceParams,
     ReportParams,

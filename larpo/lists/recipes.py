@@ -154,6 +154,21 @@ def build_lists(candidates: pd.DataFrame, params: ListsParams, seed: int, relate
     )
 
 
+def cut_off(lists: pd.DataFrame, candidates: pd.DataFrame) -> dict[str, int]:
+    """Lists that say little but that a response was cut off: `lists_all_cut_off` hold nothing else, and in
+    `lists_ranked_by_cut_off` the finished ones share one reward, and so do the cut-off ones, so that only the penalty
+    (or what a rule makes of an unfinished text) tells them apart."""
+    finish = candidates.drop_duplicates("response_id").set_index("response_id")["finish_reason"]
+    told = lists.assign(cut=(lists["response_id"].map(finish) == "length").to_numpy())
+    cut = told.groupby("prompt_id")["cut"]
+    rewards = told.groupby(["prompt_id", "cut"])["reward"].nunique().groupby("prompt_id").max()
+    found = {
+        "lists_all_cut_off": int(cut.all().sum()),
+        "lists_ranked_by_cut_off": int((cut.any() & ~cut.all() & (rewards == 1)).sum()),
+    }
+    return {name: count for name, count in found.items() if count}
+
+
 def _one_pool(
     frame: pd.DataFrame, recipe: Recipe, params: ListsParams, prompts: np.ndarray
 ) -> tuple[pd.DataFrame, dict[str, int]]:

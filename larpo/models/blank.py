@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import Fuse
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from larpo.config.sections import ScratchParams
+from larpo.config.policy import ScratchParams
 
 SPECIALS = ["<pad>", "<unk>", "<eos>", "<system>", "<user>", "<assistant>"]
 CHAT_TEMPLATE = (

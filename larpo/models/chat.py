@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import datetime
+import re
 from pathlib import Path
 from typing import Any
 
+import jinja2
+import jinja2.nodes
 import numpy as np
 import pandas as pd
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from larpo.errors import UserError, one_line
+from larpo.config.policy import PolicyParams
+from larpo.errors import ParameterError, UserError, at, nearest, one_line
 from larpo.models.resolve import Model
+
+DAY = "2024-07-26"
+"""The day that templates write where nothing names another: Llama-3.2's own, where it is told none. Today's would make
+a run of two days mix prompts, and no two runs the same."""
+GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
+RECORD = "larpo_chat_template"
+"""Key of tokenizer_config.json: what a policy's template is given besides the messages, `{kwargs, date}`. The tokenizer
+carries it to every checkpoint that is trained from it, and so to every node that makes prompts of messages."""
 
 
 def render_prompts(tokenizer: PreTrainedTokenizerBase, messages: list[list[dict[str, str]]]) -> list[list[int]]:
@@ -25,8 +38,14 @@ def render_prompts(tokenizer: PreTrainedTokenizerBase, messages: list[list[dict[
 
 def apply_template(tokenizer: PreTrainedTokenizerBase, messages: list, where: str, **options: Any) -> Any:
     """A conversation, or a list of them, as text. A template is a program of the checkpoint's: it runs in jinja2's
-    sandbox, where it reaches nothing but the messages, and whatever it raises is one line that names `where`."""
+    sandbox, where it reaches nothing but the messages and what `record_choices` recorded, and whatever it raises is one
+    line that names `where`."""
     try:
+        chosen = tokenizer.init_kwargs.get(RECORD) or {}
+        options |= chosen.get("kwargs", {})
+        if "strftime_now" in str(tokenizer.chat_template):
+            day = datetime.datetime.fromisoformat(chosen.get("date") or DAY)
+            options["strftime_now"] = day.strftime  # goes before transformers' own, which asks the clock
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # noqa: BLE001 - a template can raise anything
         turns = messages if messages and isinstance(messages[0], dict) else (messages or [[]])[0]
@@ -35,6 +54,48 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, messages: list, where: st
             f"{where}: the chat template refuses a conversation of {roles} ({one_line(error)[:160]}); leave out "
             "prompts.system, use prompts whose turns alternate, or mend chat_template.jinja"
         ) from None
+
+
+def record_choices(tokenizer: PreTrainedTokenizerBase, params: PolicyParams) -> dict[str, Any]:
+    """Put `policy.chat_template_kwargs` and the day into the tokenizer, to be saved with it.
+
+    Returns
+    -------
+    What was recorded, for the manifest: `kwargs`, and `date` where the template writes one; {} where nothing was.
+
+    Raises
+    ------
+    ParameterError
+        The template has no variable of that name, or writes no date: what was asked would change nothing.
+    """
+    names = template_names(tokenizer)
+    kwargs = dict(params.chat_template_kwargs)
+    with at("policy"):
+        for name in kwargs:
+            if name not in names:
+                known = nearest(name, names - {"messages", "add_generation_prompt"})
+                raise ParameterError(f"chat_template_kwargs.{name}", f"the chat template never reads it{known}")
+        if params.date is not None and not names & {"strftime_now", "date_string"}:
+            raise ParameterError("date", "the chat template writes no date (strftime_now, date_string); leave it null")
+    if params.date is not None and "date_string" in names:
+        kwargs.setdefault("date_string", datetime.date.fromisoformat(params.date).strftime("%d %b %Y"))
+    record: dict[str, Any] = {"kwargs": kwargs} if kwargs else {}
+    if "strftime_now" in names:
+        record["date"] = params.date or DAY
+    tokenizer.init_kwargs.pop(RECORD, None)
+    if record:
+        tokenizer.init_kwargs[RECORD] = record
+    return record
+
+
+def template_names(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Variables that a chat template reads; none of one that is no jinja, which `apply_template` tells."""
+    text = GENERATION.sub("", tokenizer.get_chat_template())  # a tag of transformers', around an assistant's words
+    try:
+        tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+    except jinja2.TemplateError:
+        return set()
+    return {name.name for name in tree.find_all(jinja2.nodes.Name) if name.ctx == "load"}
 
 
 def end_tokens(folder: Model, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from larpo.config.sections import PolicyParams
+from larpo.config.policy import PolicyParams
 from larpo.errors import at
 from larpo.models.blank import scratch_policy
-from larpo.models.chat import ends_of
+from larpo.models.chat import ends_of, record_choices
 from larpo.models.load import dtype_of, load_model, load_tokenizer
 from larpo.models.remote_code import CAUSAL_LM, TOKENIZER, admit, settle
 from larpo.models.resolve import SCRATCH, Checkpoint, resolve
@@ -38,8 +38,10 @@ def fetch_initial_policy(params: PolicyParams, folder: Path, checkpoint: Checkpo
     if checkpoint.source == SCRATCH:
         model, tokenizer = scratch_policy(params.architecture)
         model.to(dtype_of(params.dtype))
+        chosen = record_choices(tokenizer, params)
     else:
         tokenizer = load_tokenizer(checkpoint, _where(params))
+        chosen = record_choices(tokenizer, params)  # refused before weights are read
         model = load_model(checkpoint, params.dtype, _where(params))
         model.generation_config.do_sample = False
         # What ends a response must survive in the checkpoint, whatever engine reads it next. A GGUF has no
@@ -52,7 +54,8 @@ def fetch_initial_policy(params: PolicyParams, folder: Path, checkpoint: Checkpo
     tokenizer.save_pretrained(folder)
     settle(folder, checkpoint)
     file = {"file": checkpoint.options["gguf_file"]} if "gguf_file" in checkpoint.options else {}
-    return {"model": params.model, "parameters": model.num_parameters(), **checkpoint.facts, **file}
+    facts = {"model": params.model, "parameters": model.num_parameters(), **checkpoint.facts, **file}
+    return facts | ({"chat_template": chosen} if chosen else {})
 
 
 def _where(params: PolicyParams) -> str:

@@ -10,8 +10,9 @@ from urllib.parse import urlparse
 
 from larpo.benchmarks import build_benchmark
 from larpo.config.params import Params
+from larpo.config.policy import PolicyParams
 from larpo.config.reward import PairsParams, RewardParams
-from larpo.config.sections import PolicyParams, SourceParams
+from larpo.config.sections import SourceParams
 from larpo.errors import UserError
 from larpo.plan.plans import Plan
 from larpo.plan.sizes import is_file

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from larpo.config.overlays import UNREADABLE, StrictLoader, lay_all
+from larpo.config import yaml12
+from larpo.config.overlays import lay_all
 from larpo.config.params import Params, parse_params
 from larpo.config.sections import PolicyName, Section
 from larpo.errors import UserError, nearest
@@ -244,10 +244,4 @@ def put(tree: dict[str, Any], dotted: str, value: Any, where: str) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.load(path.read_text("utf-8"), Loader=StrictLoader)
-    except (OSError, *UNREADABLE) as error:
-        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:160]})") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: expected a mapping, found {type(raw).__name__}")
-    return raw
+    return yaml12.read_mapping(path)

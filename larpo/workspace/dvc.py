@@ -15,6 +15,7 @@ import networkx as nx
 
 from larpo.errors import UserError, nearest
 from larpo.graph import Meta, kinds, read_meta
+from larpo.workspace.dvc_lock import plain
 
 # -P: a module of the folder's (it may be a stranger's run) must not stand in for one of ours.
 COMMAND = (sys.executable, "-P", "-m", "dvc", "--wait-for-lock")
@@ -129,8 +130,8 @@ def _declared(stage: Any) -> Declared:
 
     return Declared(
         stage.cmd,
-        frozenset(d.def_path for d in stage.deps if not isinstance(d, ParamsDependency)),
-        frozenset(o.def_path for o in stage.outs),
+        frozenset(plain(d.def_path) for d in stage.deps if not isinstance(d, ParamsDependency)),
+        frozenset(plain(o.def_path) for o in stage.outs),
         {d.def_path: list(d.params) for d in stage.deps if isinstance(d, ParamsDependency)},
     )
 

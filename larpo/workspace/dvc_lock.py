@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
-
+from larpo.config import yaml12
 from larpo.errors import UserError, one_line
 from larpo.hashing import dvc_hash, file_hash, tree_hash_of
 
@@ -55,18 +55,18 @@ class LockedNode:
 
 
 def read_yaml(path: Path) -> Any:
-    """A file as DVC reads it: by YAML 1.2, in which `2e-05`, as DVC writes it, is a number; a key that stands twice is
-    refused.
+    """A file as DVC reads it; {} for an empty one, UserError where it cannot be read."""
+    return yaml12.read(path) or {}
 
-    Raises
-    ------
-    UserError
-        It cannot be read.
-    """
-    try:
-        return YAML(typ="safe").load(path.read_text("utf-8")) or {}
-    except (OSError, UnicodeDecodeError, YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as YAML ({one_line(error)[:160]})") from None
+
+def plain(path: str | Path, root: Path | None = None) -> str:
+    """One name for one path, however a parameter wrote it: `./data/x`, `data//x` and `data/x/` are `data/x`, and so is
+    what lies at that absolute place below `root`. dvc.lock keeps the first three as written, and shortens the last."""
+    path = os.path.normpath(path)
+    for home in (root, root.resolve()) if root and os.path.isabs(path) else ():
+        if Path(path).is_relative_to(home):
+            return Path(path).relative_to(home).as_posix()
+    return Path(path).as_posix()
 
 
 def read_lock(path: Path) -> dict[str, LockedNode]:
@@ -93,7 +93,7 @@ def _entries(rows: list[dict[str, Any]], where: str) -> dict[str, Entry]:
     """By path. A dependency that dvc.yaml names twice (by two parameters of one value) stands here twice, alike."""
     found: dict[str, Entry] = {}
     for row in rows:
-        entry = Entry(row["path"], row["md5"], row.get("size"), row.get("nfiles"))
+        entry = Entry(plain(row["path"]), row["md5"], row.get("size"), row.get("nfiles"))
         if found.setdefault(entry.path, entry) != entry:
             raise UserError(f"{where} records {entry.path} twice, with different contents; expected what DVC writes")
     return found

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from larpo.config import yaml12
 from larpo.hashing import digest, file_hash
 from larpo.studies import Run
 from larpo.studies.results import read_value
@@ -86,7 +85,7 @@ class Runner:
         workspace = Workspace(self.project, run.name)
         start = time.monotonic()
         with self._alone:
-            workspace.open(yaml.safe_dump(run.params, sort_keys=False, allow_unicode=True))
+            workspace.open(yaml12.write(run.params))
             graph = select(read_graph(workspace.folder), [*kinds])
             self._code.pop(workspace.folder, None)
             identity = self.identity(run, workspace.folder)

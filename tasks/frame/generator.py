@@ -14,9 +14,12 @@ from larpo.hashing import seed_of
 from larpo.models.chat import render_prompts
 from larpo.models.load import load_tokenizer, positions_of
 from larpo.models.resolve import Checkpoint
+from larpo.workspace.progress import say
 from tasks.frame.node import Node
 from tasks.frame.parts import batches, in_parts
 
+MOST = 0.5
+"""Share of responses cut off from which on a line says so: what is sampled is then mostly unfinished."""
 COLUMNS = ["prompt_id", "index", "seed", "prompt_token_ids", "token_ids", "finish_reason"]
 
 
@@ -72,3 +75,14 @@ class Generator:
                 f"({prompts['prompt_id'].iloc[first]}) with {len(rendered[first])} tokens: leave such {what} out of "
                 "the data, or lower max_new_tokens"
             )
+
+
+def note_cut(node: Node, frame: pd.DataFrame, limit: str, tokens: int) -> None:
+    """Record how many responses ended at `tokens`, which the parameter `limit` allows; more than MOST are told."""
+    cut = int((frame["finish_reason"] == "length").sum())
+    node.note(truncated=cut, truncated_share=round(cut / len(frame), 4))
+    if cut > MOST * len(frame):
+        say(
+            f"{node.stage}: {cut} of {len(frame)} responses are cut off at {tokens} tokens; raise {limit}, or switch a "
+            "model's thoughts off (policy.chat_template_kwargs)"
+        )

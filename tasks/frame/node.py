@@ -33,7 +33,7 @@ from larpo.load import load_params
 from larpo.models import remote_code
 from larpo.models.resolve import Checkpoint
 from larpo.registry import own_code, own_modules
-from larpo.workspace.dvc_lock import check_recorded
+from larpo.workspace.dvc_lock import check_recorded, plain
 from larpo.workspace.files import write_json
 from larpo.workspace.git import git_state
 from larpo.workspace.lock import Lock
@@ -75,7 +75,7 @@ class Node:
         if self.stage not in stages:
             raise missing(kind, key, graph, settings)
         declared = stages[self.stage]
-        self.inputs = [Path(path) for path in data_of(declared, stages)]
+        self.inputs = [Path(plain(path, Path.cwd())) for path in data_of(declared, stages)]
         (self.manifest_path,) = (Path(path) for path in declared.outs if path.endswith(MANIFEST))
         self.outputs = [path for path in map(Path, declared.outs) if path != self.manifest_path]
         # An empty key is the whole file.

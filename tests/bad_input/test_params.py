@@ -54,7 +54,7 @@ WRONG_PARAMETERS = rows(
       {"recipe": "top_rest", "top": 1}}), "prompts 1", ("train.objective", "simpo takes 2 responses per list")),
     # YAML
     ("a key that stands twice", text("params.yaml", "seed: 0\nseed: 1\n"), "prompts 1", ("params.yaml",
-      "key 'seed' stands twice")),
+      'found duplicate key "seed"')),
     ("not YAML", text("params.yaml", "train: [1, 2\n"), "prompts 1", ("params.yaml: not valid YAML",)),
     ("not UTF-8", text("params.yaml", "report: {title: Größe}".encode("latin-1")), "prompts 1",
       ("params.yaml: not valid YAML", "utf-8")),
@@ -63,7 +63,7 @@ WRONG_PARAMETERS = rows(
     ("a list", text("params.yaml", "[1]"), "prompts 1", ("params.yaml: expected a mapping", "found list")),
     ("an object of Python", text("params.yaml", "seed: !!python/object/apply:os.system ['touch pwned']"), "prompts 1",
       ("params.yaml: not valid YAML", "could not determine a constructor")),
-    ("a mapping as key", text("params.yaml", "{[1]: 2}"), "prompts 1", ("params.yaml: not valid YAML",)),
+    ("a list as key", text("params.yaml", "{[1]: 2}"), "prompts 1", ("params.yaml", "expected a name as key")),
     ("an anchor inside itself", text("params.yaml", "seed: &a [*a]"), "prompts 1", ("params.yaml", "seed")),
     ("nested without end", text("params.yaml", "[" * 5000), "prompts 1", ("params.yaml: not valid YAML",)),
     # Names

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 
-from larpo.config.sections import EngineParams, PolicyParams
+from larpo.config.policy import PolicyParams
+from larpo.config.sections import EngineParams
 from larpo.engines import build_engine
 from larpo.errors import UserError
 from larpo.load import load_params

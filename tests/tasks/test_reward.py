@@ -97,7 +97,7 @@ def test_training_learns_what_the_pairs_say_and_counts_what_it_drops(workspace, 
 
 def test_a_head_on_a_policy_of_the_run_learns_sums_and_scores(workspace):
     """One-digit sums with a carry, 1 + 2 + … + 9 = 45 of them, of which it sees 70 %. The policy is an input."""
-    from larpo.config.sections import ScratchParams
+    from larpo.config.policy import ScratchParams
     from larpo.models.blank import scratch_policy
 
     tiny = ScratchParams(characters="0123456789+=", hidden_size=32, layers=2, heads=2, max_length=24)

@@ -6,18 +6,16 @@ from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-import yaml
-
 from larpo.audit.compare.values import different_values, value_at
 from larpo.audit.lineage.code import check_code
 from larpo.audit.lineage.commits import CODE, Commit
 from larpo.audit.open import AuditedRun
 from larpo.audit.record import Source
 from larpo.audit.results import Check, conclude, unchecked
-from larpo.config.overlays import StrictLoader
+from larpo.config.yaml12 import UNREADABLE, parse
 from larpo.errors import UserError, one_line
 from larpo.hashing import dvc_hash, file_hash, tree_hash
-from larpo.workspace.dvc_lock import LOCK, LockedNode
+from larpo.workspace.dvc_lock import LOCK, LockedNode, plain
 
 PART = "lineage"
 GRAPH = "dvc.yaml"
@@ -83,7 +81,7 @@ def records(run: AuditedRun) -> Check:
 def _inside(path: str, declared: Collection[str]) -> bool:
     """Whether a path is a declared one or lies in one; a manifest may name any file of the machine."""
     place = PurePosixPath(path)
-    return ".." not in place.parts and any(str(p) in declared for p in (place, *place.parents))
+    return path == plain(path) and any(str(p) in declared for p in (place, *place.parents))
 
 
 def params_recorded(run: AuditedRun) -> Check:
@@ -137,12 +135,12 @@ def code_committed(run: AuditedRun) -> Check:
 def _stages(graph: bytes | None) -> dict[str, Any]:
     """Stages as they are written in dvc.yaml, without what is only said of them; none where it cannot be read."""
     try:
-        stages = yaml.load(graph or b"", Loader=StrictLoader)["stages"]
+        stages = parse(graph or b"")["stages"]
         for stage in stages.values():
             for part in (stage, stage.get("do", {})):
                 part.pop("desc", None), part.pop("meta", None)
         return stages
-    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
+    except (*UNREADABLE, LookupError, TypeError, AttributeError):
         return {}
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import yaml
-
 from larpo.audit.open import PARAMS
 from larpo.audit.rerun.clone import copy
 from larpo.benchmarks import build_benchmark
+from larpo.config import yaml12
 from larpo.config.judges import JudgeParams
 from larpo.config.params import Params
 
@@ -38,7 +37,7 @@ def without_asking(answers: Path, store: Path, folder: Path) -> None:
     for file in answers.glob("*.jsonl"):
         copy(file, store / file.name)
     path = folder / PARAMS
-    raw = yaml.safe_load(path.read_text("utf-8"))
+    raw = yaml12.read(path)
     for judge in (raw.get("judges") or {}).values():
         judge["base_url"] = NOBODY
-    path.write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), "utf-8")
+    path.write_text(yaml12.write(raw), "utf-8")

@@ -115,7 +115,7 @@ def test_whatever_a_run_holds_its_audit_ends_with_a_verdict(copy, tmp_path):
     assert json.loads((tmp_path / "out/audit.json").read_text("utf-8"))["checks"] == tree["checks"]
     failures = [f for c in tree["checks"] for f in c["failures"]]
     assert "data/policy/1/ [2J: not part of what was recorded" in failures
-    assert any("other.yaml: not readable as YAML" in f for f in failures)
+    assert any("other.yaml: not valid YAML" in f for f in failures)
 
 
 def test_a_record_of_unpacking_that_is_none(copy):

@@ -217,8 +217,8 @@ def test_a_real_model_judges_through_faults(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"generate": {"max_new_tokens": 9, "samples": 4}}, ["benchmarks.b.generate", "one greedy output"]),
-        ({"generate": {"max_new_tokens": 9, "refinements": 1}}, ["benchmarks.b.generate", "one greedy output"]),
+        ({"generate": {"max_new_tokens": 9, "samples": 4}}, ["benchmarks.b.generate", "judges one output"]),
+        ({"generate": {"max_new_tokens": 9, "refinements": 1}}, ["benchmarks.b.generate", "judges one output"]),
         ({"options": {"reference": "absent.json"}}, ["benchmarks.b.options.reference", "absent.json", "not found"]),
         ({"judge": None}, ["benchmarks.b.judge", "missing"]),
         ({"options": {"annotator": "weighted_alpaca_eval_gpt4_turb"}}, ["b.options.annotator", f"'{LLM}'"]),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from larpo import tables
 from larpo.config.sections import ListsParams
-from larpo.lists.recipes import RECIPES, Built, build_lists, responses_needed
+from larpo.lists.recipes import RECIPES, Built, build_lists, cut_off, responses_needed
 
 
 def candidates(rows: list[tuple]) -> pd.DataFrame:
@@ -272,3 +272,25 @@ def test_a_tie_is_broken_by_the_seed_and_by_nothing_else():
     last = [shown(build(rows, seed, recipe="best_worst"))[1][0] for seed in range(60)]
     assert set(last) == {"r1", "r2", "r3", "r4", "r5"}
     assert last == [shown(build(rows, seed, recipe="best_worst"))[1][0] for seed in range(60)]
+
+
+CUT = {"finish_reason": "length"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "counted"),
+    [
+        ([("a", 1), ("a", 0)], {}),
+        ([("a", 0), ("a", -1, CUT)], {"lists_ranked_by_cut_off": 1}),  # a wrong answer above half of one
+        ([("a", 1), ("a", 0), ("a", -1, CUT)], {}),  # the finished ones differ
+        ([("a", 0), ("a", -1, CUT), ("a", -0.5, CUT)], {}),  # the cut-off ones do
+        ([("a", 0, CUT), ("a", -1, CUT)], {"lists_all_cut_off": 1}),
+        (
+            [("a", 0), ("a", -1, CUT), ("b", 0, CUT), ("b", -1, CUT)],
+            {"lists_all_cut_off": 1, "lists_ranked_by_cut_off": 1},
+        ),
+    ],
+)
+def test_lists_that_penalties_alone_rank_are_counted(rows, counted):
+    frame = candidates(rows)
+    assert cut_off(build(frame, recipe="all", truncated="keep").lists, frame) == counted

@@ -10,7 +10,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from larpo.config.overlays import StrictLoader
 from larpo.errors import UserError
 from larpo.studies.page import write_findings, write_page
 from larpo.studies.results import Interval, combine, judge, read_value, summarise, t_interval, verdict
@@ -89,13 +88,11 @@ def test_what_cannot_be_is_refused_in_one_line(folder, changes, words):
     assert "\n" not in str(caught.value) and "small" in str(caught.value)
 
 
-def test_a_key_that_stands_twice_is_refused_and_sections_may_be_merged(folder):
+def test_a_key_that_stands_twice_is_refused(folder):
     path = folder / "small.yaml"
     path.write_text(path.read_text() + "about: again\n")
-    with pytest.raises(UserError, match="'about' stands twice"):
+    with pytest.raises(UserError, match='found duplicate key "about"'):
         load_study(folder, "small")
-    merged = yaml.load("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}", Loader=StrictLoader)
-    assert merged["b"] == {"x": 1, "y": 3}
 
 
 def test_unknown_study_scale_and_number_of_seeds(folder):

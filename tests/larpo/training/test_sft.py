@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from larpo.config.params import parse_params, policy_key
-from larpo.config.sections import PolicyParams, ScratchParams
+from larpo.config.policy import PolicyParams, ScratchParams
 from larpo.errors import UserError
 from larpo.load import check_params
 from larpo.models.blank import scratch_policy

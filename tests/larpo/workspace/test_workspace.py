@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from larpo.errors import UserError
-from larpo.workspace.dvc_lock import read_lock
+from larpo.workspace.dvc_lock import plain, read_lock
 from larpo.workspace.git import git, stashed
 
 
@@ -59,3 +59,17 @@ def test_a_dependency_that_is_named_twice_has_one_content(tmp_path, second, fits
     else:
         with pytest.raises(UserError, match=r"reference@1 records data/policy/0 twice, with different contents"):
             read_lock(lock)
+
+
+@pytest.mark.parametrize("written", ["./data/x", "data//x", "data/x/", "data/y/../x", "{here}/data/x", "data/x"])
+def test_one_path_has_one_name(tmp_path, written):
+    assert plain(written.format(here=tmp_path), tmp_path) == "data/x"
+    lock = tmp_path / "dvc.lock"
+    path = written if "{" not in written else "data/x"  # which DVC shortens itself
+    lock.write_text(f"stages:\n  embed@c:\n    cmd: x\n    deps:\n    - {{path: {path}, hash: md5, md5: a1}}\n")
+    assert [(p, e.path) for p, e in read_lock(lock)["embed@c"].deps.items()] == [("data/x", "data/x")]
+
+
+@pytest.mark.parametrize("outside", ["../x", "/elsewhere/x"])
+def test_what_lies_outside_keeps_its_name(tmp_path, outside):
+    assert plain(outside, tmp_path) == outside
