@@ -41,6 +41,10 @@ def main(name: str) -> None:
             say(f"{node.stage}: {count} passages, {rate:.0f} passages/s")
         encoder = encoder or Encoder(wanted)
         save(encoder.queries(queries["question"].tolist()), parts / "queries.npy")
+        if encoder.cut:
+            limit = encoder.model.max_seq_length
+            say(f"{node.stage}: {encoder.cut} texts are longer than {limit} tokens; their ends are cut")
+        node.note(cut_since_start=encoder.cut)  # shards that were there when a stopped node went on are not looked at
         os.replace(parts, node.out("embed"))
         given = [provenance.dataset(path) for path in (wanted.corpus, wanted.queries)]
         node.note(sources=[encoder.checkpoint.record(), *given])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from larpo import tables
-from larpo.errors import UserError, at
+from larpo.benchmarks import build_benchmark
+from larpo.config.params import Params
+from larpo.errors import at
 from larpo.hashing import seed_of
-from larpo.rewards import build_reward
+from larpo.rewards import check_answers, parts
 from larpo.sources import provenance
-from larpo.sources.prompts import draw
+from larpo.sources.contamination import draw_apart
 from tasks.frame.node import Node, command
 
 
@@ -17,17 +21,23 @@ def main(iteration: str) -> None:
         params = node.params
         # `draw: same` leaves the iteration out of the seed, so every iteration sees the same prompts.
         node.seed = seed_of(params.seed, "prompts", iteration if params.prompts.draw == "fresh" else "same")
-        with at("prompts"):
-            frame = draw(params.prompts, params.prompts.per_iteration, node.seed, held_out=False)
-        reward = build_reward(params.score.reward, params.score.options)
-        if reward.needs_answers and frame["answer"].isna().any():
-            raise UserError(
-                f"params.yaml: score.reward: {params.score.reward} needs answers, but "
-                f"{int(frame['answer'].isna().sum())} of {len(frame)} prompts have none; set prompts.answer_field"
-            )
+        frame, dropped = draw_apart(params.prompts, node.seed, lambda: _items(params))
+        check_answers(parts(params.score), frame, "prompts")
         tables.write(frame, "prompts", node.out("prompts"))
         node.note(sources=provenance.prompts(params.prompts))
-        node.rows(read=len(frame), written=len(frame))
+        own = [m[0]["role"] == "system" and m[0]["content"] != params.prompts.system for m in frame["messages"]]
+        if any(own):
+            node.note(own_system_messages=sum(own))
+        node.rows(read=len(frame) + sum(dropped.values()), written=len(frame), dropped=dropped)
+
+
+def _items(params: Params) -> dict[str, pd.DataFrame]:
+    """What every benchmark asks, made as its own node makes it."""
+    found = {}
+    for name in params.benchmarks:
+        with at(f"benchmarks.{name}"):
+            found[name] = build_benchmark(params, name).items()
+    return found
 
 
 if __name__ == "__main__":

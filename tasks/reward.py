@@ -14,7 +14,7 @@ from larpo.hashing import seed_of
 from larpo.models.remote_code import settle
 from larpo.models.resolve import Checkpoint
 from larpo.rewards.accuracy import pair_accuracy
-from larpo.rewards.checkpoint import fetch_classifier, reward_checkpoint, write_identity
+from larpo.rewards.checkpoint import check_template, fetch_classifier, reward_checkpoint, write_identity
 from larpo.sources import provenance
 from larpo.sources.pairs import Pair, read_pairs
 from larpo.workspace.files import write_json
@@ -39,6 +39,7 @@ def main() -> None:
         folder = node.out("reward")
         start = None if params.policy is None else node.checkpoint("policy")
         checkpoint = node.checkpoints["reward.model"] = reward_checkpoint(params, start, node.scratch)
+        check_template(params, checkpoint, node.params.prompts.system)
         if params.train:
             from larpo.training.determinism import deterministic
 

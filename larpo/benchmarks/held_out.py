@@ -12,9 +12,9 @@ from larpo.benchmarks import parse_options
 from larpo.benchmarks.verifiable import aggregate, check_ns
 from larpo.config.params import Params
 from larpo.config.sections import BenchmarkParams, Section
-from larpo.errors import ParameterError, UserError, at
+from larpo.errors import ParameterError, at
 from larpo.hashing import seed_of
-from larpo.rewards import REWARDS, build_reward, is_verifiable, penalised, verifiable
+from larpo.rewards import REWARDS, build_reward, check_answers, is_verifiable, penalised, verifiable
 from larpo.sources.prompts import draw
 
 
@@ -43,17 +43,13 @@ class HeldOut:
                 f"{named or params.score.reward} is no rule, and accuracy needs right "
                 "and wrong; expected a rule's name, such as final_number",
             )
-        self.rule = rule[0]
+        self.rule, self.named_rule = rule[0], rule
         self.reward = build_reward(*rule)
 
     def items(self) -> pd.DataFrame:
         with at("prompts", file="params.yaml"):
             frame = draw(self.params.prompts, self.entry.items, seed_of(self.params.seed, "held_out"), held_out=True)
-        if self.reward.needs_answers and frame["answer"].isna().any():
-            raise UserError(
-                f"params.yaml: score.reward: {self.rule} needs answers, but held-out prompts "
-                "have none; set prompts.answer_field, or choose another benchmark"
-            )
+        check_answers([self.named_rule], frame, "held-out prompts")
         return frame.drop(columns="solution").assign(meta=None)
 
     def score(self, items: pd.DataFrame, outputs: pd.DataFrame) -> pd.DataFrame:

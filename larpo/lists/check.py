@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from larpo.config.params import Params
-from larpo.errors import ParameterError
+from larpo.errors import ParameterError, at
 from larpo.lists.recipes import RECIPES, responses_needed
+from larpo.objectives import build
 from larpo.registry import OwnCodeError
 
 
@@ -41,3 +44,22 @@ def check(params: Params) -> None:
             f"{lists.recipe} with top={lists.top}, bottom={lists.bottom} needs {needed} responses per prompt, "
             f"sample.responses is {k}; raise sample.responses or take fewer",
         )
+    _check_pairs(params, top, bottom)
+
+
+def _check_pairs(params: Params, top: int | None, bottom: int | None) -> None:
+    """Refuse an objective of two responses on lists that have more: found only where training begins, it would cost
+    all the sampling before it."""
+    size = None if None in (top, bottom) else top + bottom
+    if size == 2 or (size is None and params.sample.responses + params.sample.gold == 2):
+        return
+    with at("train"), suppress(OwnCodeError):
+        objective = build(params.train.objective, **params.train.objective_options)
+        if objective.takes_pairs:
+            found = f"lists of {size}" if size else "lists of as many as there are"
+            raise ParameterError(
+                "objective",
+                f"{params.train.objective} takes 2 responses per list, but lists.recipe={params.lists.recipe} makes "
+                f"{found}; set lists.recipe=best_worst, such as `-S train.objective={params.train.objective} -S "
+                "lists.recipe=best_worst`",
+            )

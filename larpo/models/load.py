@@ -164,6 +164,17 @@ def check_weights(model: PreTrainedModel, info: dict[str, Any], where: str) -> N
             )
 
 
+def positions_of(model: Model) -> int | None:
+    """Tokens that a checkpoint can read in a row, by its config.json; None where it names no end."""
+    config = config_of(of(model))
+    text = config.get("text_config")
+    for section in (text if isinstance(text, dict) else {}, config):
+        for name in ("max_position_embeddings", "n_positions", "n_ctx"):
+            if isinstance(section.get(name), int) and section[name] > 0:
+                return section[name]
+    return None
+
+
 def check_tokens(model: PreTrainedModel, ids: Iterable[Sequence[int]], where: str) -> None:
     """Refuse token ids that the model has no embedding for; `where` is the file that they come from."""
     size = model.get_input_embeddings().weight.shape[0]

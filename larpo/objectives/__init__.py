@@ -61,6 +61,11 @@ class Objective:
         """Whether the loss reads `ListBatch.mismatched`; such a function says so by an attribute of that name."""
         return getattr(self.loss, "needs_mismatched", False)
 
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether every list has to have two responses; such a function says so by an attribute of that name."""
+        return getattr(self.loss, "takes_pairs", False)
+
     def __call__(self, batch: ListBatch) -> Tensor:
         """Losses, (B,), in the dtype of the log-probabilities; not averaged."""
         return self.loss(batch, **self.params)

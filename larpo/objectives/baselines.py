@@ -129,3 +129,7 @@ def simpo(batch: ListBatch, *, beta: Positive = 2.0, gamma_beta_ratio: NonNegati
     means = batch.token_means(batch.policy_logps)
     margin = beta * (pick(means, chosen) - pick(means, rejected))
     return _where_strict(batch, -F.logsigmoid(margin - gamma_beta_ratio * beta))
+
+
+for _loss in (ipo, slic_hf, cpo, kto, rdpo, simpo):
+    _loss.takes_pairs = True

@@ -36,6 +36,9 @@ def pairwise(batch: ListBatch, *, beta: Positive = 0.1) -> Tensor:
     return torch.where(batch.strict(), -F.logsigmoid(pick(gamma, chosen) - pick(gamma, rejected)), 0)
 
 
+pairwise.takes_pairs = True
+
+
 def contrastive(batch: ListBatch, *, beta: Positive = 0.1) -> Tensor:
     """−log softmax of the first response among itself and all with a strictly lower reward, (B,)."""
     gamma = batch.gamma(beta)

@@ -28,6 +28,7 @@ from larpo.report.data import (
     spread,
 )
 from larpo.report.hardness import measure
+from larpo.sources.contamination import Questions
 
 
 def read_report(params: Params, list_hashes: dict[str, str]) -> ReportData:
@@ -79,26 +80,20 @@ def manifest(path: str) -> dict[str, Any] | None:
 
 
 def check_separate(prompts: dict[str, pd.DataFrame], evaluations: dict[str, pd.DataFrame]) -> None:
-    """Stop when an evaluation prompt was trained on.
-
-    Compared are the ids and, because an id also holds the source and the system message, the last message
-    itself in lower case with single spaces.
-    """
-
-    def text(messages: pd.Series) -> pd.Series:
-        return messages.map(lambda m: " ".join(m[-1]["content"].lower().split()))
-
+    """Stop when an evaluation prompt was trained on: it has the same id, or its question stands in a training prompt,
+    whatever is around it (larpo.sources.contamination)."""
     for bench, evaluation in evaluations.items():
         items = evaluation.drop_duplicates("prompt_id")
-        ids, texts = set(items["prompt_id"]), set(text(items["messages"]))
+        ids, questions = set(items["prompt_id"]), Questions({bench: items})
         for s, frame in prompts.items():
-            found = frame["prompt_id"].isin(ids) | text(frame["messages"]).isin(texts)
+            held = frame["messages"].map(lambda m, questions=questions: questions.found(m) is not None)
+            found = frame["prompt_id"].isin(ids) | held
             if found.any():
                 row = int(found.to_numpy().argmax())
                 raise UserError(
                     f"data/prompts/{s}.parquet, row {row}: prompt {frame['prompt_id'].iloc[row]} is also in benchmark "
-                    f"{bench!r} ({int(found.sum())} such prompts); expected no evaluation prompt in training: raise "
-                    "prompts.held_out or take another source"
+                    f"{bench!r} ({int(found.sum())} such prompts); expected no evaluation prompt in training: run "
+                    f"`dvc repro --force prompts@{s}`, raise prompts.held_out or take another source"
                 )
 
 
@@ -222,10 +217,12 @@ def read_scores(params: Params, prompts: dict[str, pd.DataFrame]) -> list[Benchm
     out = []
     for name, entry in params.benchmarks.items():
         policies: list[PolicyScore] = []
+        checked: set[str] = set()
         for p in sorted(params.evaluate.policies, key=params.policies().index):
             stem = f"data/evaluate/{p}-{name}"
             evaluation = tables.read("evaluations", f"{stem}.parquet")
-            check_separate(prompts, {name: evaluation})
+            check_separate(prompts, {name: evaluation[~evaluation["prompt_id"].isin(checked)]})
+            checked |= set(evaluation["prompt_id"])
             metrics = read_json(f"{stem}.json")
             if (metrics.get("policy"), metrics.get("benchmark")) != (p, name) or "items" not in metrics:
                 raise UserError(

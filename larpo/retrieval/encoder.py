@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 from larpo.config.sections import EncoderParams
@@ -29,8 +31,17 @@ class Encoder:
                 )
             except Exception as error:  # noqa: BLE001 - as for every part of a checkpoint (larpo.models.load)
                 raise ParameterError("", f"cannot load {params.model!r} ({one_line(error)[:160]})") from None
-        self.model.max_seq_length = params.max_length
-        self.params = params
+        self.model.max_seq_length = min(params.max_length, self._positions())
+        self.params, self.cut = params, 0
+
+    def _positions(self) -> int:
+        """Tokens that the model can read, its markers included: beyond them it has no vectors, and would fail."""
+        config = getattr(self.model[0], "auto_model", None)
+        config = {} if config is None else config.config.to_dict()
+        limit = config.get("max_position_embeddings") or config.get("n_positions") or sys.maxsize
+        if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+            limit -= (config.get("pad_token_id") or 0) + 1  # their positions start behind the padding's
+        return limit
 
     def passages(self, texts: list[str]) -> np.ndarray:
         """(n, d) float32 unit vectors."""
@@ -41,6 +52,9 @@ class Encoder:
         return self._encode([self.params.query_prefix + text for text in texts])
 
     def _encode(self, texts: list[str]) -> np.ndarray:
+        """`cut` counts the texts whose end the model does not see."""
+        lengths = self.model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+        self.cut += sum(len(ids) > self.model.max_seq_length for ids in lengths)
         vectors = self.model.encode(
             texts,
             batch_size=self.params.batch_size,

@@ -78,6 +78,39 @@ def parts(score: ScoreParams) -> list[tuple[str, dict[str, Any]]]:
     return [(part.reward, part.options) for part in parse(score.options, REWARDS)]
 
 
+def check_answers(rules: list[tuple[str, dict[str, Any]]], prompts: pd.DataFrame, where: str) -> None:
+    """Refuse prompts whose reference answers a rule cannot compare with: every response to them would score 0.
+
+    Parameters
+    ----------
+    rules
+        (name, options) as `parts` gives them; models among them need no answers.
+    prompts
+        A `prompts` or an `items` table; `where` says which, for the message.
+    """
+    for name, options in rules:
+        if name in MODELS:
+            continue
+        rule = build_reward(name, options)
+        unusable = getattr(rule, "unusable", None)
+        if not rule.needs_answers:
+            continue
+        answers = [None if pd.isna(a) else a for a in prompts["answer"]]
+        none = [i for i, a in enumerate(answers) if a is None]
+        rows, expected = unusable(answers) if unusable else (none, "there")
+        if rows:
+            asked, found = prompts["messages"].iloc[rows[0]][-1]["content"], answers[rows[0]]
+            told = "have none" if rows == none else f"have one that is not {expected}"
+            raise ParameterError(
+                "score.reward",
+                f"{name} needs answers that are {expected}, but {len(rows)} of {len(answers)} {where} "
+                f"({len(rows) / len(answers):.0%}) {told}; the first is row {rows[0]}: {asked[:60]!r} with "
+                f"{None if found is None else found[:60]!r}; set prompts.answer_field or prompts.answer_pattern, or "
+                "take exact_match or math",
+                "params.yaml",
+            )
+
+
 def verifiable(score: ScoreParams) -> tuple[str, dict[str, Any]] | None:
     """The first part that says right or wrong (a rule); None where the reward is a model's alone."""
     return next((part for part in parts(score) if is_verifiable(part[0])), None)

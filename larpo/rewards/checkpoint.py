@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from larpo.config.reward import RewardParams
 from larpo.errors import UserError, at
 from larpo.hashing import digest, tree_hash
+from larpo.models.chat import apply_template
 from larpo.models.load import open_tokenizer, open_weights
 from larpo.models.remote_code import CLASSIFIER, TOKENIZER, admit, files_of, hashes_of, references
 from larpo.models.resolve import Checkpoint, Model, of, resolve
@@ -51,6 +52,17 @@ def reward_checkpoint(params: RewardParams, start: Checkpoint | None, within: Pa
 def where(params: RewardParams) -> str:
     """How errors name the model."""
     return f"params.yaml: reward.{'model' if params.policy is None else 'start'}: {params.source!r}"
+
+
+def check_template(params: RewardParams, checkpoint: Checkpoint, system: str | None) -> None:
+    """Refuse a model whose chat template takes no system message where `prompts.system` puts one before every prompt:
+    told before its weights are loaded and anything is sampled for it."""
+    if params.kind == "pairrm" or not system:
+        return
+    tokenizer = open_tokenizer(checkpoint, where(params))
+    if tokenizer.chat_template:
+        asked = [{"role": "system", "content": system}, {"role": "user", "content": "x"}]
+        apply_template(tokenizer, [*asked, {"role": "assistant", "content": "y"}], where(params))
 
 
 def fetch_classifier(

@@ -33,6 +33,10 @@ class _Rule:
     version = 1
     graded = False  # whether `value` takes more than two values
 
+    def unusable(self, answers: list[str | None]) -> tuple[list[int], str]:
+        """Rows whose reference answer no response can have, and what is expected of one."""
+        return [i for i, a in enumerate(answers) if a is None or not a.strip()], "text that is not blank"
+
     def votes(self, parsed: Iterable[str | None]) -> dict[str, str]:
         """What each different parsed answer counts as in a majority vote: a number by its value."""
         return vote_keys(parsed)
@@ -87,6 +91,9 @@ class FinalNumber(_Compared):
 
     def equal(self, parsed: str, answer: str) -> bool:
         return parsed == number(answer)
+
+    def unusable(self, answers: list[str | None]) -> tuple[list[int], str]:
+        return [i for i, a in enumerate(answers) if a is None or number(a) is None], "a number"
 
     def score(self, messages, answers, texts, **context) -> pd.DataFrame:
         # Such a prompt would score 0 whatever the policy answers, and nobody would notice.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import reprlib
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -20,9 +21,10 @@ from larpo.errors import ParameterError, UserError, at, nearest, unknown
 from larpo.hashing import digest, seed_of, unit_interval
 from larpo.registry import Registry
 from larpo.sources.careless_sums import sums
-from larpo.sources.rows import read_shuffled
+from larpo.sources.rows import as_written, read_shuffled
 
-Prompt = tuple[str, list[dict[str, str]], str | None, str | None]
+Messages = list[dict[str, str]]
+Prompt = tuple[str, Messages, str | None, str | None]
 """(source, messages, reference answer or None, a whole reference response or None)"""
 
 SOURCES = Registry(
@@ -77,7 +79,7 @@ def sum_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
 
 
 def dataset_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
-    """A hub dataset by its id, a folder, or a .json, .jsonl or .parquet file, shuffled by `seed`."""
+    """A hub dataset by its id, a folder, or a .json, .jsonl, .csv, .tsv or .parquet file, shuffled by `seed`."""
     if not params.dataset:
         raise ParameterError("dataset", "expected a hub id or a file's path, found nothing")
     columns = [c for c in (params.prompt_field, params.answer_field, params.solution_field) if c]
@@ -85,7 +87,7 @@ def dataset_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
     with at("dataset"):
         for where, row in read_shuffled(params.dataset, what, seed, columns, params.split):
             answer, solution = (
-                None if key is None or row.get(key) is None else str(row[key])
+                None if key is None else as_written(row.get(key), key, where)
                 for key in (params.answer_field, params.solution_field)
             )
             messages = conversation(params, row.get(params.prompt_field), where)
@@ -106,7 +108,7 @@ def _inside(params: SourceParams, answer: str | None, where: str) -> str | None:
 
 
 def conversation(params: SourceParams, prompt: Any, where: str = "") -> list[dict[str, str]]:
-    """A prompt, text or chat messages, as messages after the section's system message."""
+    """A prompt, text or chat messages, as messages after the section's system message; one of the row's own wins."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     try:
         messages = [{"role": m["role"], "content": m["content"]} for m in messages]
@@ -118,7 +120,8 @@ def conversation(params: SourceParams, prompt: Any, where: str = "") -> list[dic
             f"{where or params.source}: prompt {reprlib.repr(prompt)} is neither text nor chat messages with "
             "a role and a content each; drop such rows, or set prompts.prompt_field"
         )
-    return ([{"role": "system", "content": params.system}] if params.system else []) + messages
+    own = messages[0]["role"] == "system"
+    return ([{"role": "system", "content": params.system}] if params.system and not own else []) + messages
 
 
 def prompt_id(source_name: str, messages: list[dict[str, str]]) -> str:
@@ -138,11 +141,19 @@ def in_share(share: float, messages: list[dict[str, str]]) -> bool:
     return unit_interval("split", text) < share
 
 
-def draw(params: SourceParams, count: int | None, seed: int, held_out: bool, section: str = "prompts") -> pd.DataFrame:
+def draw(
+    params: SourceParams,
+    count: int | None,
+    seed: int,
+    held_out: bool,
+    section: str = "prompts",
+    refuse: Callable[[Messages], str | None] = lambda _: None,
+    refused: Counter[str] | None = None,
+) -> pd.DataFrame:
     """Draw `count` different prompts of one part, a `prompts` table in the source's order.
 
     `count` None takes all of a dataset; a generator has no end, so it needs a number. `section` of params.yaml is what
-    errors name.
+    errors name. A prompt for which `refuse` gives a reason is left out and counted in `refused`.
 
     Raises
     ------
@@ -150,6 +161,7 @@ def draw(params: SourceParams, count: int | None, seed: int, held_out: bool, sec
         The source cannot be read, or has fewer different prompts in that part.
     """
     seen: dict[str, tuple] = {}
+    out: dict[str, str] = {}
     # A small generator repeats itself; give up when it stops yielding new prompts.
     limit = None if count is None else 64 * count + 65_536
     with at(section, "params.yaml"):
@@ -157,15 +169,25 @@ def draw(params: SourceParams, count: int | None, seed: int, held_out: bool, sec
         for source_name, messages, answer, solution in islice(source(params, seed), limit):
             if is_held_out(params, messages) != held_out:
                 continue
-            seen.setdefault(prompt_id(source_name, messages), (source_name, messages, answer, solution))
+            key = prompt_id(source_name, messages)
+            if key in seen or key in out:
+                continue
+            if reason := refuse(messages):
+                out[key] = reason
+                continue
+            seen[key] = (source_name, messages, answer, solution)
             if len(seen) == count:
                 break
+        counts = Counter(out.values())
+        if refused is not None:
+            refused.update(counts)
         if not seen or (count is not None and len(seen) < count):
             part = "held-out" if held_out else "training"
             raise ParameterError(
                 "",
-                f"{count or 'some'} {part} prompts asked for, the source has {len(seen)}; ask for fewer, widen tasks, "
-                "or change held_out",
+                f"{count or 'some'} {part} prompts asked for, the source has {len(seen)}"
+                + "".join(f" and {n} more that hold a {reason}" for reason, n in counts.items())
+                + "; ask for fewer, widen tasks, or change held_out",
             )
     rows = [(key, *value) for key, value in seen.items()]
     return pd.DataFrame(rows, columns=["prompt_id", "source", "messages", "answer", "solution"])

@@ -4,9 +4,9 @@
     for where, row in read("owner/name", "rows with a question", split="test"): ...           # as plain dictionaries
 
 A file is a .json list, JSON lines (gzipped or not; a byte-order mark, as some editors write it, is no part of the
-text) or .parquet; a folder and `owner/name` are what the `datasets` library makes of them. Text that UTF-8, and so a
-table, cannot hold (half of a surrogate pair) is refused. What is wrong is told as a ParameterError without a key:
-`larpo.errors.at` adds the parameter that names the source, where there is one.
+text), .csv, .tsv or .parquet; a folder and `owner/name` are what the `datasets` library makes of them. Text that UTF-8,
+and so a table, cannot hold (half of a surrogate pair) is refused. What is wrong is told as a ParameterError without a
+key: `larpo.errors.at` adds the parameter that names the source, where there is one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import socket
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from decimal import Decimal
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
@@ -33,9 +35,19 @@ from larpo.errors import ParameterError, first_error, one_line
 R = TypeVar("R", bound=BaseModel)
 Row = dict[str, Any]
 JSON = {".json", ".jsonl", ".gz"}
+TABLES = {".csv": {"path": "csv"}, ".tsv": {"path": "csv", "sep": "\t"}, ".parquet": {"path": "parquet"}}
 MARK = "\ufeff"
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 """The escape of one half of a surrogate pair; a whole pair has two."""
+
+
+class Written(float):
+    """A number of a JSON text that knows how it is written there."""
+
+    def __new__(cls, text: str) -> Written:
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
 
 
 def read(
@@ -84,6 +96,28 @@ def read_shuffled(data: str, what: str, seed: int, columns: Collection[str], spl
     yield from _utf8(map(row_at, np.random.default_rng(seed).permutation(len(found)).tolist()), data)
 
 
+def as_written(value: Any, column: str, where: str) -> str | None:
+    """A cell as the text that its author wrote; None where there is none. What was read as something else, from which
+    that text is not known, is refused: dates, whole numbers that a column of fractions made `18.0`, lists."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, Written):
+        if isfinite(value):
+            return value.text
+    elif isinstance(value, int | Decimal) and not isinstance(value, bool):
+        return str(value)
+    elif isinstance(value, float) and isfinite(value) and not value.is_integer():
+        return repr(value)
+    kind, why = type(value).__name__, ""
+    if isinstance(value, float):
+        kind, why = "float", "; whole numbers beside fractions or blanks are read so"
+    raise ParameterError(
+        "",
+        f"{where}: column {column!r} holds {reprlib.repr(value)} ({kind}{why}); expected text as it is "
+        "to be compared: store the column as text",
+    )
+
+
 def parse(row: Row, model: type[R], what: str, where: str) -> R:
     """A row as its model; names `where` it stands and the first key that is wrong."""
     try:
@@ -120,13 +154,13 @@ def _check_text(row: Any, where: str) -> None:
 
 def is_json(data: str | Path) -> bool:
     suffix = Path(data).suffix
-    return suffix in JSON or (isinstance(data, Path) and suffix != ".parquet" and not data.is_dir())
+    return suffix in JSON or (isinstance(data, Path) and suffix not in TABLES and not data.is_dir())
 
 
 def check_exists(data: str) -> str:
     """`data`, refused at once where it is a local path to nothing; whether the hub has a dataset is seen when it is
     read."""
-    local = data.startswith((".", "/")) or Path(data).suffix in {*JSON, ".parquet"}
+    local = data.startswith((".", "/")) or Path(data).suffix in {*JSON, *TABLES}
     if (local or data.count("/") != 1) and not Path(data).exists():
         raise ParameterError("", f"{data!r} not found; expected a file, a folder or a hub dataset (owner/name)")
     return data
@@ -175,12 +209,12 @@ def _json_rows(path: Path, what: str) -> Iterator[tuple[str, Any]]:
                 place = ""
                 text += file.read().decode()
                 halves = _HALF.search(text)
-                for i, row in enumerate(json.loads(text)):
+                for i, row in enumerate(_json(text)):
                     if halves:
                         _check_text(row, f"{path}, row {i}")
                     yield f"row {i}", row
             elif text.strip():
-                first, row = False, json.loads(text)
+                first, row = False, _json(text)
                 if _HALF.search(text):
                     _check_text(row, f"{path}{place}")
                 yield f"line {number}", row
@@ -206,27 +240,36 @@ def _readable(path: Path, place: Callable[[], str]) -> Iterator[None]:
         raise ParameterError("", f"{path}: not readable ({one_line(error)})") from None
 
 
+def _json(text: str) -> Any:
+    return json.loads(text, parse_float=Written, parse_constant=Written)
+
+
 def _dataset(data: str, what: str, split: str, config: str | None) -> Any:
-    """A `datasets.Dataset`: of a .parquet file, a folder or a hub dataset."""
+    """A `datasets.Dataset`: of a .parquet, .csv or .tsv file, a folder or a hub dataset. The cells of CSV are text as
+    they are written: nothing guesses numbers, dates or blanks."""
     import datasets
 
     datasets.disable_progress_bars()  # bars that redraw a line are noise in a log
     local = data.startswith((".", "/")) or data.count("/") > 1
     source: dict[str, Any] = {"path": data, "split": split} | ({"name": config} if config else {})
-    if Path(data).suffix == ".parquet":
-        local, source = True, {"path": "parquet", "data_files": data, "split": "train"}
+    if (table := TABLES.get(Path(data).suffix)) and not Path(data).is_dir():
+        local, source = True, table | {"data_files": data, "split": "train"}
     if local and not Path(data).exists():
         raise ParameterError("", f"{data}: not found; expected {what}")
     try:
         if source["path"] == "parquet":
             pq.read_schema(data)  # of a file that is none, the library would write a line of its own
-        return datasets.load_dataset(**source)
+        loaded = datasets.load_dataset(**source)
+        if loaded.info.builder_name != "csv":
+            return loaded
+        text = datasets.Features({name: datasets.Value("string") for name in loaded.column_names})
+        return datasets.load_dataset(**source, features=text, keep_default_na=False, na_values=[""])
     except Exception as error:  # noqa: BLE001 - the errors of files and of the hub have no common base
         reason = one_line(error.__cause__ or error)[:200]
         raise ParameterError(
             "",
-            f"cannot load {data!r}, split {source['split']!r} ({reason}); expected {what} in a .json, .jsonl, .gz or "
-            ".parquet file, a folder or a hub dataset (owner/name)",
+            f"cannot load {data!r}, split {source['split']!r} ({reason}); expected {what} in a .json, .jsonl, .gz, "
+            ".csv, .tsv or .parquet file, a folder or a hub dataset (owner/name)",
         ) from None
 
 

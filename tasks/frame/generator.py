@@ -11,10 +11,10 @@ import math
 import pandas as pd
 
 from larpo.engines import Engine, Sampling, build_engine
-from larpo.errors import ParameterError
+from larpo.errors import ParameterError, UserError
 from larpo.hashing import seed_of
 from larpo.models.chat import render_prompts
-from larpo.models.load import load_tokenizer
+from larpo.models.load import load_tokenizer, positions_of
 from larpo.models.resolve import Checkpoint
 from larpo.workspace.progress import say
 from tasks.frame.node import Node
@@ -47,6 +47,7 @@ class Generator:
         `tag` tells apart several runs of one node (temperatures, greedy).
         """
         rendered = render_prompts(self.tokenizer, prompts["messages"].tolist())
+        self._check_length(prompts, rendered, sampling.max_new_tokens)
 
         def make(start: int, end: int) -> pd.DataFrame:
             completions = self.engine.generate(rendered[start:end], sampling, seed_of(self.node.seed, tag, start))
@@ -67,6 +68,21 @@ class Generator:
         frame = frame.reindex(columns=COLUMNS)  # parts from before a column was there hold none
         frame["text"] = self.tokenizer.batch_decode(frame["token_ids"].tolist(), skip_special_tokens=True)
         return frame
+
+    def _check_length(self, prompts: pd.DataFrame, rendered: list[list[int]], new: int) -> None:
+        """Refuse prompts that leave no room for an answer, before weights are loaded: beyond its positions a model
+        fails in the middle of the work, or answers nonsense without a word."""
+        positions = positions_of(self.checkpoint)
+        long = [i for i, ids in enumerate(rendered) if positions is not None and len(ids) + new > positions]
+        if long:
+            first = max(long, key=lambda i: len(rendered[i]))
+            what = "items" if "meta" in prompts else "prompts"
+            raise UserError(
+                f"{self.node.stage}: {len(long)} of {len(prompts)} {what} with max_new_tokens={new} do not fit the "
+                f"{positions} positions of {self.checkpoint}; the longest is row {first} "
+                f"({prompts['prompt_id'].iloc[first]}) with {len(rendered[first])} tokens: leave such {what} out of "
+                "the data, or lower max_new_tokens"
+            )
 
 
 def note_cut(node: Node, frame: pd.DataFrame, limit: str, tokens: int) -> None:

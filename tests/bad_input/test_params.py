@@ -48,6 +48,10 @@ WRONG_PARAMETERS = rows(
     ("no policies to evaluate", param("evaluate.policies", []), "report", ("evaluate.policies", "[]")),
     ("no benchmarks", param("benchmarks", {}), "report", ("benchmarks", "{}")),
     ("no generators", param("prompts.tasks", []), "prompts 1", ("prompts.tasks", "at least one")),
+    ("pairs of four responses", param("train.objective", "pairwise"), "prompts 1", ("train.objective",
+      "pairwise takes 2 responses per list", "lists of 4", "-S lists.recipe=best_worst")),
+    ("pairs of all that there are", params({"train": {"objective": "simpo", "objective_options": {}}, "lists":
+      {"recipe": "top_rest", "top": 1}}), "prompts 1", ("train.objective", "simpo takes 2 responses per list")),
     # YAML
     ("a key that stands twice", text("params.yaml", "seed: 0\nseed: 1\n"), "prompts 1", ("params.yaml",
       'found duplicate key "seed"')),

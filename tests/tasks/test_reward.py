@@ -48,6 +48,17 @@ def test_a_checkpoint_is_kept_as_safetensors_with_its_identity(workspace, make, 
     assert record("data/reward.manifest.json")["notes"]["reward"] == identity
 
 
+def test_a_template_without_system_messages_is_refused_before_its_weights(workspace):
+    decoder(workspace / "model")
+    refuses = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    (workspace / "model/chat_template.jinja").write_text(refuses + "<{{ m['role'] }}>{{ m['content'] }}{% endfor %}")
+    (workspace / "model/model.safetensors").write_bytes(b"never read")
+    prompts = load_params().prompts.model_dump() | {"system": "Be brief."}
+    change(prompts=prompts, reward={"model": "./model", "max_length": 128})
+    with pytest.raises(UserError, match=r"reward.model: './model': the chat template refuses a conversation of system"):
+        tasks.reward.main()
+
+
 def pairs(n: int = 60) -> None:
     """The chosen response says yes, the rejected no; and a row that states nothing."""
     rows = [{"prompt": f"is {i} a number?", "chosen": f"yes {i % 7}", "rejected": f"no {i % 5}"} for i in range(n)]

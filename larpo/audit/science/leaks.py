@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
@@ -22,6 +21,7 @@ from larpo.audit.science.overlap import (
 from larpo.config.params import Params
 from larpo.errors import UserError
 from larpo.hashing import seed_of
+from larpo.sources.contamination import Questions
 from larpo.sources.pairs import read_pairs
 from larpo.sources.prompts import draw
 
@@ -70,40 +70,56 @@ def trained_on(run: AuditedRun) -> Trained:
     return trained
 
 
-def _evaluation(params: Params) -> dict[str, pd.DataFrame]:
-    return {path: tables.read("items", path) for path in (f"data/items/{b}.parquet" for b in params.benchmarks)}
+def evaluation_items(params: Params) -> dict[str, pd.DataFrame]:
+    """The items of every benchmark, by its name."""
+    return {b: tables.read("items", f"data/items/{b}.parquet") for b in params.benchmarks}
 
 
 def prompts_apart(run: AuditedRun, name: str) -> Check:
-    trained, evaluation = run.once(trained_on), _evaluation(run.params)
+    trained, evaluation = run.once(trained_on), evaluation_items(run.params)
     failures = [
-        f"{path}, row {s.evaluation_row}: {what} is also in {source}, row {s.training_row}"
-        for path, items in evaluation.items()
+        f"data/items/{b}.parquet, row {s.evaluation_row}: {what} is also in {source}, row {s.training_row}"
+        for b, items in evaluation.items()
         for source, frame in trained.prompts.items()
         for what, shared in (("its prompt_id", shared_ids(frame, items)), ("its text", shared_texts(frame, items)))
         for s in shared
     ]
     learnt = set(trained.pairs)
     failures += [
-        f"{path}, row {row}: its text is among the reward model's training pairs"
-        for path, items in evaluation.items()
+        f"data/items/{b}.parquet, row {row}: its text is among the reward model's training pairs"
+        for b, items in evaluation.items()
         for row, text in enumerate(last_texts(items))
         if text and text in learnt
     ]
+    told = {line.partition(":")[0] for line in failures}
+    failures += [line for line in _held(trained, Questions(evaluation)) if line.partition(":")[0] not in told]
     if trained.unread and not failures:
         return unchecked(PART, name, "; ".join(trained.unread))
     count = sum(map(len, evaluation.values()))
     detail = f"{count} evaluation prompts against {len(trained.texts())} training prompts"
-    return conclude(PART, name, count, f"{detail}, by id and by normalised text", failures)
+    return conclude(PART, name, count, f"{detail}, by id, by text and as a question inside a prompt", failures)
+
+
+def _held(trained: Trained, questions: Questions) -> list[str]:
+    """Evaluation questions inside training prompts, whatever is around them; each once per source."""
+    lines: dict[tuple[str, str, int], str] = {}
+    said = [(source, row, m) for source, f in trained.prompts.items() for row, m in enumerate(f["messages"])]
+    pairs = "the reward model's training pairs"
+    said += [(pairs, row, [{"role": "user", "content": text}]) for row, text in enumerate(trained.pairs)]
+    for source, row, messages in said:
+        if where := questions.found(messages):
+            line = f"data/items/{where[0]}.parquet, row {where[1]}: its question stands in {source}, row {row}"
+            lines.setdefault((source, *where), line)
+    return list(lines.values())
 
 
 def near_prompts(run: AuditedRun, name: str) -> Check:
     """Counted, never a failure: whether near is too near depends on the task."""
     training, lines, count = run.once(trained_on).texts(), [], 0
-    for path, frame in _evaluation(run.params).items():
+    for benchmark, frame in evaluation_items(run.params).items():
         texts = last_texts(frame)
         near, passages = near_duplicates(training, texts), shared_passages(training, texts)
         count += len(texts)
         most = f", the nearest {near[0].evaluation[-60:]!r} ~ {near[0].training[-60:]!r}" if near else ""
-        lines.append(f"{Path(path).stem}: {len(near)} of {len(texts)} near{most}; {len(passages)} share 13 words")
+        lines.append(f"{benchmark}: {len(near)} of {len(texts)} near{most}; {len(passages)} share 13 words")
     return counted(PART, name, count, f"MinHash, Jaccard of 5 characters ≥ 0.8: {'; '.join(lines)}")

@@ -16,14 +16,15 @@ from larpo import tables
 from larpo.audit.compare.values import different_column, different_rows
 from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude, unchecked
-from larpo.audit.science import expected
+from larpo.audit.science import expected, leaks
 from larpo.benchmarks import build_benchmark
 from larpo.benchmarks.refinement import revised
 from larpo.config.sections import SourceParams
 from larpo.hashing import seed_of
 from larpo.models.chat import end_tokens, gold_rows, render_prompts, turn_end
 from larpo.models.load import load_tokenizer
-from larpo.sources.prompts import draw, prompt_id
+from larpo.sources.contamination import draw_apart
+from larpo.sources.prompts import prompt_id
 
 PART = "science"
 
@@ -53,7 +54,7 @@ def prompts(run: AuditedRun, name: str) -> Check:
             unread.append(why)
             continue
         seed = seed_of(params.seed, "prompts", s if params.prompts.draw == "fresh" else "same")
-        again = draw(params.prompts, params.prompts.per_iteration, seed, held_out=False)
+        again, _ = draw_apart(params.prompts, seed, lambda: leaks.evaluation_items(params))
         failures += different_rows(path, recorded, again, tables.SCHEMAS["prompts"].names)
         count += len(recorded)
     return _made(name, count, "prompts drawn again by the seed", failures, unread)

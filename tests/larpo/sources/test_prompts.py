@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import date, datetime
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from larpo.config.sections import PromptsParams, TaskParams
 from larpo.errors import UserError
-from larpo.sources.prompts import draw, is_held_out, prompt_id
+from larpo.sources.prompts import conversation, draw, is_held_out, prompt_id
 
 SUMS = PromptsParams(
     tasks=[{"name": "chain_sum", "config": {"min_terms": 2, "max_terms": 2, "max_digits": 2}}],
@@ -117,3 +119,63 @@ def test_the_answer_may_stand_inside_a_worked_solution(tmp_path):
     for pattern, words in (("####", "a group"), ("(", "regular expression")):
         with pytest.raises(ValueError, match=words):
             PromptsParams(per_iteration=1, answer_pattern=pattern)
+
+
+ANSWERS = {
+    "json": ("a.jsonl", ["18", "2.50", '"2024-03-01"', "1e3", "null"], ["18", "2.50", "2024-03-01", "1e3", None]),
+    "csv": ("a.csv", ["18", "2.50", "2024-03-01", "NA", "True", ""], ["18", "2.50", "2024-03-01", "NA", "True", None]),
+    "tsv": ("a.tsv", ["007", "1,5"], ["007", "1,5"]),
+    "csv in a folder": ("set/a.csv", ["18", "2.50"], ["18", "2.50"]),
+}
+
+
+@pytest.mark.parametrize("form", ANSWERS)
+def test_answers_are_taken_as_they_are_written(tmp_path, form):
+    name, cells, expected = ANSWERS[form]
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".jsonl":
+        lines = [f'{{"prompt": "p{i}", "answer": {cell}}}' for i, cell in enumerate(cells)]
+    else:
+        sep = "\t" if path.suffix == ".tsv" else ","
+        lines = [f"prompt{sep}answer", *(f"p{i}{sep}{cell}" for i, cell in enumerate(cells))]
+    path.write_text("\n".join(lines) + "\n")
+    data = str(path.parent if form == "csv in a folder" else path)
+    params = PromptsParams(source="dataset", dataset=data, answer_field="answer", per_iteration=1, held_out=0)
+    frame = draw(params, len(cells), 0, held_out=False)
+    found = {
+        m[-1]["content"]: None if pd.isna(a) else a for m, a in zip(frame["messages"], frame["answer"], strict=True)
+    }
+    assert [found[f"p{i}"] for i in range(len(cells))] == expected
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [18, 2.5],  # a column of fractions makes it 18.0
+        [18, None],
+        [True, False],
+        [date(2024, 3, 1)] * 2,
+        [datetime(2024, 3, 1, 12)] * 2,
+        [["72"], ["3"]],
+        [{"value": 72}] * 2,
+        [b"72"] * 2,
+    ],
+)
+@pytest.mark.parametrize("form", ["parquet", "folder"])
+def test_answers_that_are_no_text_any_more_are_refused(tmp_path, values, form):
+    (tmp_path / "set").mkdir()
+    path = tmp_path / "set" / "train.parquet"
+    pd.DataFrame({"prompt": ["a", "b"], "answer": values}).to_parquet(path)
+    data = str(path if form == "parquet" else path.parent)
+    params = PromptsParams(source="dataset", dataset=data, answer_field="answer", per_iteration=1, held_out=0)
+    with pytest.raises(UserError, match=r"row \d: column 'answer' holds .*store the column as text"):
+        draw(params, 2, 0, held_out=False)
+
+
+def test_a_system_message_of_the_row_wins():
+    own = [{"role": "system", "content": "Mine."}, {"role": "user", "content": "Hi"}]
+    assert conversation(SUMS, own) == own
+    assert (
+        conversation(SUMS, own[1:]) == conversation(SUMS, "Hi") == [{"role": "system", "content": "Be brief."}, own[1]]
+    )
