@@ -78,9 +78,9 @@ def check_backward(plain: PreTrainedModel, packed: PackedLists) -> None:
     weight = plain.get_input_embeddings().weight
     if weight.requires_grad:
         with torch.enable_grad():
-            logps = token_logps(plain, packed)
+            total = token_logps(plain, packed).sum()
         try:
-            torch.autograd.grad(logps.sum(), weight)
+            torch.autograd.grad(total, weight)
         except Exception as error:  # noqa: BLE001 - whatever a compiler or driver raises
             without_kernel(plain, error)
 
