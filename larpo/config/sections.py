@@ -179,7 +179,6 @@ class ReferenceParams(Section):
         gt=0,
         description="nats per token that sampler and trainer may differ by in a response; null: by engine.dtype "
         "(docs/training.md)",
-        exclude_if=lambda given: given is None,  # as older runs recorded it
     )
 
 

@@ -87,14 +87,29 @@ def _inside(path: str, declared: Collection[str]) -> bool:
 def params_recorded(run: AuditedRun) -> Check:
     """In the manifests: parameters are those of params.yaml, defaults filled in."""
     failures, count = [], 0
-    tree = run.params.model_dump(mode="json")
+    tree, given = run.params.model_dump(mode="json"), run.params.model_dump(mode="json", exclude_unset=True)
     for node in run.nodes:
         recorded = run.recorded(node.name).params
-        now = {key: value_at(tree, key) for key in recorded}
+        now = {key: _known(recorded[key], value_at(tree, key), value_at(given, key)) for key in recorded}
         failures += different_values(f"{node.manifest}: params", recorded, now, "params.yaml has", tolerance=0)
         count += len(recorded)
     detail = f"{count} sections with their defaults against params.yaml"
     return conclude(PART, "manifests' parameters", count, detail, failures)
+
+
+def _known(recorded: Any, now: Any, given: Any) -> Any:
+    """`now` without what is neither recorded nor given in params.yaml: a default that is newer than the run."""
+    if isinstance(recorded, dict) and isinstance(now, dict):
+        given = given if isinstance(given, dict) else {}
+        return {
+            key: _known(recorded.get(key), value, given.get(key))
+            for key, value in now.items()
+            if key in recorded or key in given
+        }
+    if isinstance(recorded, list) and isinstance(now, list) and len(recorded) == len(now):
+        each = given if isinstance(given, list) and len(given) == len(now) else [None] * len(now)
+        return [_known(*values) for values in zip(recorded, now, each, strict=True)]
+    return now
 
 
 def code_committed(run: AuditedRun) -> Check:

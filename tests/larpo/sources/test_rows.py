@@ -41,7 +41,7 @@ def source(request, tmp_path) -> str:
         path.mkdir()
         pd.DataFrame(ROWS).to_parquet(path / "train.parquet")
     elif request.param == "gz":
-        write(path := tmp_path / "rows.jsonl.gz", gzip.compress(LINES.encode()))
+        write(path := tmp_path / "rows.jsonl.gz", gzip.compress(LINES.encode(), mtime=0))
     elif request.param == "json":
         write(path := tmp_path / "rows.json", json.dumps(ROWS, indent=1).encode())
     else:
@@ -84,7 +84,7 @@ def test_lines_are_read_as_they_are_asked_for(tmp_path):
         ),
         ("r.json", rb'[{"id": 1, "m": [{"\uDC00": 1}]}]', r"r\.json, row 0: column 'm': .*half of a surrogate pair"),
         ("r.jsonl.gz", b"plain", r"r\.jsonl\.gz: not readable"),
-        ("r.jsonl.gz", gzip.compress(LINES.encode())[:40], r"r\.jsonl\.gz: not readable"),
+        ("r.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:40], r"r\.jsonl\.gz: not readable"),
         ("r.parquet", b"PAR1", r"cannot load '.*r\.parquet'.*expected items in a \.json"),
     ],
 )
