@@ -27,7 +27,8 @@ def check(params: Params) -> None:
             with suppress(OwnCodeError):  # the nodes that score look again
                 REWARDS.load(name, "score.reward")(*model, **options)
         except TypeError as error:
-            raise ParameterError("score.options", f"{name}: {error}") from None
+            names = ", ".join(options)
+            raise ParameterError("score.options", f"{name}: found {names}: {error}") from None
     if reward.train is not None and (reward.source is None or reward.kind != "sequence_classification"):
         raise ParameterError(
             "reward.train",

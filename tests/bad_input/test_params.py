@@ -50,8 +50,8 @@ WRONG_PARAMETERS = rows(
     ("no generators", param("prompts.tasks", []), "prompts 1", ("prompts.tasks", "at least one")),
     ("pairs of four responses", param("train.objective", "pairwise"), "prompts 1", ("train.objective",
       "pairwise takes 2 responses per list", "lists of 4", "-S lists.recipe=best_worst")),
-    ("pairs of all that there are", params({"train": {"objective": "simpo", "objective_options": {}}, "lists":
-      {"recipe": "top_rest", "top": 1}}), "prompts 1", ("train.objective", "simpo takes 2 responses per list")),
+    ("pairs of all that there are", params({"train.objective": "simpo", "train.objective_options":
+      {}, "lists.recipe": "top_rest", "lists.top": 1}), "prompts 1", ("train.objective", "simpo takes 2 responses per list")),
     # YAML
     ("a key that stands twice", text("params.yaml", "seed: 0\nseed: 1\n"), "prompts 1", ("params.yaml",
       'found duplicate key "seed"')),
@@ -136,8 +136,8 @@ WRONG_PARAMETERS = rows(
       "learning_rate": 1e-4, "launch": "f"}}), "reward", ("reward.train.launch", "one process")),
     ("best of more than there are", param("best_of_n.x", {"policy": "2", "benchmark": "held_out", "ns": [8]}),
       "best_of_n x", ("best_of_n.x.ns", "8", "samples is 4")),
-    ("an objective that needs mismatched responses", param("train.objective", "kto"), "train 1", ("train.objective",
-      "reference.mismatched")),
+    ("an objective that needs mismatched responses", params({"train.objective": "kto", "lists.recipe": "best_worst"}),
+      "train 1", ("train.objective", "reference.mismatched")),
     ("lists that do not fill a step", params({"train.lists_per_step": 3, "train.lists_per_device_batch": 2}), "train 1",
       ("train.lists_per_step", "multiple", "2")),
     # Files that it names
