@@ -102,11 +102,11 @@ WRONG_COMMANDS = rows(
     ("an unknown objective", nothing, "flows.run --objective dpoo", ("train.objective", "'dpo'")),
     ("a target without DVC", nothing, "flows.run --target train@1", ("dvc.yaml", "DVC")),
     # Nodes by names that are paths
-    ("an iteration that is a path", nothing, "sample ../../x", ("no node 'sample@../../x'",)),
-    ("a benchmark that is a path", nothing, "items ../x", ("no node 'items@../x'",)),
-    ("a policy that is a path", nothing, "generate ../0 held_out", ("no node 'generate@../0-held_out'",)),
-    ("a policy to evaluate that is a path", nothing, "evaluate /0 held_out", ("no node 'evaluate@/0-held_out'",)),
-    ("an absolute iteration", nothing, "lists /etc/passwd", ("no node 'lists@/etc/passwd'",)),
+    ("an iteration that is a path", nothing, "sample ../../x", ("iterations.../../x",)),
+    ("a benchmark that is a path", nothing, "items ../x", ("benchmarks.../x",)),
+    ("a policy that is a path", nothing, "generate ../0 held_out", ("evaluate.policies: '../0'",)),
+    ("a policy to evaluate that is a path", nothing, "evaluate /0 held_out", ("evaluate.policies: '/0'",)),
+    ("an absolute iteration", nothing, "lists /etc/passwd", ("iterations./etc/passwd",)),
 )  # fmt: skip
 
 

@@ -50,8 +50,9 @@ WRONG_PARAMETERS = rows(
     ("no generators", param("prompts.tasks", []), "prompts 1", ("prompts.tasks", "at least one")),
     ("pairs of four responses", param("train.objective", "pairwise"), "prompts 1", ("train.objective",
       "pairwise takes 2 responses per list", "lists of 4", "-S lists.recipe=best_worst")),
-    ("pairs of all that there are", params({"train.objective": "simpo", "train.objective_options":
-      {}, "lists.recipe": "top_rest", "lists.top": 1}), "prompts 1", ("train.objective", "simpo takes 2 responses per list")),
+    ("pairs of all that there are", params({"train.objective": "simpo", "train.objective_options": {},
+      "lists.recipe": "top_rest", "lists.top": 1}), "prompts 1", ("train.objective",
+      "simpo takes 2 responses per list")),
     # YAML
     ("a key that stands twice", text("params.yaml", "seed: 0\nseed: 1\n"), "prompts 1", ("params.yaml",
       'found duplicate key "seed"')),
