@@ -52,8 +52,8 @@ def leaves(x: Any, y: Any, key: str = "", lists: bool = True) -> Iterator[tuple[
         inside = [(name, x.get(name, ABSENT), y.get(name, ABSENT)) for name in dict.fromkeys([*x, *y])]
     elif lists and isinstance(x, list) and isinstance(y, list) and len(x) == len(y):
         inside = [(i, a, b) for i, (a, b) in enumerate(zip(x, y, strict=True))]
-    else:
-        yield key, x, y
+    else:  # NumPy's numbers are what JSON makes of them
+        yield key, *(value.item() if isinstance(value, np.generic) else value for value in (x, y))
         return
     for name, a, b in inside:
         yield from leaves(a, b, f"{key}.{name}" if key else str(name), lists)

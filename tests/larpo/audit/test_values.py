@@ -57,6 +57,7 @@ def test_rows_are_named_as_in_the_file():
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda s: st.dictionaries(st.text(), s)))
 def test_a_tree_never_differs_from_itself(tree):
     assert different_values("f", tree, tree) == []
+    assert different_values("f", {"a": [0.1, 2]}, {"a": [np.float64(0.1), np.int64(2)]}) == []
 
 
 def test_leaves_are_named_by_their_keys():
