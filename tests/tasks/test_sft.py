@@ -24,7 +24,7 @@ from tests.tasks.conftest import change
 
 SFT = """policy:
   model: scratch
-  architecture: {characters: "0123456789+- ", hidden_size: 32, layers: 2, heads: 2, max_length: 32}
+  architecture: {characters: "0123456789+- ", hidden_size: 32, layers: 2, heads: 2, max_length: 128}
 sft:
   base:
     previous: "0"
