@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -95,13 +96,15 @@ class TransformersEngine:
         cache = DynamicCache(config=self.model.config)
         if length > 1:
             # Left padding needs explicit positions: a row's first real token is position 0.
-            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, :-1]
+            # `generate` goes on with them only where the forward pass names them: prompt and response must agree.
+            named = "position_ids" in inspect.signature(self.model.forward).parameters
             self.model(
                 input_ids=ids[:, :-1],
                 attention_mask=mask[:, :-1],
-                position_ids=positions[:, :-1],
                 past_key_values=cache,
                 logits_to_keep=1,
+                **({"position_ids": positions} if named else {}),
             )
         if sampling.n > 1:
             cache.batch_repeat_interleave(sampling.n)

@@ -37,8 +37,6 @@ def ran(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
         params(
             {
                 "policy.trust_remote_code": True,
-                # In a batch this class draws from other numbers than it gives a response alone: open.
-                "reference.drift_tolerance": 10.0,
                 "iterations": {"1": {"previous": "0", "temperatures": [1.0]}},
                 "evaluate.policies": ["1"],
                 "reward.model": str(home / "reward"),
