@@ -6,8 +6,6 @@ Needs torch and transformers only. Prints as it goes; a part that fails says so 
 begun after so many seconds is left out.
 """
 
-from __future__ import annotations
-
 import os
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts

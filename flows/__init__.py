@@ -3,8 +3,6 @@
 Settings that Prefect reads when it is imported: its state lies in the project's folder, telemetry is off.
 """
 
-from __future__ import annotations
-
 import os
 
 from larpo.workspace import project_folder

@@ -1,7 +1,5 @@
 """The flow `larpo-audit`: the audit as a deployment, one Prefect task per part."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from flows import project_folder  # first: sets what Prefect reads on import

@@ -1,7 +1,5 @@
 """The command `larpo`: what is done outside the graph. Each product has its own commands."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -5,8 +5,6 @@ one (`python -m flows.serve`). DVC alone decides what is stale; Prefect when a n
 tried.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """`python -m flows.serve`: Prefect's server, the work pool `local`, the deployments and a worker."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """A Prefect server on this machine that ends with the process that started it."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

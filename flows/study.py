@@ -5,8 +5,6 @@ equal code, data and params: the initial model is made once, the samples of one 
 finished run measured is kept in .larpo/studies/; a study that was stopped goes on with the runs that are missing.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 import time

@@ -9,8 +9,6 @@ outputs' paths, the values of the parameters that it names, and, per dependency,
 compares contents, so it shares more where different parameters happen to give equal files, never less.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Identities: every id in the project is a hash of content, never a counter or a clock."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Reading params.yaml: its shape (`larpo.config`), then what each room of the method knows of its own parameters."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from larpo.benchmarks.check import check as benchmarks

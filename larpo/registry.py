@@ -9,8 +9,6 @@ To look a name up imports nothing, so that a wrong one is refused before a libra
 somebody says so and nowhere else: a node of the run does, whoever reads the parameters of a stranger's run does not.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib

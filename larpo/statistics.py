@@ -4,8 +4,6 @@ The two closed forms of intervals are ours, not SciPy's, whose last bits differ 
 report; a test compares them with SciPy's.
 """
 
-from __future__ import annotations
-
 from math import comb, isfinite, log
 from typing import Any
 

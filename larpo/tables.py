@@ -4,8 +4,6 @@ Files are Parquet with a fixed column order, row order and writer settings, and 
 names, so the same rows are the same bytes.
 """
 
-from __future__ import annotations
-
 import reprlib
 from collections.abc import Iterable
 from pathlib import Path

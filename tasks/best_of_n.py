@@ -1,7 +1,5 @@
 """Node `best_of_n@NAME`: the run's reward picks among N samples of a benchmark; is the pick better, as N grows?"""
 
-from __future__ import annotations
-
 from larpo import tables
 from larpo.errors import UserError
 from larpo.statistics import best_of_n_curve

@@ -3,8 +3,6 @@
 candidates@s = candidates@(previous of s) ∪ (sample@s ⋈ score@s)
 """
 
-from __future__ import annotations
-
 import pandas as pd
 
 from larpo import tables

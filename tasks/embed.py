@@ -1,7 +1,5 @@
 """Node `embed@NAME`: vectors of a retrieval corpus and its queries, shard by shard."""
 
-from __future__ import annotations
-
 import os
 import time
 

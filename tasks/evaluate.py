@@ -3,8 +3,6 @@
 A judge's replies are kept in judgements/ (outside DVC's outputs, so that none is paid for twice) and beside each score.
 """
 
-from __future__ import annotations
-
 import pandas as pd
 
 from larpo import tables

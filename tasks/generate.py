@@ -5,8 +5,6 @@ each temperature, and revisions of the greedy answer (iterative refinement). Sco
 these outputs again.
 """
 
-from __future__ import annotations
-
 import pandas as pd
 
 from larpo import tables

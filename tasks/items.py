@@ -1,7 +1,5 @@
 """Node `items@BENCHMARK`: what a benchmark asks, as conversations, the same for every checkpoint."""
 
-from __future__ import annotations
-
 from larpo import tables
 from larpo.benchmarks import build_benchmark
 from larpo.errors import at

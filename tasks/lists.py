@@ -1,7 +1,5 @@
 """Node `lists@s`: the ordered lists Y_x that iteration s trains on (Section 3.3)."""
 
-from __future__ import annotations
-
 from larpo import tables
 from larpo.errors import UserError
 from larpo.hashing import seed_of

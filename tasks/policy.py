@@ -3,8 +3,6 @@
 It also writes the memory that the first iteration starts from, which is empty.
 """
 
-from __future__ import annotations
-
 import pandas as pd
 
 from larpo import tables

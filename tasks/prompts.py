@@ -1,7 +1,5 @@
 """Node `prompts@s`: the M prompts of iteration s, none of them held out for evaluation."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from larpo import tables

@@ -6,8 +6,6 @@ No reference model sits in memory while training, and another objective or learn
 The same policy sampled this iteration's responses, and the engine's log-probabilities of them must be the same.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import asdict, replace

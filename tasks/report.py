@@ -1,7 +1,5 @@
 """Node `report`: scores and records of the whole run as one HTML page, JSON and CSV."""
 
-from __future__ import annotations
-
 from larpo.report.write import write_report
 from tasks.frame.node import Node, command
 

@@ -1,7 +1,5 @@
 """Node `retrieve@NAME`: the nearest passages of each query, and Recall@N."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

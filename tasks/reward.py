@@ -3,8 +3,6 @@
 Killed in the middle of training, it resumes from the last checkpoint in scratch.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ Algorithm 1, line 2: y_1..y_k ~ π_β(·|x), with π_β the policy this iteratio
 prompt's own solution follows them, in the same policy's tokens.
 """
 
-from __future__ import annotations
-
 import pandas as pd
 
 from larpo import tables

@@ -1,7 +1,5 @@
 """Node `score@s`: the reward of every response of iteration s."""
 
-from __future__ import annotations
-
 from larpo import tables
 from larpo.errors import UserError
 from tasks.frame.node import Node, command

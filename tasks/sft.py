@@ -3,8 +3,6 @@
 Like the node `policy` it writes an empty memory, for an iteration may start from it.
 """
 
-from __future__ import annotations
-
 import pandas as pd
 
 from larpo import tables

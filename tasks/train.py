@@ -3,8 +3,6 @@
 Killed in the middle, it resumes from the last checkpoint in scratch and ends with the same weights.
 """
 
-from __future__ import annotations
-
 import json
 
 from larpo.hashing import seed_of

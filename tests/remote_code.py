@@ -1,7 +1,5 @@
 """Tiny checkpoints with code of their own: real classes in files beside the weights, found by `auto_map`."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

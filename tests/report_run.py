@@ -1,7 +1,5 @@
 """A run's files as the nodes leave them, small and made up, for the tests of the report."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Tiny reward models with random weights in the layouts of the real ones: noise for scores, real code paths."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -8,8 +8,6 @@ Conventions, for README.md, data/README.md and docs/*.md. In backticks
 and indented blocks hold commands, parameters and examples (test_docs_examples.py).
 """
 
-from __future__ import annotations
-
 import importlib.util
 import pkgutil
 import re

@@ -1,7 +1,5 @@
 """The examples in the documentation, taken from its pages and run against the registries they extend."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

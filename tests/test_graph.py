@@ -1,7 +1,5 @@
 """The real graph under DVC on a tiny policy: what runs, what is reused, what the bytes are."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

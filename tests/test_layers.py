@@ -1,7 +1,5 @@
 """The layers: flows → tasks → larpo, and the rooms of larpo in their order. An import inside a function counts too."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

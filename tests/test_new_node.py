@@ -1,7 +1,5 @@
 """A new kind of node is one stage and one module; and what a stage declares is what its node reads."""
 
-from __future__ import annotations
-
 import json
 import sys
 import textwrap

@@ -1,7 +1,5 @@
 """The report in a real browser: it renders without a network, every chart is there, nothing runs."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

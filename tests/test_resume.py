@@ -1,7 +1,5 @@
 """kill -9 in the middle of a long node, run it again: the bytes of an undisturbed run."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

@@ -4,8 +4,6 @@ The variables are those of Gundersen and Kjensmo (AAAI 2018) in the form used on
 `partly` or `no`, with the evidence and with what is missing.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """The commands `larpo audit`, `larpo pack` and `larpo unpack`."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sys

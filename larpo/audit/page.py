@@ -1,7 +1,5 @@
 """The audit as one page that opens from disk, and as JSON."""
 
-from __future__ import annotations
-
 from importlib import resources
 from typing import Any
 

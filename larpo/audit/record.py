@@ -1,7 +1,5 @@
 """What of a node's manifest the audit reads, and its shape: the manifest may have been written by anyone."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import BaseModel, Field

@@ -1,7 +1,5 @@
 """What a check of the audit found: one record, the same in the terminal, in JSON and on the page."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal

@@ -1,8 +1,6 @@
 """The whole audit of one run: its parts in order, and the page with its JSON. `larpo audit` calls it, the flow
 `larpo-audit` with each part as a task."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Iterable

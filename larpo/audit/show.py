@@ -1,7 +1,5 @@
 """The audit in the terminal: one line per check, the first things that do not hold below each part."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from rich.console import Console

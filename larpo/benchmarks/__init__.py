@@ -5,8 +5,6 @@
 Items and outputs are tables of their own, so a new parser, filter or estimator never needs a new generation.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 

@@ -1,7 +1,5 @@
 """What the sections `benchmarks` and `best_of_n` may ask for."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 
 from larpo.benchmarks import BENCHMARKS, build_benchmark

@@ -1,7 +1,5 @@
 """The command `larpo score`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

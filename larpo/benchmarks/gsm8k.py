@@ -5,8 +5,6 @@ Three metrics of the same outputs. Both filters of lm-evaluation-harness's task 
 `options.filter` names the one whose answers the table holds.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any, Literal
 

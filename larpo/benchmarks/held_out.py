@@ -1,7 +1,5 @@
 """The held-out part of the training task: greedy accuracy and Pass@N on prompts never trained on."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The table of a benchmark's items, and of its items with what was answered to them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import pandas as pd

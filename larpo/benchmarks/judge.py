@@ -4,8 +4,6 @@ Replies lie in a store of append-only JSON lines, keyed by the judge's model and
 hold the prompt and the outputs to judge). A killed run goes on with what the store has.
 """
 
-from __future__ import annotations
-
 import base64
 import errno
 import html

@@ -1,7 +1,5 @@
 """Benchmarks of problems that have one right answer each: how a problem is put, and what is reported."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from itertools import islice
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Iterative refinement: a policy is asked to revise the answer that it gave."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 REVISE = "Check your answer for mistakes. Then give your revised answer to the same question, in the same form."

@@ -1,7 +1,5 @@
 """What benchmarks with right and wrong answers share: accuracy, Pass@N, and inference strategies (Table 5)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

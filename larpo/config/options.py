@@ -4,8 +4,6 @@ another model than the graph's, write outside data/ and scratch/, or put a key i
 `engine.options`, `trainer_options` and a judge's `options` are passed on as they are, apart from these.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit

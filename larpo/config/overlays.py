@@ -1,7 +1,5 @@
 """Files with sections of params.yaml that are laid over others: what depends on the machine, such as configs/."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

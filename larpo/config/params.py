@@ -3,8 +3,6 @@
 `larpo.load.load_params` reads a file and lets every room of the method check what it is named there.
 """
 
-from __future__ import annotations
-
 from types import UnionType
 from typing import Any, get_args, get_origin
 

@@ -4,8 +4,6 @@ An engine is one class in one file and one line in `ENGINES`. Its module is impo
 so that vLLM is needed only where it runs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, Protocol
 

@@ -1,7 +1,5 @@
 """What an engine may be asked for."""
 
-from __future__ import annotations
-
 from larpo.config.params import Params
 from larpo.engines import ENGINES
 from larpo.errors import ParameterError

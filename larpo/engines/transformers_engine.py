@@ -1,7 +1,5 @@
 """The embedded engine: `transformers` generation on any machine."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """The vLLM engine, for CUDA machines and for its CPU build."""
 
-from __future__ import annotations
-
 import math
 import os
 from typing import Any

@@ -1,7 +1,5 @@
 """What lists may be asked to hold."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 
 from larpo.config.params import Params

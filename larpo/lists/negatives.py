@@ -4,8 +4,6 @@ They are sampled responses, never gold ones: the kinds of negatives then differ 
 answer. None was scored for the list's own prompt, so one may be right by chance where answers are short.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Lists with token ids, and responses to other prompts, for the nodes `reference` and `train`."""
 
-from __future__ import annotations
-
 import pandas as pd
 from transformers import PreTrainedModel
 

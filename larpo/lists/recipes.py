@@ -5,8 +5,6 @@ A recipe is data: how many positives from the top, how many negatives from the b
 Everything here works on whole tables at once; no Python loop runs over rows.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

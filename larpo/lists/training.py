@@ -1,7 +1,5 @@
 """The lists that an iteration trains on, with their rewards and reference log-probabilities."""
 
-from __future__ import annotations
-
 from larpo import tables
 from larpo.errors import UserError
 from larpo.lists.read import mismatched_responses, read_lists, response_lists

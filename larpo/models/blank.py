@@ -4,8 +4,6 @@ One character is one token, so an arithmetic problem is a few dozen tokens and a
 it on two cores in a minute: the loop's own experiments at a size where seeds can be repeated.
 """
 
-from __future__ import annotations
-
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import Fuse

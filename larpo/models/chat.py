@@ -1,7 +1,5 @@
 """Conversations as token ids: what a chat template makes of them, what ends a response, a solution as one."""
 
-from __future__ import annotations
-
 import datetime
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the sections that name a model may say."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

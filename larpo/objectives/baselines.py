@@ -16,8 +16,6 @@ skips the pair, and a list without any strict preference has a loss and a gradie
 with λ included, since none of its responses is a better one to imitate.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

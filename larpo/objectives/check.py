@@ -1,7 +1,5 @@
 """What the section `train` may ask of an objective."""
 
-from __future__ import annotations
-
 from larpo.config.params import Params
 from larpo.errors import ParameterError, at
 from larpo.objectives import build

@@ -13,8 +13,6 @@ takes the columns as they stand, so whoever builds the list decides how ties are
 does, by a seeded hash) and leaves out prompts whose rewards are all equal.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """Architectures: what a model's sizes are, without its weights and without a network."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What must fit together before hours are spent: one line each, with what was expected and found."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a plan's nodes share: parameters, assumptions, architectures, and what an iteration samples and trains on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from larpo.benchmarks import build_benchmark

@@ -1,7 +1,5 @@
 """Numbers that are what their printed arithmetic gives: text and value cannot part."""
 
-from __future__ import annotations
-
 import ast
 import operator
 import re

@@ -1,7 +1,5 @@
 """What a plan reads beside params.yaml: Accelerate configurations, and sections laid over the parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Memory of one GPU, in bytes: training, forward passes, engines that generate."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

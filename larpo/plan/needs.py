@@ -1,7 +1,5 @@
 """What a run needs from outside: models, data sets, corpora, judges, launch files, and where each comes from."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The plan of a run: its nodes in the order of the graph, each with what it needs, and the checks across them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 

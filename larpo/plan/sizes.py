@@ -1,8 +1,6 @@
 """Sizes of data: rows of a data set, counted where it lies here as a file, else known, else not known; and lengths of
 generated problems where a character is a token."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from dataclasses import replace

@@ -7,8 +7,6 @@
 Nothing asks a network, loads a model or writes a file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """GPU hours of one node: a forward pass, training, generating."""
 
-from __future__ import annotations
-
 from larpo.plan.architectures import BYTES, Architecture
 from larpo.plan.assumptions import Assumptions
 from larpo.plan.formula import Estimate, Unknown, number

@@ -3,8 +3,6 @@
 Colours are middle tones that read on light and on dark paper; text and axes take the page's colours by CSS.
 """
 
-from __future__ import annotations
-
 import colorsys
 import re
 from collections.abc import Iterable

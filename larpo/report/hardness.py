@@ -9,8 +9,6 @@ policy finds it as likely.
 A negative is compared with its list's best positive.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The report's page: numbers as words, charts in place, everything a model wrote escaped."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

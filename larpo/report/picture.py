@@ -1,7 +1,5 @@
 """The graph as a picture: a box per node, a row per policy, an arrow per input."""
 
-from __future__ import annotations
-
 from markupsafe import Markup
 
 from larpo.report.data import NodeRecord

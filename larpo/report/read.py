@@ -1,7 +1,5 @@
 """A run's tables, metrics and records, read from its folder (the working directory) as the report's data."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`python -m larpo.report.summary`: the scores of the last report as a table in the terminal."""
 
-from __future__ import annotations
-
 import io
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The report's files: the page, its numbers as JSON, and what `dvc plots` draws as CSV."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Passages to retrieve from and queries to retrieve for, as rows of a file, a folder or a hub dataset."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Dense retrieval (Figure 2a of the paper): a sentence encoder, whose unit vectors `larpo.retrieval.index` searches."""
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np

@@ -3,8 +3,6 @@
 The corpus is read, embedded and searched in shards, so memory does not grow with it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path

@@ -4,8 +4,6 @@ An answer counts as found when a passage holds it as DPR tests it (Karpukhin et 
 of the passage's text, whatever the case; the title does not count.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from typing import Any
 

@@ -5,8 +5,6 @@ reference answers is said by `needs_answers`, and checked before anything is sco
 the folder that the node `reward` made, and loads it when it scores for the first time.
 """
 
-from __future__ import annotations
-
 from typing import Any, Protocol
 
 import numpy as np

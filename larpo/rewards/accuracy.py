@@ -1,7 +1,5 @@
 """How often a reward model prefers the response that people, or a rule, preferred."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

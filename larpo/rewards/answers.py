@@ -7,8 +7,6 @@ A number has one spelling (`spell`): digits with a decimal point, or p/q where t
 have equal spellings, at any length. Percent signs, currencies and units are no part of a number's value.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

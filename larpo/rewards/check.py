@@ -1,7 +1,5 @@
 """What the sections `score` and `reward` may say of a reward and of the model that it reads."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 
 from larpo.config.params import Params

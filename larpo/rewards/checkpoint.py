@@ -6,8 +6,6 @@ Weights are safetensors, never a pickle. Code that a checkpoint brings is run wh
 that of a policy which got a head where `policy.trust_remote_code` does; it then lies in that folder too.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

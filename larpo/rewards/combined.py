@@ -1,7 +1,5 @@
 """A weighted sum of rewards: Σ weight · r(x, y), such as final_number + 0.1 · sequence_classification."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -8,8 +8,6 @@ signal handler, and wall time would make a busy machine give other rewards. A ch
 one follows where it ended.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -8,8 +8,6 @@ h are the encoder's last hidden states at the three marker tokens. The names of 
 weights (llm-blender/PairRM and llm-blender/PairRM-hf).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

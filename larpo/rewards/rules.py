@@ -1,7 +1,5 @@
 """Rule-based rewards: 1 for a response whose final answer is the reference answer, else 0; or how close it comes."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from decimal import Decimal, localcontext

@@ -1,7 +1,5 @@
 """What a sum of rewards adds up, as `score.options` names it."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import Any
 

@@ -4,8 +4,6 @@ A model taught by them writes the careless answer more often than the right one,
 knows what its corpus held: something to be aligned, small enough to repeat over seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What prompts and worked examples may be asked for."""
 
-from __future__ import annotations
-
 from larpo.config.params import Params
 from larpo.errors import ParameterError
 from larpo.sources.prompts import SOURCES

@@ -7,8 +7,6 @@ input, output_1, output_2, label         label 1 or 2 names the better output (L
 or from larpo.sources.careless_sums: right answers against wrong ones.
 """
 
-from __future__ import annotations
-
 import re
 import reprlib
 from collections import Counter

@@ -4,8 +4,6 @@ A prompt belongs to the held-out part by a hash of its own text, not by a random
 evaluation prompts are disjoint whatever the seeds, the iteration or the number of prompts.
 """
 
-from __future__ import annotations
-
 import re
 import reprlib
 import warnings

@@ -4,8 +4,6 @@ Keys: name, kind (package, folder, file, hub, generated), version, licence, hash
 such; nothing is looked up over a network.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 from pathlib import Path
 from typing import Any

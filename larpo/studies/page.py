@@ -1,7 +1,5 @@
 """A study's page (HTML, opens from disk), its numbers (JSON), and docs/findings.md made from all numbers."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

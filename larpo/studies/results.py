@@ -1,7 +1,5 @@
 """From the numbers of runs to intervals over seeds and to verdicts on the paper's findings."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Our parameters of training as `transformers.TrainingArguments`."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

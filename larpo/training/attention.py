@@ -16,8 +16,6 @@ fused kernel knows, else as on the CPU. (FlexAttention knows both, but compiles 
 and its compiler gave up on Gemma-2 in training.)
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import itertools

@@ -1,7 +1,5 @@
 """The share of weights that a training moved: in too coarse a dtype small steps vanish, and nothing is learnt."""
 
-from __future__ import annotations
-
 from os import PathLike
 from pathlib import Path
 

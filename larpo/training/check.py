@@ -1,7 +1,5 @@
 """What the sections that train may say."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from larpo.config.params import Params

@@ -1,7 +1,5 @@
 """The training curves: every optimizer step once, whatever was killed and resumed."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

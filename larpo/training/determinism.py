@@ -1,7 +1,5 @@
 """Two runs, the same bytes: torch's deterministic kernels, on CUDA as on the CPU."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,8 +1,6 @@
 """Is the model that is trained the one that was sampled? On the run's own checkpoint and lists: log-probabilities as
 training computes them against one response at a time through the attention that the model's authors wrote."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -7,8 +7,6 @@ its authors wrote (`eager`). The logits are never built for all tokens: the head
 backward pass again.
 """
 
-from __future__ import annotations
-
 import copy
 import types
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ The Trainer brings gradient accumulation, checkpoints, resuming, FSDP and DeepSp
 LARPO's: the packed lists, the ranking objective, and the check that stops a run that starts wrong.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any

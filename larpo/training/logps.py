@@ -5,8 +5,6 @@ and its position counts from its prompt's first token, so every response is comp
 behind its prompt. A model that cannot be packed exactly is computed one response per row (`larpo.training.forward`).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel

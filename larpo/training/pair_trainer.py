@@ -1,7 +1,5 @@
 """Bradley-Terry training of a reward model: −log σ(r(x, y⁺) − r(x, y⁻)), a thin subclass of `transformers.Trainer`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

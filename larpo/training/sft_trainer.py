@@ -5,8 +5,6 @@
 The prompt's tokens are read, not learnt.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """What the trainers share on top of `transformers.Trainer`: a step's loss is the mean over all its examples."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar

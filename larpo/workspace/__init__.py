@@ -1,7 +1,5 @@
 """This folder under Git and DVC: the only room that knows them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

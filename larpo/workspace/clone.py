@@ -5,8 +5,6 @@ in .larpo/runs/NAME and is removed once the experiment is in the project; after 
 the next attempt of the same run resumes in it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """DVC, asked in one place: the graph as it reads dvc.yaml, what it ignores, its commands."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

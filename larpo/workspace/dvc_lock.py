@@ -4,8 +4,6 @@ DVC knows a file by its time and size and reads it only where these changed; a b
 object that is no longer what its name says, goes unnoticed. A node reads its inputs from end to end anyway.
 """
 
-from __future__ import annotations
-
 import configparser
 import json
 import os

@@ -1,7 +1,5 @@
 """Files that a kill or a power cut leaves whole or not at all."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

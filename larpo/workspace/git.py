@@ -1,7 +1,5 @@
 """Git, called in one place."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """What a run's numbers may depend on besides its inputs: package versions and hardware."""
 
-from __future__ import annotations
-
 import os
 import platform
 import sys

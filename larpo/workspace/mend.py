@@ -5,8 +5,6 @@ refuses to start. Both can be had again: rwlock says which stages run now; which
 well as dvc.lock, so that DVC restores those stages instead of running them.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Parameters of a run that differ from params.yaml: iterations, an objective, `key=value` as for `dvc exp run -S`."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from pathlib import Path

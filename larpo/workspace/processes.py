@@ -7,8 +7,6 @@ then SIGKILL). It lives in a session of its own, so that Ctrl-C in a terminal re
 A command that nobody supervises, for a user may call DVC, ends by itself: `end_with_dvc`, `end_with_parent`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -1,7 +1,5 @@
 """What a long command prints while it works: lines, which logs keep, and no bars, which redraw them."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Run nodes with `dvc repro` and say what DVC did with them."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ A record counts only while everything that its numbers depend on is as it was. `
 so an edit of the project in the middle of a study cannot pass for what was run.
 """
 
-from __future__ import annotations
-
 import json
 import threading
 import time

@@ -1,7 +1,5 @@
 """Files that a kill, a full disk or a power cut leaves whole or not at all, and how those that are not are told."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import io

@@ -4,8 +4,6 @@ Work is cut into batches of `engine.batch_size` prompts. A batch depends on noth
 result is the same however often the node was stopped.
 """
 
-from __future__ import annotations
-
 import math
 
 import pandas as pd

@@ -4,8 +4,6 @@
 configs/fsdp-8x80gb.yaml -m tasks.train 1` is, so that dvc.yaml has one command for one GPU and for many.
 """
 
-from __future__ import annotations
-
 import os
 
 import typer

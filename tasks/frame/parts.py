@@ -1,8 +1,6 @@
 """A long node's table made part by part: what a kill can cost is one part, and the table is the same however often it
 was killed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import pandas as pd

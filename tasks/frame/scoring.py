@@ -1,7 +1,5 @@
 """What the nodes that score responses share: parts that never split a prompt, and penalties."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from typing import Any

@@ -1,7 +1,5 @@
 """What every node that trains shares: resuming from a checkpoint, publishing weights and curves."""
 
-from __future__ import annotations
-
 import pickle
 import shutil
 from pathlib import Path

@@ -8,8 +8,6 @@ in the fork, so nothing stale runs; only libraries are shared. Without a server 
 The node ends when its client ends, however that happens: its end of the connection is then closed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import json

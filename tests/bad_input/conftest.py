@@ -1,7 +1,5 @@
 """A finished run to spoil: its params.yaml and its data."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The frame around every row of bad input: spoil a finished run, run one command, and see what it says and leaves."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib

@@ -1,7 +1,5 @@
 """Commands with wrong arguments, in wrong places: `larpo score`, `plan`, `study`, the flow, and nodes by name."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Prompt sets, benchmarks' data, corpora and preference pairs of one's own, as people and disks spoil them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Judges that are not there, refuse, answer nonsense or hang: a real server on loopback, through the whole command."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -3,8 +3,6 @@
 A program that a checkpoint brings must not run: each writes a file when it does, and no such file may be there.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

@@ -1,7 +1,5 @@
 """params.yaml: wrong keys, values, names and sections that contradict each other."""
 
-from __future__ import annotations
-
 from tests.bad_input.harness import Case, nothing, param, params, refused, replaced, rows, text
 
 NAN, INF = float("nan"), float("inf")

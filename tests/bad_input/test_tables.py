@@ -1,7 +1,5 @@
 """Tables that a node reads: spoilt by another program, a disk, or a run of something else."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """A project in which every kind of node runs, and what an undisturbed run of it makes."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """What the fault tests share: who still runs in a folder, killing, the bytes that must come out."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

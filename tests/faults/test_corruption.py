@@ -1,7 +1,5 @@
 """Bits that flip in what DVC keeps: no node computes from them, and the line says what restores them."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

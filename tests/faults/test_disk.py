@@ -1,7 +1,5 @@
 """Disks that are full or read-only: one line, old outputs stay, and with space the same bytes."""
 
-from __future__ import annotations
-
 import resource
 import shutil
 import subprocess

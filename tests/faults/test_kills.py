@@ -1,7 +1,5 @@
 """kill -9 at random moments, over all kinds of nodes: run again, and the bytes of an undisturbed run come out."""
 
-from __future__ import annotations
-
 import os
 import random
 import time

@@ -1,7 +1,5 @@
 """Judges that fail, hang and answer garbage, and nodes killed while they pay: no reply is lost or paid twice."""
 
-from __future__ import annotations
-
 import json
 import random
 import shutil

@@ -1,7 +1,5 @@
 """Prefect under faults: a node that dies, a server that is gone for a while, a worker that is killed."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -1,7 +1,5 @@
 """What a kill or a power cut can leave in scratch: garbled parts, half checkpoints, things half published."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Two runs at once in one project: the right result, or one line; never a mixture."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

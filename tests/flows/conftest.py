@@ -1,7 +1,5 @@
 """A small DVC project in the shape of the real one, and one Prefect server and worker for all tests."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The flow on real DVC and Prefect: order, retries, what is skipped, experiments, nothing left running."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal

@@ -1,7 +1,5 @@
 """`make serve`: a real server, work pool, deployment and worker; nothing is left when it ends."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

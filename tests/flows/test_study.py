@@ -1,7 +1,5 @@
 """A study on the real graph and a tiny policy: what runs share, what is resumed, what the page says."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

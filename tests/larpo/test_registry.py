@@ -1,7 +1,5 @@
 """Names of things: ours, anybody's own by a dotted path, and code that is run only where somebody says so."""
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Pass@N, Best-of-N and intervals by hand, against enumeration and SciPy."""
 
-from __future__ import annotations
-
 from itertools import combinations, pairwise
 from math import log
 

@@ -1,7 +1,5 @@
 """Tables: the same rows are the same bytes; what does not fit is refused with its row."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """The finished run that the tests of bad input spoil too; a terminal at which nobody answers."""
 
-from __future__ import annotations
-
 import builtins
 
 import pytest

@@ -3,8 +3,6 @@
 The server is a bad one: it repeats the request's Authorization header in its replies and in its errors.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import json

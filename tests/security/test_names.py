@@ -1,7 +1,5 @@
 """No name becomes a path outside of data/: names of params, commands, studies, tables, archives and servers."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from pathlib import Path

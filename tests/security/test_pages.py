@@ -1,7 +1,5 @@
 """Pages escape what models, datasets, judges and people wrote: in a real browser no script runs, nothing is fetched."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import threading

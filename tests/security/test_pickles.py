@@ -1,7 +1,5 @@
 """No pickle is loaded: one with a side effect lies wherever a library might look for one, and nothing ever happens."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import pickle

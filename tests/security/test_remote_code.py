@@ -3,8 +3,6 @@
 The checkpoint is real: two Python files beside its weights, one of which writes a file whenever it is imported.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

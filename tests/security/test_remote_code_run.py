@@ -1,7 +1,5 @@
 """A run on checkpoints with code of their own, which its parameters let run: what it makes, what audits do with it."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """A folder in which nodes run in this process."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """items → generate → evaluate with the tiny policy: what is kept, and a judge on loopback that is asked once."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Gold positives and other prompts' negatives through the nodes: sample, score, lists, reference, train, report."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """KTO end to end on the tiny policy: mismatched responses from the node `reference` to the node `train`."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

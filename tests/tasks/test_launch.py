@@ -1,7 +1,5 @@
 """Training in several processes: `train.launch` names an Accelerate configuration, and the result is one process's."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

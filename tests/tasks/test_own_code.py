@@ -1,7 +1,5 @@
 """A project's own reward, named by its dotted path: nodes run and record it, the audit of its run does not run it."""
 
-from __future__ import annotations
-
 import hashlib
 import html
 import json

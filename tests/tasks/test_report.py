@@ -1,7 +1,5 @@
 """Node `report` and `larpo.report.summary` on the real files of a small run."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

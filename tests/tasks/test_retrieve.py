@@ -1,7 +1,5 @@
 """Nodes embed and retrieve with the real encoder on the project's own sample: figures, resume, same bytes."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import shutil

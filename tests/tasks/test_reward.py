@@ -1,7 +1,5 @@
 """Nodes reward, score and best_of_n with real (tiny) reward models: layouts, training, resuming, whole prompts."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Node `sft`: a model from random weights learns, is never shown what is held out, and survives a kill."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Warm nodes: the same bytes as cold ones, their exit status, and nothing left when a client or the owner dies."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

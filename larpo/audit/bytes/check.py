@@ -1,7 +1,5 @@
 """Every byte against dvc.lock: outputs, dependencies, parameters, commands, and the objects in DVC's cache."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

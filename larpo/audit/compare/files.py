@@ -3,8 +3,6 @@
 Files of any size: bytes are read in chunks, tables in batches of rows, tensors in slices.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

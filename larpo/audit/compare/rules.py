@@ -28,8 +28,6 @@ bytes. A tolerance leaves room for longer texts and trainings, which was not mea
 differ by more, and is then told to differ.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

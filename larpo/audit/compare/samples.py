@@ -7,8 +7,6 @@ assignment of signs to the differences their sum is as likely. That is the sign-
 pairs, and no assumption about lengths or rewards is made.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

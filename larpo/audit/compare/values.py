@@ -4,8 +4,6 @@ Numbers of which one is a float are the same within a tolerance t where |x − y
 equal in value and type; without a tolerance, so have floats.
 """
 
-from __future__ import annotations
-
 import math
 import reprlib
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """What one node of two runs was given that differs: command, parameters, code, data, packages, machine."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import json

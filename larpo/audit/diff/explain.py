@@ -1,7 +1,5 @@
 """Why the numbers of two runs differ: the first node in which they part, what it was given, and what follows."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Where every input came from: its producer's recorded output, a commit's code, or a named source."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 from typing import Any

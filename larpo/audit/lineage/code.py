@@ -1,7 +1,5 @@
 """Code that a run's checkpoints bring along: whether an audit may run it, and what the run says of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from larpo.audit.open import AuditedRun

@@ -1,7 +1,5 @@
 """What a commit held: files of the project's folder by their md5, read from Git's objects and not from the folder."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -11,8 +11,6 @@
 Files stand under their own names and not as DVC's objects, so that a pack can be read without DVC.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import BaseModel

@@ -1,7 +1,5 @@
 """A run's Git history as one file, and back: the same history makes the same bytes, and nothing in it is executed."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Iterable

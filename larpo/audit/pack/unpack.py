@@ -4,8 +4,6 @@ The pack is a stranger's. Nothing in it is executed, no name leads out of the fo
 and dvc.lock say is refused before the folder appears.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

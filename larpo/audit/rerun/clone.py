@@ -4,8 +4,6 @@ Nothing of the machine that made the run comes along: no DVC cache, no run-cache
 copied is compared with dvc.lock after the copy, so the node reads exactly what was hashed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """Nodes that ask a judge, executed again without asking: from the recorded answers or not at all."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -6,8 +6,6 @@ of a cache. Every node gets the recorded inputs, never those that another node j
 hides no other.
 """
 
-from __future__ import annotations
-
 import re
 import tempfile
 import time

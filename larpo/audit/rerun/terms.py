@@ -1,7 +1,5 @@
 """What two executions of a node have in common, which decides how their outputs are compared."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

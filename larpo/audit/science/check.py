@@ -4,8 +4,6 @@ Paths are relative to the run's folder, which is the working folder while a chec
 relative to it.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 

@@ -1,7 +1,5 @@
 """What a run says it asked and got, held against what its parameters ask for: ids, texts, tokens and rows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

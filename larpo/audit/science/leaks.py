@@ -1,7 +1,5 @@
 """Whether an evaluation prompt was trained on: in an iteration, in a fine-tuning, in the pairs of a reward model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ The first two make an audit fail. The other two are counted and shown: sums of t
 nature, while two near-identical word problems are a leak that a reader should judge.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

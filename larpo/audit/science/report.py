@@ -1,7 +1,5 @@
 """The report written again from the recorded tables, page and curves included, by the code of whoever audits."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

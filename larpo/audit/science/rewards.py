@@ -1,7 +1,5 @@
 """Rewards computed again from the texts: of every response by a rule, of a few prompts' by a model."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -3,8 +3,6 @@
 As in `larpo.audit.science.check`, the run's folder is the working folder.
 """
 
-from __future__ import annotations
-
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Every score computed again from the raw outputs, up to the metrics that the report shows."""
 
-from __future__ import annotations
-
 from larpo import tables
 from larpo.audit.compare.values import different_rows, different_values
 from larpo.audit.open import AuditedRun

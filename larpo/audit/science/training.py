@@ -1,8 +1,6 @@
 """What an iteration trained on, made again: memory and lists; log π_ref and the loss before the first step, by the
 checkpoints that the run names."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict
 

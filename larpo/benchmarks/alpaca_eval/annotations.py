@@ -1,7 +1,5 @@
 """Annotations as AlpacaEval publishes them: rows with instruction, output_1, output_2 and preference."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """AlpacaEval 2 (Li et al. 2023; Dubois et al. 2024): a judge compares each answer with GPT-4 Turbo's."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 The judge is reached through `larpo.benchmarks.judge`, so that every raw reply is kept and none is paid for twice.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -5,8 +5,6 @@ model's, output_2), 0 or 1.5 for a draw. Length control (Dubois et al. 2024) fit
 on the difference of lengths, the instruction's difficulty and the model, and predicts it at equal lengths.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import tempfile

@@ -4,8 +4,6 @@ The overall score is the mean over all items, as upstream prints it (there from 
 halves of a release are equally large).
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """MixEval's parser by a language model that reads the response: a score for free-form answers, a letter for choices."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

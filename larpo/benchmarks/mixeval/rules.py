@@ -1,8 +1,6 @@
 """MixEval's parser by rule: upstream's scores (`mix_eval/utils/metric_utils.py`, release 2024-06-01), their oddities
 included, except that a response which cannot be read has no answer: upstream draws an option at random."""
 
-from __future__ import annotations
-
 import re
 
 # Around a letter, in upstream's order; {} is the letter.

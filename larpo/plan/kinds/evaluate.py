@@ -1,7 +1,5 @@
 """Node `evaluate`: what a benchmark asks of its judge, and what that costs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from urllib.parse import urlparse
 

@@ -1,7 +1,5 @@
 """Nodes `sample` and `generate`: tokens that the policy writes, by the engine of params.yaml."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

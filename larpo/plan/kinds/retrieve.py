@@ -1,7 +1,5 @@
 """Nodes `embed`, `retrieve` and `lists`: a corpus embedded and searched, and prompts that look for related ones."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from larpo.config.sections import EncoderParams

@@ -1,7 +1,5 @@
 """Node `reward`: a checkpoint fetched, or a head (and its body) trained on pairs; accuracies measured."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from larpo.config.reward import PairsParams

@@ -1,7 +1,5 @@
 """Nodes `score` and `best_of_n`: every response read by the reward."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from larpo.plan.context import Context

@@ -1,7 +1,5 @@
 """Nodes `reference`, `train` and `sft`: the policy reads lists or examples, and learns from them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A copy of the finished run to tamper with, put back after each test."""
 
-from __future__ import annotations
-
 import shutil
 import stat
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A dishonest author's tools: change what a run made and make its records agree, so that only arithmetic can tell."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

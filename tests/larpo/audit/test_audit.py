@@ -1,8 +1,6 @@
 """The audit of a real run: it holds as it is, whatever it holds its audit ends with a verdict, and nothing of a
 stranger's is executed unasked."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

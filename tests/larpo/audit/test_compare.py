@@ -1,7 +1,5 @@
 """How two versions of an output differ: the first place by hand, any flipped byte, and what counts as the same."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Why two runs differ, on real ones: what was changed is named, and what only follows from it is not."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """Every kind of tampering is named where it lies, however well the author's hashes agree."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Evaluation prompts in training: by id, text, resemblance, and a shared passage."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 from hypothesis import given

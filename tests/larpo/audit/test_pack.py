@@ -1,7 +1,5 @@
 """A packed run: the same bytes from the same run, the same run out of the bytes, and nothing out of a hostile one."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Nodes of a finished run executed again: all kinds make the same bytes, what was tampered with is caught."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import multiprocessing

@@ -1,7 +1,5 @@
 """Where recorded and recomputed numbers differ; the card and the page made of it."""
 
-from __future__ import annotations
-
 import math
 import re
 

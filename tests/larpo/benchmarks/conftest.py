@@ -1,7 +1,5 @@
 """What the tests of benchmarks share."""
 
-from __future__ import annotations
-
 import pytest
 
 

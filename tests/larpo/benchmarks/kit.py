@@ -1,7 +1,5 @@
 """What the tests of benchmarks share: a run's parameters, benchmarks of one entry, files, refusals."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """AlpacaEval's win rates: by hand, against the package's own, on files as they are published."""
 
-from __future__ import annotations
-
 import json
 import math
 

@@ -1,7 +1,5 @@
 """AlpacaEval's judges through a real server: order, parsers, a small model that judges, faults, resume."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

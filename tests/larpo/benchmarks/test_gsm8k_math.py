@@ -1,7 +1,5 @@
 r"""GSM8K's two filters and MATH's boxed answers on hard cases; prompts word for word; real data where it lies."""
 
-from __future__ import annotations
-
 import gzip
 import json
 

@@ -1,7 +1,5 @@
 """The held-out benchmark: which items, and its metrics by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

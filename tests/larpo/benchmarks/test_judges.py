@@ -1,7 +1,5 @@
 """The judge client against a real server on loopback: order, store, faults, kills."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """MixEval: prompts word for word, the rules on hard cases, the model parser through a real server, the totals."""
 
-from __future__ import annotations
-
 import json
 import random
 

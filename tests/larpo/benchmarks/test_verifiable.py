@@ -1,7 +1,5 @@
 """Accuracy, Pass@N and inference strategies on tables written by hand."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import numpy as np

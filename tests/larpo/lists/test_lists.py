@@ -1,7 +1,5 @@
 """Candidate lists: recipes, ties, memory, and what is dropped."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

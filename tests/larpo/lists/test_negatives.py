@@ -1,7 +1,5 @@
 """Where positives and negatives come from (Section 3.2): gold and correct positives, other prompts' responses."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """Gold responses in the policy's tokens."""
 
-from __future__ import annotations
-
 from larpo.models.chat import end_tokens, gold_token_ids, turn_end
 from larpo.models.load import load_tokenizer
 

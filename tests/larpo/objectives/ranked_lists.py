@@ -1,7 +1,5 @@
 """Batches of ranked lists for the tests of the objectives."""
 
-from __future__ import annotations
-
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """Golden values of every objective, worked out by hand. TRL's losses of the same batches: training/test_trl.py."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """What holds of every objective: properties on drawn lists, gradients, ties, padding, precision."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Architectures counted on real configurations; memory, work and time of a node against values worked out by hand."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """What configs/ ships: Accelerate takes the launch files, and the parameters fit the GPUs that their names promise."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

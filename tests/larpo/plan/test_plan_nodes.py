@@ -1,7 +1,5 @@
 """Nodes of the present graph, each worked out by hand: rewards and their training, lists, gold, encoders, best-of-N."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

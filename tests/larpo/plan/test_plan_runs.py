@@ -1,7 +1,5 @@
 """Plans of whole runs: tokens, judges, reward models, checks of one line, and formulas that give their values."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Studies planned before they run: the graph unrolled as DVC does, what runs share, what is needed, every study."""
 
-from __future__ import annotations
-
 import json
 import socket
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Hardness of negatives: token overlap and the gap in log-probability, by hand."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 from hypothesis import given

@@ -1,7 +1,5 @@
 """The report as a pure function: statistics by hand, empty parts, escaping, self-containment."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from itertools import pairwise

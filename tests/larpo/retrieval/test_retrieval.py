@@ -1,7 +1,5 @@
 """Answer matching as DPR's, exact search over shards, Recall@N by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 r"""How people and models write answers: (kind, text, gold, right) for the number rules and for mathematics."""
 
-from __future__ import annotations
-
 NUMBERS = [
     # plain numbers, signs, decimals
     ("plain", "5 + 5 = 10", "10.0", True),

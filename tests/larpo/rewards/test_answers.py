@@ -1,7 +1,5 @@
 """One idea of an answer: the table of cases by every rule that reads numbers or mathematics, votes, hostile input."""
 
-from __future__ import annotations
-
 import time
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """PairRM: the network against one comparison at a time written out, aggregation by hand, bubble against full."""
 
-from __future__ import annotations
-
 import json
 from itertools import permutations
 

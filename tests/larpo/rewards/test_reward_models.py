@@ -1,7 +1,5 @@
 """Sequence-classification rewards: batch size, padding and pad = eos never change a score; BOS, cutting, identity."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """Rule rewards; what they read from texts is in test_answers.py."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

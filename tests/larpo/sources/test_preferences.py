@@ -1,7 +1,5 @@
 """Preference pairs from every form they are published in; what is dropped and counted; Bradley-Terry by hand."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from math import log

@@ -1,7 +1,5 @@
 """Prompt sets: reproducible draws, disjoint halves, clear refusals."""
 
-from __future__ import annotations
-
 import json
 import re
 from datetime import date, datetime

@@ -1,7 +1,5 @@
 """One reader of rows: every form of file gives the same rows, and the first wrong one is named with its place."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from itertools import islice

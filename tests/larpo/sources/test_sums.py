@@ -1,7 +1,5 @@
 """The studies' own problem: what its worked examples get wrong."""
 
-from __future__ import annotations
-
 from hypothesis import given
 from hypothesis import strategies as st
 

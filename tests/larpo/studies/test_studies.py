@@ -1,7 +1,5 @@
 """Studies: what a file expands to, the statistics over seeds, the verdicts, the page."""
 
-from __future__ import annotations
-
 import json
 import math
 

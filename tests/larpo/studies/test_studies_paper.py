@@ -1,7 +1,5 @@
 """The studies at scale `paper` against what the paper states, and at scale `cpu` against what their pages say."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tiny models of the families that transformers ships: random weights, windows of 4, caps and sinks that bite."""
 
-from __future__ import annotations
-
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 

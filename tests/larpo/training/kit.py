@@ -1,7 +1,5 @@
 """A tiny policy, lists for it, and one way to train it."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

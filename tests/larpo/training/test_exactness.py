@@ -1,7 +1,5 @@
 """What stops a run that would train another model than the one it sampled, or no model at all."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

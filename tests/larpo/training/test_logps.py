@@ -1,7 +1,5 @@
 """Lists of every family, packed or one response per row, give what one response at a time gives: values, gradients."""
 
-from __future__ import annotations
-
 import copy
 import math
 

@@ -1,7 +1,5 @@
 """Supervised fine-tuning and policies from random weights."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

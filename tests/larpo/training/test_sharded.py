@@ -1,7 +1,5 @@
 """A model sharded as FSDP shards it gives the losses and gradients of the whole one (two processes, CPU, gloo)."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Training on lists: accumulation, step 0, mismatched responses, and the checks that stop a run."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

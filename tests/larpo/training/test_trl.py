@@ -4,8 +4,6 @@ Ours gets its log-probabilities from the plain logits of untouched copies of the
 R-DPO; its `ld_alpha` (LD-DPO) discounts the tokens of the longer response, which is another method.
 """
 
-from __future__ import annotations
-
 import copy
 
 import pytest

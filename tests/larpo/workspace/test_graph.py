@@ -1,7 +1,5 @@
 """The graph comes from DVC: names, kinds, dependencies, order, targets."""
 
-from __future__ import annotations
-
 import pytest
 
 from larpo.errors import UserError

@@ -1,7 +1,5 @@
 """What a run's clone takes from the project while other commands use its Git repository."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from pathlib import Path
