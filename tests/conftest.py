@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -131,6 +132,23 @@ def tiny_params(**sections: Any) -> Params:
     return parse_params(yaml.safe_load(TINY_PARAMS.format(policy="here")) | sections)
 
 
+@cache
+def started() -> Path:
+    """A folder under Git and DVC with nothing in it, made once in a process."""
+    folder = Path(tempfile.mkdtemp(prefix="larpo-tests-project-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    dvc = [sys.executable, "-m", "dvc"]
+    for command in (
+        ["git", "init", "-q"],
+        ["git", "config", "user.email", "tests@example.org"],
+        ["git", "config", "user.name", "tests"],
+        [*dvc, "init", "-q"],
+        [*dvc, "config", "core.analytics", "false"],
+    ):
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
 class Project:
     """A copy of this project in a folder of its own, under Git and DVC, on the tiny policy."""
 
@@ -146,12 +164,8 @@ class Project:
             if (ROOT / name).exists():
                 shutil.copy(ROOT / name, folder / name)
         (folder / "params.yaml").write_text(TINY_PARAMS.format(policy=policy))
-        self.run("git", "init", "-q")
-        self.run("git", "config", "user.email", "tests@example.org")
-        self.run("git", "config", "user.name", "tests")
-        self.dvc("init", "-q")
+        shutil.copytree(started(), folder, dirs_exist_ok=True)
         shutil.copy(ROOT / ".dvcignore", folder / ".dvcignore")
-        self.dvc("config", "core.analytics", "false")
         self.run("git", "add", "-A")
         self.run("git", "commit", "-q", "-m", "start")
 

@@ -174,6 +174,17 @@ def _setup(e: Evidence) -> Answer:
         f"{e.params['sample']['responses']} responses a prompt, temperatures "
         + ", ".join(f"{s}: {i['temperatures']}" for s, i in e.params["iterations"].items()),
     ]
+    notes = {node: m.notes for node, m in e.manifests.items()}
+    exact = [n.exactness for n in notes.values() if n.exactness is not None]
+    drifts = [n.drift["largest"] for n in notes.values() if n.drift and "largest" in n.drift]
+    changed = [f"{node} {n.weights_changed:.1%}" for node, n in notes.items() if n.weights_changed is not None]
+    if exact:
+        evidence.append(
+            f"as the nodes recorded, log-probabilities of packed responses are within {max(exact):.1e} nats per token "
+            "of one response at a time"
+            + (f", the sampler's within {max(drifts):.1e} of the trainer's" if drifts else "")
+        )
+    evidence += [f"weights that training changed: {', '.join(changed)}"] if changed else []
     return _answer("Experiment setup", evidence, _failed(e, "manifests' parameters", "parameters"))
 
 

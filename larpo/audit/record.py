@@ -21,6 +21,9 @@ class Notes(BaseModel):
     engine: dict[str, Any] | None = None
     origin: str | None = None
     model: str | None = None
+    exactness: float | None = Field(None, ge=0)  # of larpo.training.exactness, nats per token
+    drift: dict[str, float] | None = None  # larpo.training.drift.Drift
+    weights_changed: float | None = Field(None, ge=0, le=1)
 
 
 class GitState(BaseModel):

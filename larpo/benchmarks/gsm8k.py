@@ -14,7 +14,7 @@ from pydantic import AfterValidator
 
 from larpo.benchmarks import problems
 from larpo.benchmarks.verifiable import interval
-from larpo.rewards.answers import final_number, number
+from larpo.rewards.answers import final_number, number, same_number
 
 FILTERS = {
     # name: (pattern, which match counts)
@@ -53,7 +53,7 @@ def answer_in(text: str, name: str) -> str | None:
 def correct(text: str, answer: str, name: str) -> bool:
     """Whether the response's answer under a filter is the gold one (`answer` with or without its working)."""
     if name == "answer":
-        return (final_number(text) or "") == number(answer.rpartition("####")[2])
+        return same_number(final_number(text), number(answer.rpartition("####")[2]))
     extracted = extract(text, name)
     return normalised("[invalid]" if extracted is None else extracted) == normalised(answer)
 

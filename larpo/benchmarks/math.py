@@ -13,7 +13,8 @@ from larpo.benchmarks.verifiable import interval
 from larpo.config.params import Params
 from larpo.config.sections import BenchmarkParams
 from larpo.errors import ParameterError
-from larpo.rewards.answers import compare, final_answer, vote_keys
+from larpo.rewards.answers import final_answer
+from larpo.rewards.mathematics import compare, vote_keys
 
 
 class Row(problems.Problem):

@@ -15,7 +15,7 @@ from larpo.config.params import Params
 from larpo.config.sections import BenchmarkParams, Section
 from larpo.errors import ParameterError, at
 from larpo.hashing import digest
-from larpo.rewards.answers import vote_keys
+from larpo.rewards.mathematics import vote_keys
 from larpo.sources import rows
 
 

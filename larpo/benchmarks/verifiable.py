@@ -48,8 +48,8 @@ def aggregate(evaluations: pd.DataFrame, ns: list[int] | None = None, votes: Vot
         Every N that Pass@N is reported at; None: powers of two and the number of samples. One set of samples
         serves all of them (the unbiased estimator), which is what Figures 2b and 5 of the paper plot.
     votes
-        What each different parsed answer counts as in the majority vote (`larpo.rewards.answers.vote_keys`); None: its
-        text.
+        What each different parsed answer counts as in the majority vote (`larpo.rewards.mathematics.vote_keys`); None:
+        its text.
 
     Returns
     -------

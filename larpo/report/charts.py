@@ -1,6 +1,8 @@
 """The report's charts as static SVG (Vega-Lite, drawn by vl-convert): no script, no network, same bytes.
 
-Colours are middle tones that read on light and on dark paper; text and axes take the page's colours by CSS.
+A colour is a policy, everywhere; what is no policy has the colour of the text and is told apart by its dashes. Colours
+are middle tones that read on light and on dark paper; text and axes take the page's colours by CSS. Charts are as wide
+as a telephone, so that nowhere their text is smaller than it is drawn.
 """
 
 import colorsys
@@ -16,10 +18,12 @@ from markupsafe import Markup
 from larpo.config.params import policy_key
 from larpo.report.data import BenchmarkScores, BestOfN, Iteration, RecallPoint, Spread, histogram
 
-WIDTH, HEIGHT = 400, 230
+WIDTH, HEIGHT = 270, 180
+INK = "currentColor"  # the page's text
 REWARD = "reward of the pick"
 POINTS = 400  # a longer training curve is averaged down to so many points
-MEASURES = {"Greedy accuracy": "#c8702a", "Pass@1": "#3f7fbf", "Pass@k": "#2f9a76"}
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [4, 1])
+MEASURES = 4  # that the chart of a benchmark's scores has room for
 _POLICY_COLOURS = ["#8a8d93", "#3f7fbf", "#c8702a", "#2f9a76", "#9a62b0", "#c5525e", "#8a8f1f", "#1f9aa6"]
 METRICS = {
     "loss": ("Loss", "Objective per list; it should fall from the value of an untrained step."),
@@ -49,9 +53,15 @@ def svg(chart: alt.Chart | alt.LayerChart | alt.VConcatChart, name: str) -> Mark
     axis = alt.AxisConfig(
         gridColor="#888", gridOpacity=0.22, domainColor="#888", tickColor="#888", titlePadding=8, **words
     )
-    legend = alt.LegendConfig(
-        orient="top", direction="horizontal", symbolStrokeWidth=3, columns=6, columnPadding=16, **words
-    )
+    places = {
+        "orient": "top",
+        "direction": "horizontal",
+        "titleOrient": "left",
+        "titlePadding": 12,
+        "columnPadding": 12,
+        "columns": 6,
+    }
+    legend = alt.LegendConfig(symbolStrokeWidth=3, **places, **words)
     chart = chart.properties(background="transparent").configure(
         font="sans-serif",
         view=alt.ViewConfig(stroke=None),
@@ -74,37 +84,49 @@ def _colours(colours: dict[str, str], title: str | None, column: str = "group") 
     return alt.Color(f"{column}:N", title=title, sort=list(colours), legend=legend, scale=scale)
 
 
+def _dashes(names: list[str]) -> alt.StrokeDash:
+    """Names in this order, each with dashes of its own and a line of the legend."""
+    legend = alt.Legend(columns=1, labelLimit=0, symbolOpacity=1, symbolStrokeColor=INK, symbolSize=500)
+    scale = alt.Scale(domain=names, range=[DASHES[i % len(DASHES)] for i in range(len(names))])
+    return alt.StrokeDash("group:N", title=None, sort=names, legend=legend, scale=scale)
+
+
 def bounded(base: alt.Chart) -> alt.Chart:
     """Of rows with `low` and `high` those that have both."""
     return base.transform_filter("isValid(datum.low) && isValid(datum.high)")
 
 
-def scores(bench: BenchmarkScores, name: str) -> Markup | None:
-    """Greedy accuracy, Pass@1 and Pass@k per policy, with 95 % intervals."""
-    rows = []
-    for p in bench.policies:
-        pairs = [("Greedy accuracy", p.greedy), ("Pass@1", p.passes.get(1))]
-        if p.k is not None and p.k > 1:
-            pairs.append(("Pass@k", p.passes[p.k]))
-        rows += [
-            {"policy": p.policy, "measure": m, "value": e.value, "low": e.bounds()[0], "high": e.bounds()[1]}
-            for m, e in pairs
-            if e is not None
-        ]
+def _points(size: int, colour: str = INK) -> alt.OverlayMarkDef:
+    return alt.OverlayMarkDef(size=size, color=colour)
+
+
+def _band(base: alt.Chart, low: alt.Y, colour: str = INK) -> alt.Chart:
+    return bounded(base).mark_area(opacity=0.13, color=colour).encode(y=low, y2="high:Q")
+
+
+def scores(bench: BenchmarkScores, colours: dict[str, str], name: str) -> Markup | None:
+    """Every measure of a benchmark, side by side for each policy, with 95 % intervals."""
+    measures = bench.measures()[:MEASURES]
+    rows = [
+        {"policy": p.policy, "measure": m, "value": e.value, "low": e.bounds()[0], "high": e.bounds()[1]}
+        for p in bench.policies
+        for m, e in p.measures().items()
+        if m in measures
+    ]
     if not rows:
         return None
     order = [p.policy for p in bench.policies]
-    shown = {m: colour for m, colour in MEASURES.items() if any(r["measure"] == m for r in rows)}
+    words = alt.Axis(labelLimit=WIDTH / len(measures), labelExpr="split(datum.label, ' ')", ticks=False)
     base = alt.Chart(pd.DataFrame(rows)).encode(
-        x=alt.X("policy:N", sort=order, title="policy (iterations trained)", scale=alt.Scale(paddingOuter=0.2)),
-        xOffset=alt.XOffset("measure:N", sort=list(shown), scale=alt.Scale(paddingOuter=1)),
-        color=_colours(shown, None, "measure"),
+        x=alt.X("measure:N", sort=measures, title=None, axis=words),
+        xOffset=alt.XOffset("policy:N", sort=order, scale=alt.Scale(paddingOuter=0.7)),
+        color=_colours({p: colours[p] for p in order}, "policy", "policy"),
     )
-    value = alt.Y("value:Q", title="share of items", axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=True))
-    layers = [base.mark_line(strokeWidth=1.5, opacity=0.55).encode(y=value)] if len(order) > 1 else []
-    layers += [
-        bounded(base).mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title="share of items"), y2="high:Q"),
-        base.mark_point(filled=True, size=55, opacity=1).encode(y=value),
+    title = "share of items"
+    value = alt.Y("value:Q", title=title, axis=alt.Axis(format=".0%", tickCount=5), scale=alt.Scale(zero=True))
+    layers = [
+        bounded(base).mark_rule(strokeWidth=2.5).encode(y=alt.Y("low:Q", title=title), y2="high:Q"),
+        base.mark_point(filled=True, size=70, opacity=1).encode(y=value),
     ]
     return svg(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), name)
 
@@ -117,10 +139,12 @@ def recall(bench: BenchmarkScores, colours: dict[str, str], name: str) -> Markup
 
 def retrieval(curves: dict[str, list[RecallPoint]], name: str) -> Markup | None:
     """Recall@N against N, one curve per retriever and way to tell a hit, with 95 % bands."""
-    return _recall(curves, alt.Color("group:N", title=None), "N, passages per query", name)
+    return _recall(curves, _dashes(list(curves)), "N, passages per query", name)
 
 
-def _recall(curves: dict[str, list[RecallPoint]], colour: alt.Color, title: str, name: str) -> Markup | None:
+def _recall(
+    curves: dict[str, list[RecallPoint]], groups: alt.Color | alt.StrokeDash, title: str, name: str
+) -> Markup | None:
     rows = [
         {"group": group, "n": r.n, "value": r.estimate.value}
         | dict(zip(("low", "high"), r.estimate.bounds(), strict=True))
@@ -135,17 +159,17 @@ def _recall(curves: dict[str, list[RecallPoint]], colour: alt.Color, title: str,
     else:
         scale, ticks = alt.Scale(type="log", base=2, nice=False), [2**i for i in range(32) if 2**i <= largest]
     base = alt.Chart(pd.DataFrame(rows)).encode(
-        x=alt.X("n:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format="d")), color=colour
+        alt.X("n:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format="d")), groups
     )
     value = alt.Y("value:Q", title="Recall@N", axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=True))
     chart = alt.layer(
-        bounded(base).mark_area(opacity=0.12).encode(y=alt.Y("low:Q", title="Recall@N"), y2="high:Q"),
-        base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=26) if largest <= 16 else False).encode(y=value),
+        _band(base, alt.Y("low:Q", title="Recall@N")),
+        base.mark_line(strokeWidth=2, color=INK, point=_points(26) if largest <= 16 else False).encode(y=value),
     )
     return svg(chart.properties(width=WIDTH, height=HEIGHT), name)
 
 
-def best_of_n(best: BestOfN, name: str) -> Markup | None:
+def best_of_n(best: BestOfN, colour: str, name: str) -> Markup | None:
     """Above the true score of what the reward picks among N and the best there is, below the picks' reward."""
     curves = {"picked by the reward": best.score, "best of N": best.upper, REWARD: best.rewards}
     rows = [
@@ -157,16 +181,15 @@ def best_of_n(best: BestOfN, name: str) -> Markup | None:
         return None
     scale, ticks = alt.Scale(type="log", base=2, nice=False), sorted({r["n"] for r in rows})
     base = alt.Chart(pd.DataFrame(rows)).encode(
-        x=alt.X("n:Q", title="N, samples per item", scale=scale, axis=alt.Axis(values=ticks, format="d")),
-        color=_colours(dict(zip(curves, ("#c8702a", "#8a8d93", "#3f7fbf"), strict=True)), None),
+        alt.X("n:Q", title="N, samples per item", scale=scale, axis=alt.Axis(values=ticks, format="d")),
+        _dashes(list(curves)),
     )
 
     def panel(keep: str, title: str) -> alt.LayerChart:
-        part, scale = base.transform_filter(keep), alt.Scale(zero=False)
-        return alt.layer(
-            bounded(part).mark_area(opacity=0.12).encode(y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q"),
-            part.mark_line(strokeWidth=2, point=True).encode(y=alt.Y("value:Q", title=title, scale=scale)),
-        ).properties(width=WIDTH, height=HEIGHT / 2)
+        part = base.transform_filter(keep)
+        low, value = (alt.Y(f"{name}:Q", title=title, scale=alt.Scale(zero=False)) for name in ("low", "value"))
+        line = part.mark_line(strokeWidth=2, color=colour, point=_points(26, colour)).encode(y=value)
+        return alt.layer(_band(part, low, colour), line).properties(width=WIDTH, height=HEIGHT / 2)
 
     panels = panel(f"datum.group != '{REWARD}'", "true score"), panel(f"datum.group == '{REWARD}'", REWARD)
     return svg(alt.vconcat(*panels), name)
@@ -189,14 +212,14 @@ def training(iterations: list[Iteration], metric: str, colours: dict[str, str], 
     axis = alt.Axis(format="d", tickMinStep=1)
     chart = (
         alt.Chart(pd.DataFrame(rows))
-        .mark_line(strokeWidth=1.6, point=alt.OverlayMarkDef(size=22) if longest <= 24 else False)
+        .mark_line(strokeWidth=1.6, point=_points(22) if longest <= 24 else False)
         .encode(
             x=alt.X("step:Q", title="optimizer step", axis=axis, scale=alt.Scale(zero=False)),
             y=alt.Y("value:Q", title=METRICS.get(metric, (metric,))[0], scale=alt.Scale(zero=False)),
             color=_colours({k: colours[k] for k, curve in curves.items() if curve}, "iteration"),
         )
     )
-    return svg(chart.properties(width=WIDTH, height=180), name)
+    return svg(chart.properties(width=WIDTH, height=HEIGHT), name)
 
 
 def lengths(spreads: dict[str, Spread | None], label: str, colours: dict[str, str], name: str) -> Markup | None:
@@ -209,7 +232,7 @@ def lengths(spreads: dict[str, Spread | None], label: str, colours: dict[str, st
         y=alt.Y("group:N", sort=order, title=label),
         color=alt.Color("group:N", legend=None, scale=alt.Scale(domain=order, range=[colours[g] for g in order])),
     )
-    x = alt.X("p5:Q", title="tokens per response", scale=alt.Scale(zero=True), axis=alt.Axis(grid=True, tickCount=6))
+    x = alt.X("p5:Q", title="tokens per response", scale=alt.Scale(zero=True), axis=alt.Axis(grid=True, tickCount=5))
     chart = alt.layer(
         base.mark_rule(strokeWidth=1.5).encode(x=x, x2="p95:Q"),
         base.mark_bar(height=11, opacity=0.45).encode(x="p25:Q", x2="p75:Q"),
@@ -236,5 +259,5 @@ def rewards(iterations: list[Iteration], colours: dict[str, str], name: str) -> 
                 y=alt.Y("share:Q", title="share of responses", axis=axis, scale=scale),
             )
         )
-        charts[it.name] = svg(chart.properties(width=230, height=140), f"{name}-{it.name}")
+        charts[it.name] = svg(chart.properties(width=WIDTH, height=140), f"{name}-{it.name}")
     return charts

@@ -103,6 +103,12 @@ class PolicyScore:
         """Largest N that Pass@N is measured at."""
         return max(self.passes, default=None)
 
+    def measures(self) -> dict[str, Estimate]:
+        """Right answers and the benchmark's own scores under the names that the page shows."""
+        passes = {f"Pass@{n}": self.passes[n] for n in sorted({1, self.k}) if n in self.passes} if self.k else {}
+        own = {name.replace("_", " "): estimate for name, estimate in self.scores.items()}
+        return ({} if self.greedy is None else {"Greedy accuracy": self.greedy}) | passes | own
+
     def flat(self) -> dict[str, Any]:
         """The numbers under plain names, for `scores.json` and `scores.csv`."""
         out: dict[str, Any] = {"items": self.items, "k": self.k}
@@ -118,9 +124,9 @@ class BenchmarkScores:
     kind: str
     policies: list[PolicyScore]
 
-    def own_scores(self) -> list[str]:
-        """Names of the benchmark's own scores, the headline first."""
-        return list(dict.fromkeys(name for p in self.policies for name in p.scores))
+    def measures(self) -> list[str]:
+        """Names of what is measured, the headline first."""
+        return list(dict.fromkeys(name for p in self.policies for name in p.measures()))
 
     def remarks(self) -> list[str]:
         return list(dict.fromkeys(p.remark for p in self.policies if p.remark))
@@ -194,7 +200,10 @@ class Iteration:
     training: dict[str, list[tuple[int, float]]]  # metric → (optimizer step, value)
     examples: list[Example]
     hardness: list[Any] = field(default_factory=list)  # larpo.report.hardness.Hardness, per source of negatives
-    drift: dict[str, float] | None = None  # of the sampler's log-probabilities; larpo.training.drift.measure
+    drift: dict[str, float] | None = None  # of the sampler's log-probabilities; larpo.training.drift.Drift
+    exactness: dict[str, float] = field(default_factory=dict)  # by node, nats per token; larpo.training.exactness
+    computed: str | None = None  # how training computes the model; larpo.training.forward.Way
+    weights_changed: float | None = None  # share of them that training moved
     gold: tuple[int, int] = (0, 0)  # gold solutions of this iteration's prompts, and those that the reward calls wrong
 
 

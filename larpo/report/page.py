@@ -1,56 +1,38 @@
 """The report's page: numbers as words, charts in place, everything a model wrote escaped."""
 
 import json
+import math
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from larpo.report import charts
-from larpo.report.data import BenchmarkScores, Estimate, NodeRecord, PolicyScore, ReportData
+from larpo.report import cells, charts
+from larpo.report.cells import flatten, number, percent
+from larpo.report.data import BenchmarkScores, Iteration, NodeRecord, ReportData
 from larpo.report.picture import draw_graph, duration
 
-NONE = "–"
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    return NONE if value is None else f"{100 * value:.{digits}f} %"
-
-
-def interval(estimate: Estimate | None) -> str:
-    """`[31.2, 38.9]` in percent, empty without an interval."""
-    if estimate is None or estimate.low is None or estimate.high is None:
-        return ""
-    return f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-
-
-def span(estimate: Estimate, form: str = ".2f") -> str:
-    """`[−1.20, 3.40]`, empty without an interval."""
-    if estimate.low is None or estimate.high is None:
-        return ""
-    return f"[{number(estimate.low, form)}, {number(estimate.high, form)}]"
-
-
-def number(value: float | None, form: str = ".3g") -> str:
-    return NONE if value is None else f"{value:{form}}".replace("-", "−")
+LENGTHS = "Tick: median; bar: middle half; line: 5 to 95 %. Good is no drift towards the limit while scores rise."
 
 
 def comparison(bench: BenchmarkScores) -> list[str]:
-    """One sentence per measure: the first policy against the last, and whether the intervals lie apart."""
+    """A sentence for each of the two foremost measures: the first policy against the last, and whether their intervals
+    lie apart."""
     if len(bench.policies) < 2:
         return []
     first, last = bench.policies[0], bench.policies[-1]
     out = []
-    for name, a, b in (
-        ("Greedy accuracy", first.greedy, last.greedy),
-        ("Pass@1", first.passes.get(1), last.passes.get(1)),
-    ):
+    for name in bench.measures()[:2]:
+        a, b = first.measures().get(name), last.measures().get(name)
         if a is None or b is None:
             continue
         line = f"{name}: {percent(a.value)} (policy {first.policy}) → {percent(b.value)} (policy {last.policy})"
         if None not in (a.low, a.high, b.low, b.high):
             apart = a.high < b.low or b.high < a.low
             line += "; the 95 % intervals " + ("lie apart" if apart else "overlap")
-        out.append(line + ".")
+        out.append(f"{line[0].upper()}{line[1:]}.")
     return out
 
 
@@ -85,37 +67,82 @@ def _hardware(manifest: dict[str, Any]) -> str | None:
     return "; ".join(p for p in parts if p)
 
 
-def environment(nodes: list[NodeRecord]) -> list[tuple[str, str, str]]:
-    """(what, value, nodes) of commit, hardware and package versions, from the manifests."""
+def environment(nodes: list[NodeRecord]) -> cells.Table:
+    """Commit, hardware and package versions, from the manifests, and the nodes that had them."""
     rows = [("Git commit", *pair) for pair in grouped(nodes, _git)]
     rows += [("Hardware", *pair) for pair in grouped(nodes, _hardware)]
     packages = sorted({p for n in nodes for p in (n.manifest or {}).get("packages", {})})
     for package in packages:
         rows += [(package, *pair) for pair in grouped(nodes, lambda m, p=package: (m.get("packages") or {}).get(p))]
-    return rows
+    what, values, stages = zip(*rows, strict=True) if rows else ((), (), ())
+    shown = cells.Column("Value", [cells.Cell(v, code=True) for v in values], numeric=False)
+    where = [cells.plain(head, texts, numeric=False) for head, texts in (("What", what), ("Nodes", stages))]
+    return cells.measured([where[0], shown, where[1]])
 
 
-def flatten(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Settings as (dotted key, value) in their own order; lists and empty mappings stay one value."""
-    if not isinstance(tree, dict) or not tree:
-        return [(prefix, tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False))]
-    return [pair for k, v in tree.items() for pair in flatten(v, f"{prefix}.{k}" if prefix else str(k))]
+def settings(tree: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Section by section (dotted key, value); sections in which nothing is set are left out."""
+    return [
+        (section, [(k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k, v in flatten(value)])
+        for section, value in tree.items()
+        if value not in (None, {}, [])
+    ]
 
 
-def _score_notes(p: PolicyScore) -> str:
-    if p.samples is None:
-        how = f"sampled at temperature {number(p.temperature)}" if p.temperature else "greedy"
-        return f"{p.items or NONE} items, one output each, {how}"
-    sampled = "each" if p.sampled_items in (None, p.items) else f"for {p.sampled_items} of them"
-    return f"{p.items or NONE} items, {p.samples} samples {sampled} at temperature {number(p.temperature)}"
+Figure = tuple[Markup | None, str, str]
+"""A chart, its title, and how to read it."""
+
+
+def in_rows(figures: Iterable[Figure]) -> list[list[Figure]]:
+    """Charts that there are, at most three in a row, the rows as even as can be."""
+    there = [f for f in figures if f[0] is not None]
+    rows = max(1, math.ceil(len(there) / 3))
+    ends = [math.ceil(len(there) * i / rows) for i in range(rows + 1)]
+    return [there[a:b] for a, b in pairwise(ends) if b > a]
+
+
+def benchmark(bench: BenchmarkScores, colours: dict[str, str], name: str) -> list[list[Figure]]:
+    """The charts of one benchmark; `name` keeps their ids apart from those of others."""
+    return in_rows(
+        [
+            (
+                charts.scores(bench, colours, f"scores{name}"),
+                "Scores per policy",
+                "Bars are 95 % intervals; good is a rise that leaves the first policy’s intervals behind.",
+            ),
+            (
+                charts.recall(bench, colours, f"recall{name}"),
+                "Recall@N",
+                "The share of items that at least one of N samples solves, with 95 % bands; good is a curve that "
+                "starts higher without losing its right end.",
+            ),
+            (
+                charts.lengths({p.policy: p.lengths for p in bench.policies}, "policy", colours, f"lengths{name}"),
+                "Response lengths",
+                LENGTHS,
+            ),
+        ]
+    )
+
+
+def training(iterations: list[Iteration], colours: dict[str, str]) -> list[list[Figure]]:
+    """A chart per metric of the training, and the lengths of what was sampled for it."""
+    names = [m for m in charts.METRICS if any(it.training.get(m) for it in iterations)]
+    names += sorted({m for it in iterations for m in it.training if m not in charts.METRICS})
+    figures = [
+        (charts.training(iterations, m, colours, f"training{i}"), *charts.METRICS.get(m, (m, "")))
+        for i, m in enumerate(names)
+    ]
+    spreads = charts.lengths({it.name: it.lengths for it in iterations}, "iteration", colours, "lengths")
+    return in_rows([*figures, (spreads, "Lengths of the sampled responses", LENGTHS)])
 
 
 def render(data: ReportData) -> str:
     """The whole page as one HTML document without any external reference."""
     names = [p.policy for b in data.benchmarks for p in b.policies]
-    colours = charts.policy_colours(["0", *names, *(it.name for it in data.iterations)])
-    metrics = [m for m in charts.METRICS if any(it.training.get(m) for it in data.iterations)]
-    metrics += sorted({m for it in data.iterations for m in it.training if m not in charts.METRICS})
+    colours = charts.policy_colours(
+        ["0", *names, *(b.policy for b in data.best_of_n), *(it.name for it in data.iterations)]
+    )
     env = Environment(
         loader=PackageLoader("larpo.report", "."),
         autoescape=True,
@@ -123,36 +150,32 @@ def render(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters.update(percent=percent, interval=interval, number=number, span=span, duration=duration)
+    env.filters.update(number=number, duration=duration)
+    retrieval = {name: points for name, points in data.retrieval.items() if points}
+    rewards = charts.rewards(data.iterations, colours, "rewards")
     return env.get_template("page.html.j2").render(
         data=data,
+        cells=cells,
         colours=colours,
         comparison=comparison,
-        notes=_score_notes,
-        score_charts=[(b, charts.scores(b, f"scores{i}")) for i, b in enumerate(data.benchmarks)],
-        recall_charts=[(b, charts.recall(b, colours, f"recall{i}")) for i, b in enumerate(data.benchmarks)],
-        best_of_n_charts=[(b, charts.best_of_n(b, f"best{i}")) for i, b in enumerate(data.best_of_n)],
-        retrieval_chart=charts.retrieval({k: v for k, v in data.retrieval.items() if v}, "retrieval"),
-        training_charts=[
-            (m, *charts.METRICS.get(m, (m, "")), charts.training(data.iterations, m, colours, f"training{i}"))
-            for i, m in enumerate(metrics)
-        ],
-        length_charts=[
+        benchmarks=[(b, benchmark(b, colours, str(i))) for i, b in enumerate(data.benchmarks)],
+        best_of_n=in_rows(
             (
-                "Training responses, per iteration",
-                charts.lengths({it.name: it.lengths for it in data.iterations}, "iteration", colours, "lengths"),
-            ),
-            *(
-                (
-                    f"Benchmark {b.name}, per policy",
-                    charts.lengths({p.policy: p.lengths for p in b.policies}, "policy", colours, f"lengths{i}"),
-                )
-                for i, b in enumerate(data.benchmarks)
-            ),
-        ],
-        reward_charts=charts.rewards(data.iterations, colours, "rewards"),
+                charts.best_of_n(b, colours[b.policy], f"best{i}"),
+                f"{b.benchmark}, policy {b.policy}, under {b.reward}",
+                "",
+            )
+            for i, b in enumerate(data.best_of_n)
+        ),
+        retrieval=retrieval,
+        retrieval_chart=charts.retrieval(retrieval, "retrieval"),
+        training=training(data.iterations, colours),
+        rewards=in_rows(
+            (rewards.get(it.name), f"Iteration {it.name}", f"Sampled from policy {it.previous}.")
+            for it in data.iterations
+        ),
         graph=draw_graph(data.nodes, data.columns, colours),
         seconds=sum(n.manifest["seconds"] for n in data.nodes if n.manifest),
-        settings=[(section, flatten(value)) for section, value in data.settings.items()],
+        settings=settings(data.settings),
         environment=environment(data.nodes),
     )

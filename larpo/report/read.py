@@ -169,9 +169,9 @@ def iteration(params: Params, s: str, prompts: dict[str, pd.DataFrame], data_has
     gold, own = own[own["origin"] == "gold"], own[own["origin"] != "gold"]
     # What the policy wrote, and nothing else.
     scores = scores[~scores["response_id"].isin(gold["response_id"])]
-    notes, reference_notes = (
-        (manifest(f"data/{node}/{s}.manifest.json") or {}).get("notes") or {} for node in ("train", "reference")
-    )
+    notes = {
+        node: (manifest(f"data/{node}/{s}.manifest.json") or {}).get("notes") or {} for node in ("reference", "train")
+    }
     return Iteration(
         name=s,
         previous=params.iterations[s].previous,
@@ -183,12 +183,15 @@ def iteration(params: Params, s: str, prompts: dict[str, pd.DataFrame], data_has
         lists=int(lists["prompt_id"].nunique()),
         list_rows=len(lists),
         data_hash=data_hash,
-        step0_loss=notes.get("step0_loss"),
-        step0_expected=notes.get("step0_expected"),
+        step0_loss=notes["train"].get("step0_loss"),
+        step0_expected=notes["train"].get("step0_expected"),
         training=training_curves(f"data/train/{s}"),
         examples=examples(lists, candidates, known, params.report.examples, params.seed),
         hardness=measure(lists, candidates, reference, params.lists.negatives),
-        drift=reference_notes.get("drift"),
+        drift=notes["reference"].get("drift"),
+        exactness={node: told["exactness"] for node, told in notes.items() if "exactness" in told},
+        computed=notes["train"].get("computed"),
+        weights_changed=notes["train"].get("weights_changed"),
         gold=(len(gold), int((gold["correct"].astype(float) == 0).sum())),
     )
 

@@ -4,19 +4,13 @@ r"""What the final answer of a text is, and when two answers are equal: one idea
     final_number("The distance is 5 * 3 = 15km")  →  "15"         number("3 1/2")  →  "3.5"
 
 A number has one spelling (`spell`): digits with a decimal point, or p/q where there is no such decimal; equal numbers
-have equal spellings, at any length. Percent signs, currencies and units are no part of a number's value.
+have equal spellings, at any length. Percent signs, currencies and units are no part of a number's value. "3 dozen" is
+spelled "3 × 12" and equals 3, of dozens, as well as 36 (`same_number`): of 8,792 solutions of GSM8K 18 end with such a
+word beside the answer, in 17 of them the gold answer counts in it.
 """
 
-import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
 
 # --- the part of a text that holds the answer
 
@@ -82,6 +76,8 @@ _UNITS = (
     "gallons?|mph|kph|kmh|Hz|kHz|MHz|GHz|kW|MW|W|kJ|J|V|kPa|Pa|KB|MB|GB|TB|deg|degrees?|rad|USD|EUR|GBP|usd|eur|dollars?|"
     "cents?|euros?|percent|pct|points?|units?|people|persons?|am|pm|st|nd|rd|th"
 )
+_MULTIPLES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7}
+_MULTIPLES |= {"billion": 10**9, "trillion": 10**12}
 _CURRENCY = r"[$€£¥₹¢%‰°]"
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _SPACED = re.compile(r"(?<![\d.,^])(?<!\d )(\$\s?)?(\d{1,3}(?: \d{3})+)(?![\d,]| \d)(\s?[$%])?")
@@ -91,11 +87,12 @@ _TOKEN = re.compile(
     rf"""(?<![\w.^])(?P<sign>(?:(?<==)\s*-\ +|[-+])?)(?:\$(?P<minus>-?))?
     (?:(?:(?P<whole>\d+)\ )?(?P<top>-?(?:{_DIGITS}))\ ?/\ ?(?P<bottom>-?(?:{_DIGITS}))(?!/)
       |(?P<base>{_DIGITS})(?:[eE](?P<e>[-+]?\d+)|\ ?[*x]\ ?10\^(?P<ten>[-+]?\d+)|\^(?P<power>[-+]?\d+))?)
-    (?:(?:{_UNITS})(?![A-Za-z]))?(?!\w|\.\d|\^)""",
+    (?:(?:{_UNITS})(?![A-Za-z])|(?:\ *|-)(?P<times>(?i:{"|".join(_MULTIPLES)}))s?(?![A-Za-z]))?(?!\w|\.\d|\^)""",
     re.VERBOSE,
 )
 _VULGAR = {c: f"{n}/{d}" for c, n, d in zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "112131234151357", "233445555668888", strict=True)}
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+WORDS = r"\\(?:text(?:bf|it|rm|tt)?|math(?:rm|bf|it|sf)|mbox|operatorname|boldsymbol)\s*\{([^{}]*)\}"
 _WRITTEN = [
     # LaTeX and typography → the plain spelling; what is no number becomes a letter, so that no digit in it counts
     (r"[−–﹣－]", "-"),
@@ -108,7 +105,8 @@ _WRITTEN = [
     (r"[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + m[0].translate(_RAISED)),
     (r"\\[,!;:> ]|\\q?quad|[\u2009\u202f\u00a0]|~", " "),
     (r"\\(?:left|right|displaystyle|big|Big)(?![A-Za-z])", ""),
-    (r"\\(?:text(?:bf|it|rm|tt)?|math(?:rm|bf|it|sf)|mbox|operatorname|boldsymbol)\s*\{([^{}]*)\}", r" \1 "),
+    (WORDS, r" \1 "),
+    (r"\^\{?\s*(?:st|nd|rd|th)(?![A-Za-z])\s*\}?", " "),
     (r"\^\{?\\circ\}?|\\degree", "°"),
     (r"\\([$%#&])|\\([()\[\]])", r"\1 "),
     (r"(?:US|CA|AU)\$|Rs\.?|USD|EUR|[€£¥₹]", "$"),
@@ -148,12 +146,12 @@ def final_number(text: str) -> str | None:
         return None
     contents = boxes(rest)
     if contents:
-        return _boxed_number(contents[-1])
+        return boxed_number(contents[-1])
     spelled = [_spelled(match) for match in _TOKEN.finditer(_plain(_BOX.sub(" ", rest)))]
     return spelled[-1] if spelled else None
 
 
-def _boxed_number(content: str | None) -> str | None:
+def boxed_number(content: str | None) -> str | None:
     """The one number in a box, after its last equality sign and beside words; None where there are several or letters
     that stand for numbers."""
     if content is None:
@@ -161,7 +159,8 @@ def _boxed_number(content: str | None) -> str | None:
     plain = re.split(r"=|≈|\\approx", _plain(content, alone=True))[-1]
     tokens = list(_TOKEN.finditer(plain))
     rest = plain[: tokens[0].start()] + " " + plain[tokens[0].end() :] if len(tokens) == 1 else "0"
-    alone = not re.search(r"\d(?<!\^\d)|\\|(?<![A-Za-z])x(?![A-Za-z])|[,!]", rest)
+    letter = r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])"
+    alone = not re.search(rf"\d(?<!\^\d)|\\|(?<![A-Za-z])x(?![A-Za-z])|[,!]|[-+*]\s*{letter}|{letter}\s*[-+*]", rest)
     return _spelled(tokens[0]) if alone else None
 
 
@@ -203,7 +202,7 @@ def _without_frac(text: str) -> str:
         before = text[: match.start()]
         made = "x"
         if None not in spelled and not re.search(r"[A-Za-z^]$", before):
-            top, bottom = map(Fraction, spelled)
+            top, bottom = (values(part)[-1] for part in spelled)
             if bottom:
                 made = f"{'-' if top * bottom < 0 else ''}{abs((top / bottom).numerator)}/{(top / bottom).denominator}"
                 made = f" {made} " if re.search(r"\d$", before) else f"{made} "
@@ -230,7 +229,22 @@ def _spelled(match: re.Match[str]) -> str | None:
                 value *= Fraction(10) ** int(exponent)
     except ZeroDivisionError:
         return None
-    return spell(-value if negative else value)
+    word = f" × {_MULTIPLES[match['times'].lower()]}" if match["times"] else ""
+    return spell(-value if negative else value) + word
+
+
+def values(spelled: str) -> list[Fraction]:
+    """The value of a spelled number; behind it the product where a word multiplies it."""
+    value, _, times = spelled.partition(" × ")
+    return [Fraction(value), Fraction(value) * int(times)] if times else [Fraction(value)]
+
+
+def same_number(a: str | None, b: str | None) -> bool:
+    """Whether two spelled numbers are equal; one without a multiplying word may count in that of the other."""
+    if a is None or b is None:
+        return False
+    (x, *larger), (y, *other) = values(a), values(b)
+    return (larger or [x]) == (other or [y]) or (x == y and not (larger and other))
 
 
 def _fraction(digits: str) -> Fraction:
@@ -250,59 +264,3 @@ def spell(value: Fraction) -> str:
     digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
     whole = digits if places == 0 else f"{digits[:-places]}.{digits[-places:]}"
     return ("-" if value < 0 else "") + whole
-
-
-# --- mathematical expressions
-
-_PAIRS_PER_WORKER = 16  # a worker takes a second to start
-Verdict = tuple[str | None, bool]
-"""What was read from an answer, and whether it is the gold one."""
-
-
-def compare(golds: Iterable[str], answers: Iterable[str | None]) -> list[Verdict]:
-    """Each answer against its gold one: as text without white space, as numbers, or as mathematics by `math-verify`, in
-    a process that is ended where an expression takes too long (see larpo/rewards/math_worker.py)."""
-    pairs = list(zip(golds, answers, strict=True))
-    verdicts: dict[tuple[str, str | None], Verdict] = {}
-    for gold, answer in dict.fromkeys(pairs):
-        if answer is None or bare(gold) == bare(answer) or (number(gold) or "") == number(answer):
-            verdicts[gold, answer] = (answer, answer is not None)
-    open_pairs = [pair for pair in dict.fromkeys(pairs) if pair not in verdicts]
-    judged = ask_math([(f"\\boxed{{{gold}}}", f"\\boxed{{{answer}}}") for gold, answer in open_pairs])
-    verdicts |= {pair: (pair[1], equal) for pair, (_, equal, _) in zip(open_pairs, judged, strict=True)}
-    return [verdicts[pair] for pair in pairs]
-
-
-def bare(text: str) -> str:
-    return "".join(text.split())
-
-
-def ask_math(pairs: list[tuple[str, str]]) -> list[tuple[str | None, bool, str | None]]:
-    """(what math-verify reads from the second text, whether it equals the first, its expression) per pair; nothing
-    where the library takes too long: N pairs end within N seconds of processor time, on all processors together."""
-    workers = min(len(os.sched_getaffinity(0)), -(-len(pairs) // _PAIRS_PER_WORKER))
-    found: list[tuple[str | None, bool, str | None]] = [(None, False, None)] * len(pairs)
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for i, verdicts in enumerate(pool.map(_ask_worker, [pairs[i::workers] for i in range(workers)])):
-            found[i::workers] = [(None, False, None) if v is None else tuple(v) for v in verdicts]
-    return found
-
-
-def _ask_worker(pairs: list[tuple[str, str]]) -> list[Any]:
-    worker = Path(__file__).with_name("math_worker.py")
-    done = subprocess.run([sys.executable, str(worker)], input=json.dumps(pairs), capture_output=True, text=True)
-    verdicts = [json.loads(line) for line in done.stdout.splitlines()]
-    if len(verdicts) != len(pairs):
-        raise RuntimeError(f"math-verify's process ended early: {done.stderr[-300:]}")
-    return verdicts
-
-
-def vote_keys(answers: Iterable[str | None], mathematical: bool = False) -> dict[str, str]:
-    """What each different answer counts as in a vote: a number by its value, an expression by its form."""
-    texts = list(dict.fromkeys(a for a in answers if isinstance(a, str)))
-    keys = {text: number(text) or bare(text) for text in texts}
-    if mathematical:
-        expressions = [text for text in texts if number(text) is None]
-        read = ask_math([("1", f"\\boxed{{{text}}}") for text in expressions])
-        keys |= {text: form for text, (_, _, form) in zip(expressions, read, strict=True) if form is not None}
-    return keys

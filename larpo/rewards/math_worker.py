@@ -1,5 +1,5 @@
 """Mathematical equality by `math-verify`, in a process that anything may be asked: run as a program by
-`larpo.rewards.answers`.
+`larpo.rewards.mathematics`.
 
 Reads a JSON list of [gold, answer] from standard input, both LaTeX or text, and writes a line per pair: [what was read
 from the answer, whether it equals the gold one, its expression], or null where that takes more than `SECONDS` of

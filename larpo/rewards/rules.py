@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from decimal import Decimal, localcontext
-from fractions import Fraction
 from importlib.metadata import version
 from typing import Any
 
@@ -11,16 +10,16 @@ import pandas as pd
 
 from larpo.errors import UserError
 from larpo.rewards.answers import (
-    ask_math,
     boxes,
-    compare,
     final_answer,
     final_number,
     number,
-    vote_keys,
+    same_number,
+    values,
     without_echoes,
     without_reasoning,
 )
+from larpo.rewards.mathematics import ask_math, compare, vote_keys
 
 
 class _Rule:
@@ -82,13 +81,13 @@ class FinalNumber(_Compared):
     """The number that is the response's final answer, by `larpo.rewards.answers.final_number`, equals the answer."""
 
     name = "final_number"
-    version = 3
+    version = 4
 
     def parse(self, text: str) -> str | None:
         return final_number(text)
 
     def equal(self, parsed: str, answer: str) -> bool:
-        return parsed == number(answer)
+        return same_number(parsed, number(answer))
 
     def unusable(self, answers: list[str | None]) -> tuple[list[int], str]:
         return [i for i, a in enumerate(answers) if a is None or number(a) is None], "a number"
@@ -121,12 +120,14 @@ class Closeness(FinalNumber):
     def value(self, parsed: str | None, answer: str) -> float:
         if parsed is None:
             return self.floor
-        off = abs(Fraction(parsed) - Fraction(number(answer)))
+        if self.equal(parsed, answer):
+            return 0.0
+        off = min(abs(x - y) for x in values(parsed) for y in values(number(answer)))
         with localcontext() as context:
             # Enough digits that no difference of two long numbers is rounded away.
             context.prec = max(28, len(parsed) + len(answer))
             digits = (1 + Decimal(off.numerator) / off.denominator).log10()
-        return max(self.floor, -float(digits)) if off else 0.0
+        return max(self.floor, -float(digits))
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "floor": self.floor}
@@ -149,7 +150,7 @@ class MathEquivalence(_Rule):
     """Mathematical equivalence of the final expression (LaTeX, fractions, sets): that in the last box, or else what
     `math-verify` finds in the response outside its reasoning."""
 
-    version = 3
+    version = 4
 
     def score(self, messages, answers, texts, *, groups=None, cut=None) -> pd.DataFrame:
         rest = [None if c else without_reasoning(t) for t, c in zip(texts, cut or [False] * len(texts), strict=True)]

@@ -3,13 +3,11 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tasks.frame import warm
 from tests.conftest import ROOT, Project
 from tests.faults.kit import products
 from tests.reward_models import decoder
@@ -96,16 +94,10 @@ def every_kind(folder: Path, policy: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def warm_server() -> Iterator[dict[str, str]]:
-    with warm.server({"OMP_NUM_THREADS": "1"}) as variables:
-        yield variables
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory, tiny_policy, warm_server) -> tuple[Project, dict[str, bytes]]:
+def undisturbed(tmp_path_factory, tiny_policy, warm_nodes) -> tuple[Project, dict[str, bytes]]:
     """The project after `dvc repro`, and its products. Never changed: copy it."""
     project = every_kind(tmp_path_factory.mktemp("undisturbed") / "project", tiny_policy)
-    project.variables = warm_server
+    project.variables = warm_nodes
     project.dvc("repro")
     project.run("git", "add", "-A")
     project.run("git", "commit", "-q", "-m", "run")

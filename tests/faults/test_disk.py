@@ -21,9 +21,9 @@ NODES = {
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory, finished_project, warm_server) -> Project:
+def prepared(tmp_path_factory, finished_project, warm_nodes) -> Project:
     project = finished_project.copy(tmp_path_factory.mktemp("disk") / "project")
-    project.variables = warm_server
+    project.variables = warm_nodes
     return project
 
 
@@ -97,10 +97,10 @@ def test_a_limit_on_the_size_of_files_is_one_line(prepared, node, limit):
 
 
 @pytest.mark.faults
-def test_a_full_or_read_only_cache_stops_dvc_and_loses_no_output(tmp_path, finished_project, warm_server):
+def test_a_full_or_read_only_cache_stops_dvc_and_loses_no_output(tmp_path, finished_project, warm_nodes):
     """DVC says why in its own words. The node's output is in place; `dvc commit` keeps it without running it again."""
     project = finished_project.copy(tmp_path / "project")
-    project.variables = warm_server
+    project.variables = warm_nodes
     expected = products(project.folder)
     shutil.rmtree(project.folder / ".dvc/cache")
     with small_disk(project.folder / ".dvc/cache", 512) as disk:

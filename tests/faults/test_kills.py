@@ -50,14 +50,14 @@ def disturbed_run(project: Project, rng: random.Random, kills: Counter, most: in
 
 @pytest.mark.faults
 @pytest.mark.timeout(1200)
-def test_fifty_kills_over_all_kinds_of_nodes(undisturbed, tmp_path, warm_server):
+def test_fifty_kills_over_all_kinds_of_nodes(undisturbed, tmp_path, warm_nodes):
     finished, expected = undisturbed
     seed = int(os.environ.get("LARPO_FAULTS_SEED", random.SystemRandom().randrange(10**6)))
     most = int(os.environ.get("LARPO_FAULTS_KILLS", "50"))
     print(f"seed {seed} (LARPO_FAULTS_SEED), {most} kills (LARPO_FAULTS_KILLS)")
     rng, kills = random.Random(seed), Counter()
     project = finished.copy(tmp_path / "project")
-    project.variables = warm_server
+    project.variables = warm_nodes
     while kills["all"] < most:
         forget(project)
         mended = disturbed_run(project, rng, kills, most)
@@ -67,14 +67,14 @@ def test_fifty_kills_over_all_kinds_of_nodes(undisturbed, tmp_path, warm_server)
     assert most < 50 or [k for k in KINDS if not kills[k]] == [], f"kinds that were never hit; seed {seed}"
 
 
-def test_four_kills(finished_project, tmp_path, warm_server):
+def test_four_kills(finished_project, tmp_path, warm_nodes):
     """The short form, over the first nodes of an iteration: every way to kill once."""
     expected = products(finished_project.folder)
     seed = int(os.environ.get("LARPO_FAULTS_SEED", random.SystemRandom().randrange(10**6)))
     print(f"seed {seed} (LARPO_FAULTS_SEED)")
     rng = random.Random(seed)
     project = finished_project.copy(tmp_path / "project")
-    project.variables = warm_server
+    project.variables = warm_nodes
     forget(project)
     for number, how in enumerate(("tree", "node", "dvc", "tree"), 1):
         mend(project.folder)

@@ -65,10 +65,10 @@ def test_on_a_full_disk_no_further_reply_is_paid_for(tmp_path):
 
 
 @pytest.fixture
-def judged(tmp_path, finished_project, warm_server, monkeypatch) -> Project:
+def judged(tmp_path, finished_project, warm_nodes, monkeypatch) -> Project:
     """A finished run with a judged benchmark, whose outputs are generated and not yet judged."""
     project = finished_project.copy(tmp_path / "project")
-    project.variables = warm_server
+    project.variables = warm_nodes
     monkeypatch.chdir(project.folder)
     monkeypatch.setenv("LARPO_JUDGEMENTS", str(project.folder / "judgements"))
     params = yaml.safe_load(Path("params.yaml").read_text())

@@ -73,10 +73,10 @@ def test_a_node_ends_with_the_dvc_that_runs_it(project, shell):
 
 
 @pytest.mark.faults
-def test_two_commands_of_one_node(project, warm_server):
+def test_two_commands_of_one_node(project, warm_nodes):
     """Both start within a moment: at most one is refused, in one line, and the bytes are right."""
     expected = products(project.folder)
-    project.variables = warm_server
+    project.variables = warm_nodes
     for run in (["tasks.sample", "1"], ["tasks.train", "1"], ["tasks.score", "1"], ["tasks.report"]):
         both = [Running(project, "-m", *run) for _ in range(2)]
         ended = sorted(b.finish() for b in both)
@@ -89,10 +89,10 @@ def test_two_commands_of_one_node(project, warm_server):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("other", [["dvc", "repro"], ["flows.run"]], ids=["dvc", "flow"])
-def test_two_runs_of_the_graph(project, warm_server, other):
+def test_two_runs_of_the_graph(project, warm_nodes, other):
     """DVC locks what its stages read and write: the second run stops with DVC's line, or waits (the flow)."""
     expected = products(project.folder)
-    project.variables = warm_server
+    project.variables = warm_nodes
     (project.folder / "dvc.lock").unlink()
     for path in (project.folder / ".dvc/cache/runs").iterdir():
         subprocess.run(["rm", "-rf", str(path)], check=True)

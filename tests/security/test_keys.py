@@ -51,8 +51,9 @@ def leaks(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_no_trace_of_the_key(finished_project, tmp_path, monkeypatch, capfd):
+def test_no_trace_of_the_key(finished_project, warm_nodes, tmp_path, monkeypatch, capfd):
     project = finished_project.copy(tmp_path / "project")
+    project.variables = warm_nodes
     path = project.folder / "params.yaml"
     raw = yaml.safe_load(path.read_text())
     with ChatServer(lambda body: TOLD, faults=[{}] * 5 + [{"status": 401, "message": TOLD}] * 99) as server:

@@ -15,7 +15,6 @@ from larpo.audit.lineage.code import NAME
 from larpo.audit.open import AuditedRun
 from larpo.audit.run import Selection, parts, reproducibility_card
 from larpo.audit.science.check import check_science
-from tasks.frame import warm
 from tests.bad_input.harness import invoke, params
 from tests.conftest import Project
 from tests.larpo.audit.forgery import flip
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("nobody_is_asked")
 
 
 @pytest.fixture(scope="module")
-def ran(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def ran(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory, warm_nodes: dict[str, str]) -> Project:
     """A whole run, through DVC and warm nodes, on a policy and a reward model with code of their own; committed."""
     home = tmp_path_factory.mktemp("code")
     project = Project(home / "project", with_code(tiny_policy, home / "policy", home / "executed"))
@@ -45,8 +44,8 @@ def ran(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
             }
         )()
     project.run("git", "commit", "-qam", "code")
-    with warm.server({"OMP_NUM_THREADS": "1"}) as project.variables:
-        project.dvc("repro")
+    project.variables = warm_nodes
+    project.dvc("repro")
     project.variables = {}
     project.run("git", "add", "-A")
     project.run("git", "commit", "-q", "-m", "run")

@@ -70,8 +70,8 @@ def test_training_curves_are_a_plot(run):
 def test_records_of_nodes_are_shown(run):
     html = run()
     lists_hash = tree_hash("data/lists/2.parquet")
-    assert f'title="{lists_hash}">{lists_hash[:8]}' in html
-    assert f'title="data/lists/2.parquet: {lists_hash}">{lists_hash[:8]}' in html
+    assert f'title="{lists_hash}"><code>{lists_hash[:8]}' in html
+    assert f'title="data/lists/2.parquet: {lists_hash}"><code>{lists_hash[:8]}' in html
     assert "0.693148" in html
     assert "0.693147" in html
     assert COMMIT in html
@@ -89,9 +89,9 @@ def test_one_arrow_per_input_that_a_node_makes(run):
 def test_without_manifests(run):
     html = run(manifests=False)
     assert 'class="edge"' not in html
-    # Policy, reward, items, two nodes per policy and benchmark, seven per iteration: in the table and in the picture;
-    # then the first loss of two iterations, and the environment.
-    assert html.count("no manifest") == 2 * (3 + 6 + 14) + 2 + 1
+    # Policy, reward, items, two nodes per policy and benchmark, seven per iteration: in the table and in the picture.
+    assert html.count("no manifest") == 2 * (3 + 6 + 14)
+    assert "First loss" not in html and "Environment" not in html
 
 
 def test_what_a_model_wrote_is_text(run):
@@ -104,7 +104,7 @@ def test_several_benchmarks_and_a_single_policy(run):
     settings = params(1, ("held_out", "second"), evaluate={"policies": ["1"]}, report={"examples": 0})
     html = run(settings)
     assert set(json.loads(Path(SCORES).read_text())) == {"held_out", "second"}
-    assert "Recall@N, second" in html
+    assert html.count("<b>Recall@N.</b>") == 2 and "<h3>second</h3>" in html
     assert "Iteration 1 · 0 of 6 lists" in html
     # What `dvc plots` draws holds one benchmark: it cannot choose rows.
     assert [r["benchmark"] for r in rows(SCORES_CSV)] == ["held_out"]
@@ -130,19 +130,17 @@ def test_trained_on_an_evaluation_prompt(run, tmp_path, same):
     assert not Path("report").exists()
 
 
-def test_metrics_that_contradict_their_table(run):
-    build(params())
+def contradict() -> None:
     path = Path("data/evaluate/1-held_out.json")
     metrics = json.loads(path.read_text())
     metrics["pass"]["2"]["value"] += 0.01
     path.write_text(json.dumps(metrics))
-    with pytest.raises(UserError, match=r"1-held_out.json: Pass@2 is .*, its table gives"):
-        report.main()
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (contradict, r"1-held_out.json: Pass@2 is .*, its table gives"),
         (lambda: Path("data/evaluate/0-held_out.json").write_text("{"), "0-held_out.json: not valid JSON"),
         (lambda: Path("data/score/1.parquet").unlink(), "data/score/1.parquet: not found, needed by report"),
         (
@@ -186,5 +184,5 @@ def test_best_of_n_is_drawn(run):
     Path("data/evaluate/best_of_n-x.parquet").touch()
     wanted = {"x": {"policy": "1", "benchmark": "held_out", "ns": [1, 2, 4]}}
     html = run(params(best_of_n=wanted))
-    assert "Best of N under pairrm, policy 1, held_out" in html and "picked by the reward" in html
+    assert "<b>held_out, policy 1, under pairrm.</b>" in html and "picked by the reward" in html
     assert "<title>best_of_n@x</title>" in html

@@ -8,15 +8,7 @@ from pathlib import Path
 import pytest
 
 from larpo.audit.open import AuditedRun
-from tasks.frame import warm
 from tests.conftest import Project
-
-
-@pytest.fixture(scope="session")
-def warmed() -> Iterator[dict[str, str]]:
-    """Makes nodes start warm; that they make the same bytes so is test_warm.py's."""
-    with warm.server({"OMP_NUM_THREADS": "1"}) as variables:
-        yield variables
 
 
 @pytest.fixture(scope="module")

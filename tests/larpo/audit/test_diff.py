@@ -13,12 +13,12 @@ from tests.larpo.audit.forgery import agree, edit_json, edit_table, flip
 
 
 @pytest.fixture(scope="module")
-def changed(finished_project: Project, tmp_path_factory: pytest.TempPathFactory, warmed: dict[str, str]) -> Project:
+def changed(finished_project: Project, tmp_path_factory: pytest.TempPathFactory, warm_nodes: dict[str, str]) -> Project:
     """The same run with another objective and more items; not all of what follows has run again."""
     project = finished_project.copy(tmp_path_factory.mktemp("diff") / "changed")
     project.set("objective: lambdarank", "objective: listmle")
     project.set("items: 8", "items: 9")
-    project.variables = warmed
+    project.variables = warm_nodes
     nodes = ("train@1", "items@held_out", "generate@0-held_out", "evaluate@0-held_out", "report")
     project.dvc("repro", "--single-item", *nodes)
     return project
@@ -73,12 +73,12 @@ def test_an_experiment_by_name_against_the_workspace(changed, tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: nothing: no folder")
 
 
-def test_edited_code_and_a_default_written_out(honest, finished_project, copy, warmed, tmp_path):
+def test_edited_code_and_a_default_written_out(honest, finished_project, copy, warm_nodes, tmp_path):
     code = copy.folder / "larpo/lists/recipes.py"
     title, rest = code.read_text().split("\n", 1)
     code.write_text(f"# Edited.\n{title.replace('Candidate', 'Some')}\n{rest}")
     copy.set("truncated: keep}", "truncated: keep, memory: all}")
-    copy.variables = warmed
+    copy.variables = warm_nodes
     copy.dvc("repro", "--single-item", "lists@1")
     diff = compared(honest, copy)
     assert [(c.kind, c.what, c.nodes) for c in diff.changes] == [
@@ -97,9 +97,9 @@ def test_edited_code_and_a_default_written_out(honest, finished_project, copy, w
     assert compared(honest, copy).changes[0].detail == ""
 
 
-def test_another_seed(honest, copy, warmed):
+def test_another_seed(honest, copy, warm_nodes):
     copy.set("seed: 0", "seed: 1")
-    copy.variables = warmed
+    copy.variables = warm_nodes
     copy.dvc("repro", "--single-item", "prompts@1")
     diff = compared(honest, copy)
     assert [(c.kind, c.what, c.before, c.after, c.nodes) for c in diff.changes] == [

@@ -34,10 +34,10 @@ QUESTIONS = (
 
 
 @pytest.fixture
-def again(tmp_path, warmed) -> Callable[..., dict[str, Check]]:
+def again(tmp_path, warm_nodes) -> Callable[..., dict[str, Check]]:
     def call(folder: Path, *nodes: str) -> dict[str, Check]:
         run = AuditedRun(folder)
-        checks = run_again(run, choose(run, nodes, False), print, workspace=tmp_path / "work", variables=warmed)
+        checks = run_again(run, choose(run, nodes, False), print, workspace=tmp_path / "work", variables=warm_nodes)
         assert not list((tmp_path / "work").iterdir()), "temporary folders are removed"
         return {check.name: check for check in checks}
 
@@ -152,13 +152,13 @@ def test_a_node_that_fails_here_is_told_apart_from_one_that_cannot_run_here(copy
     assert checks["prompts@1"].failures == ("OSError: the disk of the other machine",)
 
 
-def test_a_judge_is_never_asked_again(copy, again, warmed, monkeypatch):
+def test_a_judge_is_never_asked_again(copy, again, warm_nodes, monkeypatch):
     """28 questions, 28 requests when the run was made; none afterwards, whether the recorded answers are all there,
     some of them or none."""
     copy.set("held_out: {items: 8", f"q: {QUESTIONS}\n  held_out: {{items: 8")
     with ChatServer(lambda body: "[[0.5]]" if "Reference" in body["messages"][-1]["content"] else "[[A]]") as server:
         copy.set("judges: {}", f"judges: {{j: {{model: judge, base_url: '{server.url}'}}}}")
-        copy.variables = warmed | {"LARPO_JUDGEMENTS": "judgements"}
+        copy.variables = warm_nodes | {"LARPO_JUDGEMENTS": "judgements"}
         copy.dvc("repro", "evaluate@0-q")
         (store,) = (copy.folder / "judgements").iterdir()
         lines = store.read_text().splitlines(keepends=True)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from larpo.audit.card import Evidence, card
 from larpo.audit.compare.values import EXACT, close, different_rows, different_values, same
 from larpo.audit.page import SHOWN, record, render
+from larpo.audit.record import Manifest, Notes
 from larpo.audit.results import all_hold, conclude, fails, holds, unchecked
 from larpo.audit.science.rewards import rewards_again
 from larpo.config.sections import ScoreParams
@@ -114,6 +115,19 @@ def test_a_card_without_evidence_says_no_and_what_is_missing():
     answers = {a.variable: a for a in card(Evidence({}, {}, PARAMS, [broken]))}
     assert answers["Experiment setup"].answer == "partly"
     assert answers["Experiment setup"].missing == ("manifests' parameters: train@1: learning_rate",)
+
+
+def test_the_card_says_how_exact_the_training_was():
+    def manifest(**notes) -> Manifest:
+        return Manifest(node="", inputs={}, outputs={}, params={}, notes=Notes(**notes))
+
+    ran = {
+        "reference@1": manifest(exactness=2e-7, drift={"mean": 1e-6, "largest": 4e-6}),
+        "train@1": manifest(exactness=3e-7, weights_changed=0.987),
+    }
+    setup = next(a for a in card(Evidence(ran, {}, PARAMS, [])) if a.variable == "Experiment setup").evidence
+    assert any("within 3.0e-07 nats" in line and "within 4.0e-06 of" in line for line in setup)
+    assert "weights that training changed: train@1 98.7%" in setup
 
 
 def test_the_page_escapes_and_tells_how_many_more():

@@ -11,20 +11,25 @@ from hypothesis import strategies as st
 
 from larpo.config.params import parse_params
 from larpo.graph import kinds
-from larpo.report.charts import POINTS, _thin, policy_colours
+from larpo.report.cells import how_scored, interval, measured, notes, plain
+from larpo.report.cells import scores as scores_table
+from larpo.report.charts import INK, POINTS, _thin, best_of_n, policy_colours, retrieval, scores
 from larpo.report.data import (
     BenchmarkScores,
+    BestOfN,
     Estimate,
     Iteration,
     NodeRecord,
     PolicyScore,
+    RecallPoint,
     ReportData,
     histogram,
     policy_score,
     recall_curve,
     spread,
 )
-from larpo.report.page import _score_notes, comparison, flatten, grouped, interval, render
+from larpo.report.page import comparison, grouped, in_rows, render
+from larpo.report.page import settings as shown_settings
 from larpo.report.picture import draw_graph, duration
 from larpo.report.read import columns, nodes
 from tests.report_run import SCRIPT, evaluations, params
@@ -130,7 +135,12 @@ def test_words():
     assert interval(Estimate(0.5, 0.251, 0.749)) == "[25.1, 74.9]"
     assert interval(Estimate(0.5)) == ""
     assert [duration(s) for s in (3.14, 65, 3600 + 61)] == ["3.1 s", "1 min 05 s", "1 h 01 min"]
-    assert flatten({"a": {"b": [1], "c": {}}, "d": None}) == [("a.b", "[1]"), ("a.c", "{}"), ("d", "null")]
+    assert shown_settings({"s": {"a": {"b": [1], "c": {}}, "d": None}, "e": {}, "f": None, "g": 0}) == [
+        ("s", [("a.b", "[1]"), ("a.c", "{}"), ("d", "null")]),
+        ("g", [("", "0")]),
+    ]
+    told = {"lists": 4, "share": 0.12345, "of": {"a": [1, 2], "b": {}}, "none": None, "drift": {"mean": 1}}
+    assert notes({"notes": told}) == "lists 4; share 0.1235; of.a 1, 2"
 
 
 @pytest.mark.parametrize("count", [1, 4, 8, 9, 30])
@@ -148,15 +158,78 @@ def test_nodes_that_ran_differently_are_told_apart():
 
 
 def test_a_run_with_nothing_in_it_still_makes_a_page():
+    """And says nothing of what is not there: no heading, no column, no figure."""
     html = page(
         benchmarks=[BenchmarkScores("judge", "judge", [score("0", None, {})])],
         iterations=[EMPTY],
         nodes=[NodeRecord("train@1", "train", "1", ("data/policy/1",), None, "train")],
         columns=["train"],
     )
-    assert "No Recall@N for judge" in html
-    assert html.count("no manifest") >= 3
-    assert '<figure class="chart"' not in html
+    heads = re.findall(r'<th class="[nt]">([^<]*)</th>', html)
+    assert (
+        " ".join(heads)
+        == "Iteration Starts from Temperatures Prompts Responses Lists Rows in lists Data hash Node Output hash"
+    )
+    assert "no manifest" in html
+    assert not re.search(r'<figure class="chart"|–</td>|>–<|id="(rewards|retrieval|best_of_n|environment)"', html)
+
+
+def test_a_benchmark_with_a_score_of_its_own():
+    """Neither a column nor a sentence about right answers, which it has none of; its own score in their place."""
+    scored = [
+        replace(score(p, None, {}), samples=None, temperature=None, scores={"overall": Estimate(v, v - 0.1, v + 0.1)})
+        for p, v in (("0", 0.2), ("1", 0.25))
+    ]
+    bench = BenchmarkScores("questions", "mixeval", scored)
+    assert [c.head for c in scores_table(bench, {"0": "#000", "1": "#111"})] == ["Policy", "overall"]
+    assert comparison(bench) == ["Overall: 20.0 % (policy 0) → 25.0 % (policy 1); the 95 % intervals overlap."]
+
+
+def test_what_was_measured_in_one_row_keeps_its_column():
+    columns = [plain("a", [None, None]), plain("b", [None, 0.0]), plain("c", [1, 2])]
+    assert [(c.head, [cell and cell.text for cell in c.cells]) for c in measured(columns)] == [
+        ("b", [None, "0.0"]),
+        ("c", ["1", "2"]),
+    ]
+
+
+def test_the_same_model_is_a_table():
+    one = replace(
+        EMPTY,
+        drift={"mean": 1.5e-6, "largest": 4e-6},
+        exactness={"reference": 2e-7, "train": 3e-7},
+        weights_changed=0.987,
+        computed="packed lists",
+        step0_loss=0.6931,
+        step0_expected=0.6931,
+    )
+    html = page(iterations=[one])
+    for shown in ("1.5e−06<small>at most 4.0e−06</small>", "2.0e−07", "3.0e−07", "98.7 %", "packed lists"):
+        assert f"{shown}</td>" in html
+
+
+@pytest.mark.parametrize(
+    ("count", "rows"), [(0, []), (1, [1]), (3, [3]), (4, [2, 2]), (5, [3, 2]), (6, [3, 3]), (7, [3, 2, 2])]
+)
+def test_no_row_of_charts_is_half_empty(count, rows):
+    assert [len(row) for row in in_rows([("svg", "t", ""), (None, "t", "")] * count)] == rows
+
+
+def test_a_colour_is_a_policy():
+    """Charts of scores have the policies' colours and no other; what is no policy has the colour of the text."""
+    points = [RecallPoint(n, Estimate(0.5, 0.4, 0.6)) for n in (1, 2)]
+    one = [score(p, Estimate(0.5, 0.4, 0.6), {1: Estimate(0.5), 4: Estimate(0.9)}) for p in ("0", "1")]
+    shades = policy_colours(["0", "1", "2"])
+    drawn = {
+        "scores": (scores(BenchmarkScores("b", "held_out", one), shades, "s"), {shades["0"], shades["1"]}),
+        "retrieval": (retrieval({"a long name of a retriever, by answer": points, "b": points}, "r"), {INK}),
+        "best of N": (best_of_n(BestOfN("x", "2", "b", "r", points, points, points), shades["2"], "b"), {shades["2"]}),
+    }
+    for name, (svg, expected) in drawn.items():
+        marks = re.findall(r'<path[^>]*(?:fill|stroke)="(#\w+|currentColor)"', svg)
+        axes = {"#888"}
+        assert set(marks) - axes == expected, name
+    assert "a long name of a retriever, by answer" in drawn["retrieval"][0]
 
 
 def test_names_cannot_inject_markup():
@@ -184,14 +257,20 @@ def test_charts_are_the_same_bytes_each_time():
     assert page(benchmarks=benchmarks) == page(benchmarks=benchmarks)
 
 
-def test_how_one_output_per_item_was_made_is_said_and_what_the_benchmark_remarks():
-    one = replace(score("0", None, {}), samples=None, temperature=0.7, remark="Length control not computed: because.")
-    assert "one output each, sampled at temperature 0.7" in _score_notes(one)
-    assert "one output each, greedy" in _score_notes(replace(one, temperature=None))
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "10 items, 4 samples each at temperature 1"),
+        ({"sampled_items": None}, "10 items, 4 samples each at temperature 1"),
+        ({"sampled_items": 6}, "10 items, 4 samples for 6 of them at temperature 1"),
+        ({"samples": None, "temperature": 0.7}, "10 items, one output each, sampled at temperature 0.7"),
+        ({"samples": None, "temperature": None}, "10 items, one output each, greedy"),
+    ],
+)
+def test_how_much_was_sampled_is_said(changes, words):
+    assert how_scored(replace(score("0", None, {}), **changes)) == words
+
+
+def test_what_a_benchmark_remarks_is_said_once():
+    one = replace(score("0", None, {}), remark="Length control not computed: because.")
     assert page(benchmarks=[BenchmarkScores("b", "alpaca_eval", [one])]).count("not computed: because.") == 1
-
-
-@pytest.mark.parametrize(("sampled", "words"), [(10, "4 samples each"), (None, "4 samples each"), (6, "for 6 of them")])
-def test_how_much_was_sampled_is_said(sampled, words):
-    found = replace(score("0", None, {}), sampled_items=sampled)
-    assert words in _score_notes(found)

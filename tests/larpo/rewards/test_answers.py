@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from larpo.benchmarks.verifiable import aggregate
 from larpo.rewards import build_reward
-from larpo.rewards.answers import ask_math, final_answer, final_number, number, vote_keys
+from larpo.rewards.answers import final_answer, final_number, number
+from larpo.rewards.mathematics import ask_math, vote_keys
 from tests.larpo.benchmarks.kit import bench
 from tests.larpo.rewards.answer_cases import MATH, NUMBERS
 
