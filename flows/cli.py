@@ -12,6 +12,7 @@ from larpo.benchmarks.command import SCORE_HELP, score
 from larpo.errors import MachineError, UserError, one_line
 from larpo.plan.command import plan, study_command
 from larpo.workspace import project_folder
+from larpo.workspace.processes import end_on_signals
 
 
 class OneLineErrors(TyperGroup):
@@ -36,10 +37,14 @@ app = typer.Typer(
 
 
 def run_study(*arguments: Any) -> dict[str, str]:
-    from flows.study import StudyFailed, run
-
+    end_on_signals()
     try:
+        from flows.study import StudyFailed, run
+
         return run(*arguments)
+    except KeyboardInterrupt:
+        print("stopped; the same command runs what is missing", file=sys.stderr)
+        raise typer.Exit(130) from None
     except (StudyFailed, RuntimeError) as error:
         print(f"failed: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(1) from None

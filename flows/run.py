@@ -8,13 +8,13 @@ tried.
 import argparse
 import contextlib
 import json
+import logging
 import os
-import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from flows import project_folder  # first: sets what Prefect reads on import
 
@@ -25,24 +25,30 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.concurrency.sync import concurrency
+from prefect.exceptions import TerminationSignal
 from prefect.futures import wait
 from prefect.runtime import flow_run
 from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
 
 from flows import server
 from larpo.errors import UserError, one_line
-from larpo.report.summary import markdown
+from larpo.report.summary import markdown, text
 from larpo.workspace.clone import Workspace, free_name
 from larpo.workspace.dvc import GraphNode, read_graph, select
 from larpo.workspace.mend import mend
 from larpo.workspace.overrides import changed_params
+from larpo.workspace.processes import end_on_signals
 from larpo.workspace.repro import BadInput, NodeFailed, Repro
 
 STATE_NAMES = {"ran": "Completed", "restored": "Restored", "up-to-date": "UpToDate"}
 LIMIT = "larpo-heavy"
 LEASE_SECONDS = 60.0  # Prefect's minimum; after a kill the slot is free again in about that time
 ARTIFACT = "larpo-scores"
+Override = Annotated[
+    str, Field(pattern=r"^([+~]{0,2}[\w-]+(\.[\w-]+)*=|~[\w.-]+$)", examples=["train.learning_rate=1e-5"])
+]
 
 
 class RunFailed(Exception):
@@ -108,6 +114,19 @@ def run_node(name: str, runner: Repro, slots: HeavySlots | None) -> State:
     return Completed(name=STATE_NAMES[done.outcome], message=f"{done.outcome} in {done.seconds:.1f} s")
 
 
+@contextlib.contextmanager
+def stopped_at_the_end(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop`, however the block ends, so that the task runner's threads return. A signal leaves the state of the
+    run and no log of every task that it ended."""
+    try:
+        yield
+    except (KeyboardInterrupt, TerminationSignal):
+        logging.disable()
+        raise
+    finally:
+        stop()
+
+
 def run_graph(graph: dict[str, GraphNode], folder: Path) -> dict[str, str]:
     """Run the nodes of `graph` in `folder`; returns each one's outcome as the name of its final state.
 
@@ -119,16 +138,13 @@ def run_graph(graph: dict[str, GraphNode], folder: Path) -> dict[str, str]:
     runner, slots = Repro(folder), HeavySlots(heavy_slots())
     delay = _number("LARPO_RETRY_DELAY_SECONDS", 10, least=0)
     futures: dict[str, Any] = {}
-    try:
+    with stopped_at_the_end(runner.stop):
         for node in graph.values():
             prepared = run_node.with_options(name=node.kind, retries=node.meta.retries, retry_delay_seconds=delay)
             futures[node.name] = prepared.submit(
                 node.name, runner, slots if node.meta.heavy else None, wait_for=[futures[need] for need in node.needs]
             )
         wait(list(futures.values()))
-    finally:
-        # On a cancelled run: ends what runs, so that the task runner's threads return.
-        runner.stop()
     states = {name: future.state for name, future in futures.items()}
     failed = [name for name, state in states.items() if state.is_failed() or state.is_crashed()]
     if failed:
@@ -138,18 +154,19 @@ def run_graph(graph: dict[str, GraphNode], folder: Path) -> dict[str, str]:
     return {name: state.name for name, state in states.items()}
 
 
-def scores_markdown(folder: Path, outcomes: dict[str, str], report: Path, title: str) -> str:
-    """The score table of report/scores.json, the report's path and what each node's outcome was."""
-    scores = folder / "report/scores.json"
-    if scores.is_file():
-        lines = [f"# {title}", "", markdown(json.loads(scores.read_text("utf-8")))]
+def show_scores(report: Path | None, outcomes: dict[str, str], title: str) -> None:
+    """The score table of a report, its path and each node's outcome as the artifact; the first two also as the last
+    lines of the run's log."""
+    logger, lines = get_run_logger(), [f"# {title}", ""]
+    if report is not None and "report" in outcomes:
+        scores, page = json.loads((report / "scores.json").read_text("utf-8")), (report / "index.html").resolve()
+        lines += [markdown(scores), f"Report: [{page}]({page.as_uri()})", ""]
+        logger.info("%s", text(scores))
+        logger.info("Report: %s", page)
     else:
-        lines = [f"# {title}", "", "No scores: this run did not bring the report up to date.", ""]
-    if (report / "index.html").is_file():
-        page = (report / "index.html").resolve()
-        lines += [f"Report: [{page}]({page.as_uri()})", ""]
+        lines += ["No scores: this run did not bring the report up to date.", ""]
     lines += ["| Node | Outcome |", "| --- | --- |", *(f"| {n} | {o} |" for n, o in outcomes.items())]
-    return "\n".join(lines) + "\n"
+    create_markdown_artifact("\n".join(lines) + "\n", key=ARTIFACT, description="Scores of the last run")
 
 
 @flow(
@@ -159,10 +176,11 @@ def scores_markdown(folder: Path, outcomes: dict[str, str], report: Path, title:
     task_runner=ThreadPoolTaskRunner(max_workers=sys.maxsize),
 )
 def larpo(
-    iterations: int | None = None,
-    objective: str | None = None,
-    overrides: list[str] | None = None,
+    iterations: Annotated[int, Field(ge=1)] | None = None,
+    objective: Annotated[str, Field(examples=["listmle", "contrastive"])] | None = None,
+    overrides: list[Override] | None = None,
     targets: list[str] | None = None,
+    overlays: list[str] | None = None,
 ) -> dict[str, str]:
     """Bring the graph up to date.
 
@@ -171,11 +189,14 @@ def larpo(
     iterations
         Run the first N iterations of params.yaml; beyond the declared ones, the last one's settings continue.
     objective
-        In place of `train.objective`.
+        In place of `train.objective`: a name of docs/objectives.md, or `module:object` of your own.
     overrides
-        `key=value` as for `dvc exp run -S`, such as `train.learning_rate=1e-5`.
+        A list of `key=value`, each a key of params.yaml (docs/params.md) and its value as YAML, such as
+        `train.learning_rate=1e-5`, `evaluate.policies=["0","1"]`; `~key` takes one away.
     targets
         Nodes (`train@1`) or kinds (`lists`) to bring up to date, with all that they need; default: all.
+    overlays
+        Files with sections laid over params.yaml, such as `configs/params-tiny.yaml`.
 
     Returns
     -------
@@ -190,13 +211,12 @@ def larpo(
         Some nodes failed.
     """
     logger, project = get_run_logger(), project_folder()
-    params = changed_params(project, iterations, objective, overrides)
+    params = changed_params(project, iterations, objective, overrides, overlays)
     if params is None:
         for line in mend(project):
             logger.info("%s", line)
         outcomes = run_graph(select(read_graph(project), targets), project)
-        markdown = scores_markdown(project, outcomes, project / "report", "LARPO")
-        create_markdown_artifact(markdown, key=ARTIFACT, description="Scores of the last run")
+        show_scores(project / "report", outcomes, "LARPO")
         return outcomes
 
     workspace = Workspace(project, free_name(project, flow_run.get_name() or "run"))
@@ -209,15 +229,9 @@ def larpo(
         raise
     outcomes = run_graph(graph, workspace.folder)
     workspace.save(list(graph))
-    scores = workspace.folder
-    markdown = scores_markdown(
-        scores, outcomes, project / ".larpo/reports" / workspace.name, f"Experiment {workspace.name}"
-    )
     report = workspace.close()
     logger.info("Saved experiment %s: dvc exp show, dvc exp apply %s", workspace.name, workspace.name)
-    if report:
-        logger.info("Report: %s", report / "index.html")
-    create_markdown_artifact(markdown, key=ARTIFACT, description="Scores of the last run")
+    show_scores(report, outcomes, f"Experiment {workspace.name}")
     return outcomes
 
 
@@ -231,6 +245,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--set", dest="overrides", action="append", metavar="key=value", help="as for dvc exp run -S; repeatable"
     )
     parser.add_argument(
+        "--with",
+        dest="overlays",
+        action="append",
+        metavar="FILE",
+        help="sections laid over params.yaml (configs/params-tiny.yaml); repeatable",
+    )
+    parser.add_argument(
         "--target", dest="targets", action="append", metavar="NODE", help="a node or a kind of node; repeatable"
     )
     return parser.parse_args(arguments)
@@ -238,13 +259,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = vars(parse())
-    # A plain `kill` unwinds like Ctrl-C, so that the server and the nodes end too.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    end_on_signals()
     try:
         # Wrong input is told before a server is started.
         project, targets = project_folder(), options["targets"]
         heavy_slots()
-        asked = {key: options[key] for key in ("iterations", "objective", "overrides")}
+        asked = {key: value for key, value in options.items() if key != "targets"}
         if changed_params(project, **asked) is None:
             select(read_graph(project), targets)
         with server.some_server():

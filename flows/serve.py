@@ -2,18 +2,19 @@
 
 import argparse
 import contextlib
+import inspect
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from flows import project_folder  # first: sets what Prefect reads on import
 
 # isort: split
+from griffe import Docstring, DocstringSectionKind, Parser, parse
+from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
@@ -69,16 +70,29 @@ def deployments(project: Path) -> list[RunnerDeployment]:
     named: list[tuple[Any, str, dict[str, Any]]] = [(larpo, "iterate", {}), (larpo_audit, "default", {})]
     named += [(larpo_study, study, {"name": study}) for study in names(project / "studies")]
     return [
-        RunnerDeployment.from_flow(
+        documented(
+            RunnerDeployment.from_flow(
+                flow,
+                name,
+                parameters=parameters,
+                work_pool_name=POOL,
+                job_variables={"working_dir": str(project)},
+                entrypoint_type=EntrypointType.MODULE_PATH,
+            ),
             flow,
-            name,
-            parameters=parameters,
-            work_pool_name=POOL,
-            job_variables={"working_dir": str(project)},
-            entrypoint_type=EntrypointType.MODULE_PATH,
         )
         for flow, name, parameters in named
     ]
+
+
+def documented(deployment: RunnerDeployment, flow: Flow) -> RunnerDeployment:
+    """The deployment, its parameters described by the flow's docstring, as the UI's form shows them; Prefect reads
+    docstrings of another style only."""
+    for section in parse(Docstring(inspect.cleandoc(flow.fn.__doc__ or "")), Parser.numpy):
+        for one in section.value if section.kind is DocstringSectionKind.parameters else []:
+            for name in one.name.split(", "):
+                deployment._parameter_openapi_schema.properties[name]["description"] = " ".join(one.description.split())
+    return deployment
 
 
 def deploy(project: Path) -> None:
@@ -150,13 +164,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__)
     parser.add_argument("--port", type=int, default=4200, help="of the server on 127.0.0.1 (default 4200)")
     port = parser.parse_args().port
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    # A second signal while things end is harmless: the supervisors end with this process at the latest.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
+    supervise.end_on_signals()
     try:
         serve(project_folder(), port)
     except UserError as error:

@@ -20,6 +20,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.run import stopped_at_the_end
 from flows.server import some_server
 from larpo.errors import UserError
 from larpo.hashing import digest
@@ -115,7 +116,7 @@ def larpo_study(
             threads = {"OMP_NUM_THREADS": "1"}
             environment = threads | held.enter_context(warm.server(threads))
         runner = Runner(project, study.sources(scale), environment)
-        held.callback(runner.stop)
+        held.enter_context(stopped_at_the_end(runner.stop))
         missing = [run for run in runs if runner.finished(run) is None]
         logger.info("%s runs, %s of them measured before, %s side by side", len(runs), len(runs) - len(missing), count)
         # A run whose shared nodes fail here fails once more below, where it is counted; others go on.

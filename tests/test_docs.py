@@ -1,6 +1,6 @@
 """The documentation is true: every name, path, parameter, node, link and command in it exists.
 
-Conventions, for README.md, data/README.md and docs/*.md. In backticks
+Commands are executed by tests/test_docs_commands.py (`make test-docs`). Conventions, for PAGES. In backticks
     larpo.x.y, tasks.x, flows.x     imports and resolves
     larpo/x.py, studies/NAME.yaml   exists; words in capitals and `*` stand for any name
     train.objective, lists.memory: all, sample.gold=true     a key of params.yaml, the value one that it takes
@@ -12,7 +12,6 @@ import importlib.util
 import pkgutil
 import re
 import shlex
-import shutil
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,19 +22,23 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from larpo.config.params import Params, parse_params
+from larpo.config.page import page as page_of_params
+from larpo.config.params import Params
 from larpo.config.sections import Section
 from larpo.engines import ENGINES
 from larpo.lists.recipes import RECIPES
-from larpo.load import check_params
 from larpo.objectives import OBJECTIVES
 from larpo.rewards import REWARDS
 from larpo.sources.prompts import SOURCES
 from larpo.studies.page import STATEMENTS
 from larpo.studies.spec import load_study, names
+from larpo.workspace.overrides import changed_params
 from tests.conftest import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "data/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
 GENERATED = re.compile(r"docs/findings\.md|studies/results/|report/")
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
@@ -171,8 +174,7 @@ def commands() -> list[list[str]]:
     return found
 
 
-def test_every_command_exists_and_takes_what_it_is_given(tmp_path):
-    from dvc.utils.hydra import apply_overrides
+def test_every_command_exists_and_takes_what_it_is_given(tmp_path, monkeypatch):
     from typer.main import get_command
 
     from flows.audit import larpo_audit
@@ -181,6 +183,13 @@ def test_every_command_exists_and_takes_what_it_is_given(tmp_path):
     from flows.serve import deployments
     from flows.study import larpo_study
 
+    for name in ("params.yaml", "data", "larpo"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "my-model").mkdir()
+    (tmp_path / "mine.jsonl").write_text(
+        "".join(f'{{"prompt": "{i} + 7 =", "answer": "{i + 7}"}}\n' for i in range(99))
+    )
+    monkeypatch.chdir(tmp_path)
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
     deployed = [d.name for d in deployments(ROOT)]
     flows = {flow.name: set(flow.parameters.properties) for flow in (larpo, larpo_study, larpo_audit)}
@@ -194,6 +203,12 @@ def test_every_command_exists_and_takes_what_it_is_given(tmp_path):
             options = {o for p in known.params for o in p.opts}
             given = {w.partition("=")[0] for w in words if w.startswith("--")}
             assert words[1] == "score" or given <= options, words
+            if words[1] == "exp":
+                overlays, overrides = (
+                    [words[i + 1] for i, w in enumerate(words) if w == option] for option in ("--with", "-S")
+                )
+                shipped = [ROOT / overlay for overlay in overlays if (ROOT / overlay).exists()]
+                assert changed_params(tmp_path, overrides=overrides, overlays=shipped) or "--iterations" in words, words
             if words[1] == "study":
                 assert words[2] in ("list", "all", "NAME", *names(ROOT / "studies")), words
         elif words[:3] == ["prefect", "deployment", "run"]:
@@ -201,14 +216,14 @@ def test_every_command_exists_and_takes_what_it_is_given(tmp_path):
             given = {words[i + 1].partition("=")[0] for i, w in enumerate(words) if w == "--param"}
             assert given <= flows[flow], words
             assert deployment in (names(ROOT / "studies") if flow == "larpo-study" else deployed), words
-        elif words[:3] == ["dvc", "exp", "run"]:
-            overrides = [words[i + 1] for i, w in enumerate(words) if w == "-S"]
-            shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
-            for removed in (o[1:] for o in overrides if o.startswith("~")):  # it is there, the text says
-                apply_overrides(tmp_path / "params.yaml", [f"++{removed}=1"])
-            apply_overrides(tmp_path / "params.yaml", overrides)
-            check_params(parse_params(yaml.safe_load((tmp_path / "params.yaml").read_text())), " ".join(words))
     assert {words[0] for words in commands()} == {"make", "dvc", "larpo", "prefect", "python"}
+
+
+def test_the_page_of_parameters_is_what_its_command_makes():
+    text = (ROOT / "docs/params.md").read_text("utf-8")
+    assert text == page_of_params(), "run `python -m larpo.config.page`"
+    keys = {cells[0].strip("`"): cells[-1] for cells in rows(ROOT / "docs/params.md", r"`.*`")}
+    assert all(keys.values()) and {"seed", "prompts.per_iteration", "benchmarks.NAME.generate.samples"} <= set(keys)
 
 
 def rows(page: Path, first: str) -> list[list[str]]:

@@ -93,7 +93,7 @@ def _pseudocode(e: Evidence) -> Answer:
 
 def _code(e: Evidence) -> Answer:
     evidence = [f"commit {commit}" for commit in e.distinct(lambda m: m.git.commit)]
-    evidence += [e.remote] if e.remote else []
+    evidence += [e.remote or "its history in the run's repository and in a pack of it (no public address)"]
     evidence += [f"licence: {e.licence}"] if e.licence else []
     evidence += [
         f"code that a checkpoint brought was executed, as {parameter} says: {name}, sha256 {digest}, in the checkpoint"
@@ -101,8 +101,7 @@ def _code(e: Evidence) -> Answer:
         for parameter, files in noted.items()
         for name, digest in files.items()
     ]
-    missing = [] if e.remote else ["no address from which the repository can be fetched; a pack carries it"]
-    missing += [] if e.licence else ["no licence file in the repository"]
+    missing = [] if e.licence else ["no licence file in the repository"]
     return _answer("Open source code", list(dict.fromkeys(evidence)), missing + _failed(e, "code is committed"))
 
 

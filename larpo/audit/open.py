@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from larpo.errors import UserError, nearest
 from larpo.hashing import dvc_hash, file_hash, tree_hash_of
 from larpo.load import load_params
 from larpo.models.resolve import Checkpoint
+from larpo.workspace.clone import link_named
 from larpo.workspace.dvc import Declared, GraphNode, cache_folder, dvc, lister, read_graph, share_cache
 from larpo.workspace.dvc_lock import LOCK, Entry, LockedNode, read_lock
 from larpo.workspace.git import experiments, find_commit, git, top_of
@@ -55,7 +56,8 @@ class AuditedRun:
         self.graph: dict[str, GraphNode] = read_graph(self.folder)
         self._hashed: dict[Path, str] = {}
         self._made_once: dict[Callable, Any] = {}
-        self.params: Params = load_params(self.folder / PARAMS)
+        with chdir(self.folder):  # files that parameters name are named from there
+            self.params: Params = load_params(self.folder / PARAMS)
         self.checkpoints: dict[str, Checkpoint] = {}  # those whose code was looked at, and may run
 
     def checkpoint(self, folder: str) -> Checkpoint:
@@ -241,6 +243,7 @@ def open_run(project: Path, run: str | None) -> Iterator[AuditedRun]:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-200:]
             raise UserError(f"{run}: its data is not in the cache ({reason}); fetch it with `dvc fetch`") from None
+        link_named(project, folder)
         yield AuditedRun(folder)
     finally:
         shutil.rmtree(clone, ignore_errors=True)

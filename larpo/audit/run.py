@@ -4,6 +4,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable
+from contextlib import chdir
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -63,14 +64,15 @@ def parts(run: AuditedRun, selection: Selection, own: bool, say: Callable[[str],
     elif selection.requested is None:
         why = "the run is not this project's, and executing its nodes runs its code; ask for it with --again"
         checks["again"] = lambda: [unchecked("again", "nodes executed again", why)]
-    return {part: partial(complete, part, check) for part, check in checks.items()}
+    return {part: partial(complete, run, part, check) for part, check in checks.items()}
 
 
-def complete(part: str, check: Callable[[], Iterable[Check]]) -> list[Check]:
-    """The checks of a part; one that breaks off fails with its reason."""
+def complete(run: AuditedRun, part: str, check: Callable[[], Iterable[Check]]) -> list[Check]:
+    """The checks of a part, from the run's folder; one that breaks off fails with its reason."""
     checks: list[Check] = []
     try:
-        checks.extend(check())
+        with chdir(run.folder):
+            checks.extend(check())
     except UserError as error:
         checks.append(fails(part, "readable", 1, "the part could not go on", [str(error)]))
     except Exception as error:  # noqa: BLE001 - the run may have been written by anyone; other parts go on

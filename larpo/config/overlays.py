@@ -19,12 +19,15 @@ def lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """{a: {x: 1, y: 2}} and {a: {y: 3}} → {a: {x: 1, y: 3}}; lists and values are replaced whole.
 
     The key `*` stands for every mapping that is there: {sft: {"*": {launch: f}}} reaches each fine-tuning, whatever
-    its name, and makes none.
+    its name, and makes none. Null takes a mapping away: {iterations: {"3": null}}, {retrieval: {"*": null}}.
     """
     out = dict(below)
     for key, value in above.items():
-        if key == "*" and isinstance(value, dict):
-            out = {k: lay_over(v, value) if isinstance(v, dict) else v for k, v in out.items()}
+        if key == "*" and isinstance(value, dict | None):
+            out = {k: lay_over(v, value) if value and isinstance(v, dict) else v for k, v in out.items()}
+            out = out if value is not None else {k: v for k, v in out.items() if not isinstance(v, dict)}
+        elif value is None and isinstance(out.get(key, {}), dict):
+            out.pop(key, None)
         elif isinstance(value, dict) and isinstance(out.get(key, {}), dict):
             out[key] = lay_over(out.get(key, {}), value)
         else:

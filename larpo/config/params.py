@@ -35,7 +35,7 @@ from larpo.errors import ParameterError, at, first_error, nearest, unknown
 
 
 class Params(Section):
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="every node's own seed comes from it")
     policy: PolicyParams
     sft: dict[SFTName, SFTParams] = {}
     iterations: dict[IterationName, IterationParams] = Field(min_length=1)

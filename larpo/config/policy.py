@@ -16,8 +16,8 @@ class ScratchParams(Section):
     """A small Llama over single characters, randomly initialised: something for `sft` to teach from nothing."""
 
     characters: str = Field("0123456789+-*/=(). ", min_length=1, description="all that it can read and write")
-    hidden_size: int = Field(128, ge=8)
-    layers: int = Field(4, ge=1)
+    hidden_size: int = Field(128, ge=8, description="width of a hidden state")
+    layers: int = Field(4, ge=1, description="decoder layers")
     heads: int = Field(4, ge=1, description="attention heads; divides hidden_size into even parts")
     max_length: int = Field(256, ge=16, description="tokens of prompt and response together")
     seed: int = Field(0, ge=0, description="of the weights; the run's own seed leaves them alone")

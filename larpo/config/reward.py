@@ -28,7 +28,7 @@ class SumPairsParams(Section):
 class PairsParams(Section):
     """Preference pairs: prompt, chosen, rejected; HH-RLHF's whole dialogues, chat messages and LLMBar's form too."""
 
-    source: Literal["dataset", "sums"] = "dataset"
+    source: Literal["dataset", "sums"] = Field("dataset", description="where pairs come from")
     data: str | None = Field(
         None, description="dataset: a hub id, or a .json, .jsonl, .jsonl.gz or .parquet file of your own"
     )
@@ -36,9 +36,9 @@ class PairsParams(Section):
         SumPairsParams(), description="sums: pairs of the problems of the studies at scale `cpu`"
     )
     split: str = Field("train", description="split of a hub dataset")
-    prompt_field: str = "prompt"
-    chosen_field: str = "chosen"
-    rejected_field: str = "rejected"
+    prompt_field: str = Field("prompt", description="dataset: column with the prompt")
+    chosen_field: str = Field("chosen", description="dataset: column with the better response")
+    rejected_field: str = Field("rejected", description="dataset: column with the worse response")
     examples: int | None = Field(None, ge=1, description="so many pairs, chosen by a hash; null: all")
 
     @model_validator(mode="after")

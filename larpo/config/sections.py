@@ -77,11 +77,11 @@ class SumsParams(Section):
 class SourceParams(Section):
     """Where prompts come from, and which of them are never trained on."""
 
-    source: str = Field("reasoning_gym", description="a name in larpo.sources.prompts.SOURCES")
+    source: str = Field("reasoning_gym", description="reasoning_gym, dataset, sums, or your own `module:object`")
     tasks: list[TaskParams] = Field([], description="reasoning_gym: generators, mixed in equal parts")
     sums: SumsParams = Field(SumsParams(), description="sums: the problems of the studies at scale `cpu`")
     dataset: str | None = Field(None, description="dataset: a hub id, or a .jsonl/.parquet file of your own")
-    split: str = "train"
+    split: str = Field("train", description="dataset: split of a hub dataset")
     prompt_field: str = Field("prompt", description="dataset: column with the prompt text or chat messages")
     answer_field: str | None = Field(None, description="dataset: column with the reference answer, if any")
     answer_pattern: str | None = Field(
@@ -115,8 +115,8 @@ class PromptsParams(SourceParams):
 class EngineParams(Section):
     """What generates text, for sampling and for evaluation."""
 
-    name: str = Field("transformers", description="a name in larpo.engines.ENGINES")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    name: str = Field("transformers", description="transformers, vllm, or your own `module:object` (docs/extending.md)")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype that it computes in")
     batch_size: int = Field(
         64,
         ge=1,
@@ -132,13 +132,13 @@ class EngineParams(Section):
 
 class SampleParams(Section):
     responses: int = Field(8, ge=2, description="k, responses per prompt and iteration")
-    max_new_tokens: int = Field(ge=1)
-    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(ge=1, description="tokens after which a response is cut off")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample from the likeliest tokens of this total probability")
     gold: bool = Field(False, description="add each prompt's own solution to its responses (docs/lists.md)")
 
 
 class ScoreParams(Section):
-    reward: str = Field(description="a name in larpo.rewards.REWARDS")
+    reward: str = Field(description="a name of docs/rewards.md, or your own `module:object`")
     truncation_penalty: float = Field(
         0.0, ge=0, description="subtracted from the reward of a response cut off by max_new_tokens"
     )
@@ -149,7 +149,7 @@ class ScoreParams(Section):
 class ListsParams(Section):
     """How a prompt's candidates become the ordered list Y_x (Section 3.3 of the paper)."""
 
-    recipe: str = Field(description="a name in larpo.lists.recipes.RECIPES")
+    recipe: str = Field(description="a name of docs/lists.md, or your own `module:object`")
     top: int = Field(1, ge=1, description="responses taken from the top of the ranking")
     bottom: int = Field(1, ge=1, description="responses taken from the bottom of the ranking")
     positive: Literal["ranked", "correct", "gold"] = Field(
@@ -164,7 +164,7 @@ class ListsParams(Section):
     memory: Literal["current", "previous", "all", "first"] = Field(
         "all", description="iterations whose candidates count: this one, and the last, or every one; the first alone"
     )
-    truncated: Literal["drop", "keep"] = "drop"
+    truncated: Literal["drop", "keep"] = Field("drop", description="responses that max_new_tokens cut off")
     unique: bool = Field(True, description="of identical responses to one prompt keep the first")
 
 
@@ -172,7 +172,7 @@ class ReferenceParams(Section):
     model: Literal["previous", "initial"] = Field(
         "previous", description="reference of the objective: π_β of Algorithm 1, or the first iteration's"
     )
-    lists_per_batch: int = Field(8, ge=1)
+    lists_per_batch: int = Field(8, ge=1, description="lists in memory at once")
     mismatched: bool = Field(False, description="also score, per list, the next prompt's best response; kto needs it")
     drift_tolerance: float | None = Field(
         None,
@@ -185,16 +185,18 @@ class ReferenceParams(Section):
 class OptimizerParams(Section):
     """What `sft` and `train` share: AdamW as `transformers.Trainer` runs it."""
 
-    learning_rate: float = Field(gt=0)
-    epochs: int = Field(1, ge=1)
+    learning_rate: float = Field(gt=0, description="the highest of the schedule")
+    epochs: int = Field(1, ge=1, description="passes over the data")
     max_steps: int = Field(-1, ge=-1, description="stop early after so many optimizer steps; -1: all epochs")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps, rounded up, but never all of them")
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="how the learning rate falls after the warm-up"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's")
+    max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to this norm")
     autocast: Literal["none", "bfloat16"] = Field("none", description="compute dtype; master weights stay float32")
     save_steps: int = Field(50, ge=1, description="optimizer steps between checkpoints to resume from")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(False, description="less memory for more time: activations are computed again")
     deterministic: bool = Field(True, description="only kernels that give the same bytes twice; false: any")
     launch: str | None = Field(
         None, description="an Accelerate configuration (configs/fsdp-8x80gb.yaml): train in its processes; null: in one"
@@ -215,7 +217,7 @@ class OptimizerParams(Section):
 
 
 class TrainParams(OptimizerParams):
-    objective: str = Field("lambdarank", description="a name in larpo.objectives")
+    objective: str = Field("lambdarank", description="a name of docs/objectives.md, or your own `module:object`")
     objective_options: dict[str, Any] = Field({}, description="beta and the objective's own settings")
     lists_per_step: int = Field(16, ge=1, description="lists per optimizer step, over all devices")
     lists_per_device_batch: int = Field(
@@ -238,8 +240,8 @@ class SFTParams(OptimizerParams):
 class BestOfNParams(Section):
     """Best-of-N under the run's reward, against the true score of a benchmark."""
 
-    policy: PolicyName
-    benchmark: BenchmarkName
+    policy: PolicyName = Field(description="one of evaluate.policies")
+    benchmark: BenchmarkName = Field(description="one of benchmarks, whose samples are taken")
     ns: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, description="N of best-of-N, at most its samples")
 
 
@@ -250,7 +252,7 @@ class EvaluateParams(Section):
 class GenerateParams(Section):
     """What a checkpoint generates for a benchmark; scoring settings are elsewhere, so that they re-use it."""
 
-    max_new_tokens: int = Field(ge=1)
+    max_new_tokens: int = Field(ge=1, description="tokens after which an output is cut off")
     temperature: float = Field(
         0.0,
         ge=0,
@@ -276,7 +278,7 @@ class GenerateParams(Section):
 
 
 class BenchmarkParams(Section):
-    benchmark: str = Field("held_out", description="a name in larpo.benchmarks.BENCHMARKS")
+    benchmark: str = Field("held_out", description="a name of docs/benchmarks.md, or your own `module:object`")
     generate: GenerateParams
     items: int | None = Field(
         None, ge=2, description="so many items, chosen by a hash; null: all (held_out needs a number)"
@@ -291,10 +293,10 @@ class EncoderParams(Section):
     """A sentence encoder."""
 
     model: str = Field(description="sentence-transformers model: `pypi:NAME`, a hub id (intfloat/e5-base-v2), a folder")
-    revision: str | None = None
+    revision: str | None = Field(None, description="commit of a hub model")
     query_prefix: str = Field("", description="e5 expects `query: `")
     passage_prefix: str = Field("", description="e5 expects `passage: `")
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, description="texts in memory at once")
     max_length: int = Field(256, ge=8, description="tokens per passage; the rest is cut")
 
 
@@ -306,9 +308,9 @@ class RetrievalParams(EncoderParams):
     ns: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10, 20, 50, 100], min_length=1, description="N of Recall@N")
     shard_size: int = Field(50_000, ge=1, description="passages in memory at once")
     index: Literal["flat", "ivf_pq"] = Field("flat", description="FAISS index: exact, or compressed for many passages")
-    index_options: dict[str, Any] = {}
+    index_options: dict[str, Any] = Field({}, description="ivf_pq: nlist, m, nbits, nprobe of FAISS")
 
 
 class ReportParams(Section):
-    title: str = "LARPO"
+    title: str = Field("LARPO", description="of the page")
     examples: int = Field(4, ge=0, description="sampled lists shown as text, per iteration")

@@ -74,6 +74,14 @@ def markdown(scores: dict[str, dict[str, dict[str, Any]]]) -> str:
     return console.file.getvalue()
 
 
+def text(scores: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """The tables as plain text, without a line of spaces."""
+    console = Console(file=io.StringIO(), width=88)
+    for benchmark, policies in scores.items():
+        console.print(table(benchmark, policies))
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines() if line.strip())
+
+
 def main() -> None:
     """Print per policy: greedy accuracy, Pass@1, Pass@k, mean response length, mean reward."""
     for path in (SCORES, PAGE):

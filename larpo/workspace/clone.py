@@ -28,15 +28,28 @@ WRITTEN = ("studies/results", "docs/findings.md")
 
 
 def named_paths(tree: Any, root: Path) -> Iterator[Path]:
-    """Files and folders below or outside `root` that parameters name: a local dataset, a corpus, a model."""
+    """Files and folders below or outside `root` that parameters name: a local dataset, a corpus, a model.
+
+    A name without `/` is a file's: `reward` is not the folder that happens to be called so.
+    """
     if isinstance(tree, dict | list):
         for value in tree.values() if isinstance(tree, dict) else tree:
             yield from named_paths(value, root)
-    elif isinstance(tree, str) and "/" in tree:
+    elif isinstance(tree, str) and tree:
         with suppress(OSError):  # a text too long for a name
             path = Path(os.path.normpath(root / tree))  # `..` must not lead out of a clone
-            if path.exists():
+            if path.exists() if "/" in tree else path.is_file():
                 yield path
+
+
+def link_named(project: Path, clone: Path) -> None:
+    """Link what the clone's parameters name in `project` and Git does not hold: datasets and models of one's own."""
+    for path in named_paths(read_yaml(clone / PARAMS), project):
+        if path.is_relative_to(project):
+            here = clone / path.relative_to(project)
+            if not here.exists():
+                here.parent.mkdir(parents=True, exist_ok=True)
+                here.symlink_to(path)
 
 
 def _content(path: Path) -> str:
@@ -97,18 +110,9 @@ class Workspace:
         if added:
             dvc(self.folder, "checkout", *added)
         (self.folder / PARAMS).write_text(params, "utf-8")
-        self._link()
+        link_named(self.project, self.folder)
         write_text(marker, identity)
         return False
-
-    def _link(self) -> None:
-        """Link what parameters name in the project but Git does not hold: datasets and models of one's own in data/."""
-        for path in named_paths(read_yaml(self.folder / PARAMS), self.project):
-            if path.is_relative_to(self.project):
-                here = self.folder / path.relative_to(self.project)
-                if not here.exists():
-                    here.parent.mkdir(parents=True, exist_ok=True)
-                    here.symlink_to(path)
 
     def _data_files(self) -> list[Path]:
         """Data that was added by `dvc add`: no node makes it, so it is checked out here."""

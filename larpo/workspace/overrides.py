@@ -1,9 +1,11 @@
-"""Parameters of a run that differ from params.yaml: iterations, an objective, `key=value` as for `dvc exp run -S`."""
+"""Parameters of a run that differ from params.yaml: sections laid over it, iterations, an objective, `key=value`."""
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+from larpo.config.overlays import lay_all
 from larpo.config.params import parse_params
 from larpo.errors import UserError
 from larpo.load import check_params
@@ -12,13 +14,17 @@ PARAMS = "params.yaml"
 
 
 def changed_params(
-    folder: str | Path, iterations: int | None = None, objective: str | None = None, overrides: list[str] | None = None
+    folder: str | Path,
+    iterations: int | None = None,
+    objective: str | None = None,
+    overrides: Sequence[str] | None = None,
+    overlays: Sequence[str] | None = None,
 ) -> str | None:
     """The text of params.yaml with the changes applied and checked; None where they change nothing.
 
-    `iterations` keeps the first N, or adds further ones with the last one's settings, and has their policies
-    evaluated. `overrides` are `key=value` as for `dvc exp run -S`; a key that the file leaves at its default
-    may be set without Hydra's `+`.
+    `overlays` are files with sections, which come first. `iterations` keeps the first N, or adds further ones with the
+    last one's settings, and has their policies evaluated. `overrides` are `key=value` as for `dvc exp run -S`; a key
+    that the file leaves at its default may be set without Hydra's `+`.
 
     Raises
     ------
@@ -26,7 +32,7 @@ def changed_params(
         An unknown key or a value that larpo.load refuses; nothing has been written.
     """
     from dvc.utils.hydra import apply_overrides
-    from dvc.utils.serialize import load_yaml
+    from dvc.utils.serialize import load_yaml, modify_yaml
 
     path = Path(folder) / PARAMS
     if not path.is_file():
@@ -35,6 +41,11 @@ def changed_params(
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / PARAMS
         shutil.copyfile(path, copy)
+        if overlays:
+            with modify_yaml(copy) as raw:
+                laid = lay_all(raw, overlays)
+                raw.clear()
+                raw.update(laid)
         if iterations is not None:
             _set_iterations(copy, iterations)
         wanted = [*([f"train.objective={objective}"] if objective else []), *_plain(overrides or [])]
@@ -49,7 +60,7 @@ def changed_params(
         return None if after == before else copy.read_text("utf-8")
 
 
-def _plain(overrides: list[str]) -> list[str]:
+def _plain(overrides: Sequence[str]) -> Sequence[str]:
     """Refuse what is no single `key=value` (or `~key`)."""
     from dvc.utils.hydra import to_hydra_overrides
     from hydra.errors import OverrideParseException

@@ -4,7 +4,8 @@
 pipe: when the caller closes it or dies, the supervisor ends the command and every descendant (first SIGTERM,
 then SIGKILL). It lives in a session of its own, so that Ctrl-C in a terminal reaches the caller alone.
 
-A command that nobody supervises, for a user may call DVC, ends by itself: `end_with_dvc`, `end_with_parent`.
+A command that nobody supervises, for a user may call DVC, ends by itself: `end_with_dvc`, `end_with_parent`. What a
+user started ends on SIGINT and SIGTERM by `end_on_signals`.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -125,6 +127,40 @@ def end_with_dvc() -> None:
         if sys.platform == "linux" and "-c" in arguments and "-m tasks." in arguments[-1]:
             dvc = os.pidfd_open(shell.ppid())
             threading.Thread(target=_end_after, args=(dvc,), daemon=True, name="end-with-dvc").start()
+
+
+def end_on_signals() -> None:
+    """From now on the first SIGINT or SIGTERM is a KeyboardInterrupt in the main thread, and further ones are nothing.
+
+    Under make, whose process LARPO_MAKE names, so is a signal that reached make alone: make hands SIGTERM on and waits,
+    but of SIGINT it expects that the terminal sent it to everybody.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for one in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, end)
+    if make := os.environ.pop("LARPO_MAKE", None):
+        threading.Thread(target=_end_with_make, args=(int(make),), daemon=True, name="end-with-make").start()
+
+
+def _end_with_make(make: int) -> None:
+    """Wait until make is gone or handles a SIGINT (it is then blocked until its children end), and pass that on."""
+    handled = 0
+    while handled < 2:  # for a moment it is blocked whenever make starts a command
+        time.sleep(0.2)
+        try:
+            status = Path(f"/proc/{make}/status").read_text("ascii", "replace")
+        except OSError:
+            if sys.platform != "linux":
+                return
+            break
+        blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+        handled = handled + 1 if blocked >> (signal.SIGINT - 1) & 1 else 0
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _end_after(process: int) -> None:

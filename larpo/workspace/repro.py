@@ -20,6 +20,10 @@ VERDICTS: list[tuple[Outcome, str]] = [
 ]
 LOCKED = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
 EXITED = re.compile(r"^ERROR: failed to reproduce .* exited with (-?\d+)")
+# What DVC advises after every command; said of every node it would be most of a run's log.
+HINT = re.compile(
+    r"To track the changes with git|To enable auto staging|\s+git add |\s+dvc config core.autostage|Use `dvc push` to"
+)
 LOCK_WAIT_SECONDS = 3600.0
 BAD_INPUT = 2  # exit status of a command that refuses its input (tasks/frame/node.py)
 
@@ -117,7 +121,8 @@ class Repro:
 
             def hear(line: str, output: Output = output) -> None:
                 output.read(line)
-                say(line)
+                if not HINT.match(line):
+                    say(line)
 
             status = self.commands.run(command, self.folder, environment() | self.variables, hear)
             if status == 0:

@@ -18,7 +18,7 @@ from larpo.errors import UserError
 from larpo.workspace.clone import Workspace
 from larpo.workspace.overrides import changed_params
 from larpo.workspace.repro import Output
-from tests.flows.conftest import NODES, Project, Serving
+from tests.flows.conftest import NODES, ROOT, Project, Serving
 
 
 @pytest.fixture
@@ -131,6 +131,17 @@ def test_a_clone_sees_the_files_that_parameters_name_though_git_does_not_hold_th
     assert own.read_text() == "{}", "closing removes the link, not what it leads to"
 
 
+def test_sections_are_laid_over_before_anything_else(project: Project) -> None:
+    """The shipped profile fits the project's own parameters, and an override is laid over it."""
+    text = changed_params(
+        project.folder, overrides=["sample.responses=6"], overlays=[ROOT / "configs/params-tiny.yaml"]
+    )
+    found = yaml.safe_load(text)
+    assert (list(found["iterations"]), found["retrieval"], list(found["benchmarks"])) == (["1"], {}, ["held_out"])
+    assert (found["sample"]["responses"], found["prompts"]["per_iteration"]) == (6, 16)
+    assert found["benchmarks"]["held_out"]["generate"]["max_new_tokens"] == 16
+
+
 def test_more_iterations_continue_the_last(project: Project) -> None:
     text = changed_params(project.folder, iterations=2)
     assert text is not None
@@ -176,7 +187,9 @@ def test_command_refuses_before_anything_runs(project: Project) -> None:
 
 
 # kill -9 hits a light node: a heavy one's slot would stay taken for a minute, which the next tests would wait for.
-@pytest.mark.parametrize(("number", "node"), [(signal.SIGTERM, "policy"), (signal.SIGKILL, "prompts@1")])
+@pytest.mark.parametrize(
+    ("number", "node"), [(signal.SIGTERM, "policy"), (signal.SIGINT, "prompts@1"), (signal.SIGKILL, "prompts@1")]
+)
 def test_a_killed_run_leaves_no_process(project: Project, serving: Serving, number: int, node: str) -> None:
     env = os.environ | {"LARPO_TEST_SLEEP": node, "PREFECT_API_URL": serving.url}
     command = [sys.executable, "-m", "flows.run", "--target", node]
@@ -188,9 +201,12 @@ def test_a_killed_run_leaves_no_process(project: Project, serving: Serving, numb
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert len(project.processes()) >= 4  # the run, its supervisor, dvc, the stage
+    before = (project.folder.parent / "output").read_text()
     run.send_signal(number)
     run.wait(30)
     project.wait_until_gone(20)
+    printed = (project.folder.parent / "output").read_text().removeprefix(before)
+    assert printed == ("" if number == signal.SIGKILL else "stopped\n")
 
 
 def test_runs_without_a_server(project: Project) -> None:

@@ -8,10 +8,9 @@ import json
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from larpo.audit.lineage.commits import CODE, Commit
 from larpo.audit.open import PARAMS, AuditedRun
@@ -187,7 +186,7 @@ def _beside(run: AuditedRun, members: dict[str, Member], head: str, data_limit: 
     tree = read_yaml(run.folder / PARAMS)
     data = [run.folder / path for path in run.sources if path not in code]
     # What manifests name comes first: whether it exists here must not decide whether a reader is told of it.
-    places = [*data, *_recorded(run), *named_paths(tree, run.folder), *_bare_names(tree, run.folder)]
+    places = [*data, *_recorded(run), *named_paths(tree, run.folder)]
     for place in dict.fromkeys(places):
         if (lack := _add_data(run, members, commit, place, data_limit)) is not None:
             needed.append(lack)
@@ -223,15 +222,6 @@ def _recorded(run: AuditedRun) -> list[Path]:
     sources = [source for manifest in run.manifests.values() for source in manifest.notes.sources]
     local = {source.name for source in sources if source.kind in ("folder", "file")}
     return sorted(Path(os.path.normpath(run.folder / name)) for name in local)
-
-
-def _bare_names(tree: Any, folder: Path) -> Iterator[Path]:
-    """Files right in the run's folder that parameters name without a `/`."""
-    if isinstance(tree, dict | list):
-        for value in tree.values() if isinstance(tree, dict) else tree:
-            yield from _bare_names(value, folder)
-    elif isinstance(tree, str) and 0 < len(tree) < 200 and "/" not in tree and (folder / tree).is_file():
-        yield folder / tree
 
 
 def _frame(run: AuditedRun, facts: Facts) -> list[Member]:

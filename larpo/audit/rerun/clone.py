@@ -93,6 +93,7 @@ class Clone:
         self.top.parent.mkdir(parents=True, exist_ok=True)
         self.folder = clone_at(run.folder, commit, self.top)
         self._lay_over()
+        self._link()
         self.code = AuditedRun(self.folder)
 
     def _lay_over(self) -> None:

@@ -160,7 +160,7 @@ def test_the_card_answers_all_seven_from_the_records(honest):
     assert answers["Pseudocode"].answer == "yes" and len(answers["Pseudocode"].evidence) == 9
     assert any("larpo.lists.recipes.build_lists" in line for line in answers["Pseudocode"].evidence)
     assert f"commit {commit}" in answers["Open source code"].evidence
-    assert answers["Open source code"].answer == "partly", "the test's repository has no address and no licence"
+    assert answers["Open source code"].answer == "partly", "the test's repository has no licence"
     assert any("reasoning-gym" in line and "Apache-2.0" in line for line in answers["Open datasets"].evidence)
     assert any("never trained on" in line for line in answers["Dataset splits"].evidence)
     assert any("cores" in line for line in answers["Hardware specification"].evidence)

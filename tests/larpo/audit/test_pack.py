@@ -313,3 +313,23 @@ def test_the_commands(honest, packed, tmp_path):
     assert larpo_command(honest.folder, "pack", "no-such-run").returncode == 2
     done = larpo_command(honest.folder, "audit", "--diff", ".", file)
     assert done.returncode == 0, "a pack is a run like any other"
+
+
+def test_files_that_parameters_name_are_found_from_any_folder(copy, tmp_path):
+    """They are named from the run's folder: a pack, its unpacked folder and a revision, audited from elsewhere."""
+    (copy.folder / "mine.jsonl").write_text('{"prompt": "1 + 1 =", "answer": "2"}\n')
+    copy.set("source: reasoning_gym", "source: dataset\n  dataset: mine.jsonl\n  answer_field: answer")
+    copy.run("git", "add", "params.yaml")  # the data itself is in no commit
+    copy.run("git", "commit", "-q", "-m", "own data")
+    file, folder, elsewhere = tmp_path / "run.tar", tmp_path / "to", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert larpo_command(copy.folder, "pack", "--out", str(file)).returncode == 0
+    assert larpo_command(elsewhere, "unpack", "../run.tar", "../to").returncode == 0
+    found = [
+        larpo_command(place, "audit", *run, "--no-again", "--json", "--out", str(tmp_path / "page"))
+        for place, run in [(elsewhere, ["../run.tar"]), (elsewhere, [str(folder)]), (copy.folder, ["HEAD"])]
+    ]
+    verdicts = [{c["name"]: c["verdict"] for c in json.loads(done.stdout)["checks"]} for done in found]
+    # The parameters are not those that were run, and that is all.
+    assert verdicts[0] == verdicts[1] == verdicts[2] and {done.returncode for done in found} == {1}, verdicts
+    assert verdicts[0]["outputs"] == verdicts[0]["tables"] == "holds" and verdicts[0]["parameters"] == "fails"

@@ -109,6 +109,11 @@ def test_overlays_lie_between_base_and_study(tmp_path, monkeypatch):
         "other": {"launch": "f"},
     }
     assert lay_over({"sft": {}}, {"sft": {"*": {"launch": "f"}}}) == {"sft": {}}
+    assert lay_over({"sft": tuned}, {"sft": {"*": None, "new": {}}}) == {"sft": {"new": {}}}
+    assert lay_over({"sft": tuned, "seed": 1}, {"sft": {"base": None, "absent": None}, "seed": None}) == {
+        "sft": {"other": tuned["other"]},
+        "seed": None,
+    }
     assert lay_over({}, {"sft": {"*": {"launch": "f"}}, "a": {"b": 1}}) == {"sft": {}, "a": {"b": 1}}
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(paper(seed=0)))
