@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.server import port_is_free
 from larpo.studies.spec import names
 from tests.conftest import Project
-from tests.flows.conftest import ROOT, Serving
+from tests.flows.conftest import NODES, ROOT, Serving
 from tests.larpo.audit.forgery import flip
 
 
@@ -54,6 +55,14 @@ def test_every_study_has_a_deployment(serving: Serving) -> None:
     expected = {("larpo", "iterate"), ("larpo-audit", "default"), *(("larpo-study", name) for name in studies)}
     assert set(deployed) == expected and len(studies) > 9
     assert all(deployed["larpo-study", name].parameters == {"name": name} for name in studies)
+    # What the form of the UI is made from.
+    for deployment in deployed.values():
+        assert all(one.get("description") for one in deployment.parameter_openapi_schema["properties"].values())
+    overrides = deployed["larpo", "iterate"].parameter_openapi_schema["properties"]["overrides"]
+    assert "docs/params.md" in overrides["description"]
+    (pattern,) = (kind["items"]["pattern"] for kind in overrides["anyOf"] if kind["type"] == "array")
+    good, bad = ["a.b=1", "+a=[1,2]", "~a.b", "lists.memory=all"], ["a", "a b=1", "=1"]
+    assert [bool(re.search(pattern, text)) for text in good + bad] == [True] * len(good) + [False] * len(bad)
 
 
 def test_the_deployed_audit_fails_and_names_what_is_wrong(
@@ -81,11 +90,15 @@ def test_the_deployed_audit_fails_and_names_what_is_wrong(
 def test_deployment_runs_and_nothing_is_left(serving: Serving, plain: dict[str, str]) -> None:
     project = serving.project
     command = [sys.executable, "-m", "prefect", "deployment", "run", "larpo/iterate"]
-    command += ["--param", 'targets=["train"]', "--watch"]
+    command += ["--watch"]
     # No address is given: the project's prefect.toml leads to the server.
-    done = subprocess.run(command, cwd=project.folder, env=plain, capture_output=True, text=True, check=False)
+    env = plain | {"COLUMNS": "300"}
+    done = subprocess.run(command, cwd=project.folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(project.started()) == ["policy", "prompts@1", "sample@1", "train@1"]
+    assert sorted(project.started()) == sorted(NODES)
+    last = "\n".join(done.stdout.splitlines()[-12:])
+    assert "Greedy" in last and f"Report: {project.folder}/report/index.html" in last, "the result is seen last"
+    assert "dvc push" not in done.stdout and "git add" not in done.stdout
     output = serving.output.read_text()
     assert f"Prefect UI: http://127.0.0.1:{serving.port}" in output
     assert "prefect deployment run larpo/iterate" in output
