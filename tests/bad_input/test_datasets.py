@@ -84,7 +84,7 @@ WRONG_DATA = rows(
     ("the system message of other problems", dataset(lines(GOOD), system="You are a calculator."), "prompts 1",
       ("prompts.system", "-S prompts.system=null")),
     ("prompts that are a benchmark's", both(dataset(lines(GOOD)), benchmark("gsm8k", lines([{"question": r["prompt"],
-      "answer": r["answer"]} for r in GOOD]))), "prompts 1", ("6 training prompts asked for, the source has 0",
+      "answer": r["answer"]} for r in GOOD]))), "prompts 1", ("6 asked for by prompts.per_iteration",
       "hold a question of b")),
     ("a folder", both(dataset(lines(GOOD), "set/a.txt"), param("prompts.dataset", "set")), "prompts 1",
       ("no column 'prompt'",)),
