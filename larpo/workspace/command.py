@@ -1,6 +1,7 @@
 """The command `larpo exp`: a run with other parameters that leaves this folder as it is."""
 
 import sys
+from pathlib import Path
 
 import typer
 
@@ -10,6 +11,12 @@ from larpo.errors import UserError
 def exp(
     overrides: list[str] = typer.Option(
         [], "--set", "-S", metavar="key=value", help="a parameter, as for `dvc exp run -S`; repeat for more"
+    ),
+    overlays: list[str] = typer.Option(
+        [],
+        "--with",
+        metavar="FILE",
+        help="sections to lay over params.yaml, such as configs/params-tiny.yaml; repeat for more",
     ),
     iterations: int | None = typer.Option(None, help="the first N iterations of params.yaml, or more"),
     name: str | None = typer.Option(None, help="of the experiment; default: what was set"),
@@ -23,13 +30,16 @@ def exp(
     from larpo.workspace.clone import Workspace, free_name
     from larpo.workspace.dvc import read_graph
     from larpo.workspace.overrides import changed_params
+    from larpo.workspace.processes import Stopped, end_on_signals
     from larpo.workspace.repro import NodeFailed, Repro
 
+    end_on_signals()
     project = project_folder()
-    params = changed_params(project, iterations, overrides=overrides)
+    params = changed_params(project, iterations, overrides=overrides, overlays=overlays)
     if params is None:
         raise UserError("larpo exp: nothing differs from params.yaml; set something by -S, or run `dvc repro`")
-    told = [o.rpartition(".")[2] for o in overrides] + ([f"iterations {iterations}"] if iterations else [])
+    told = [*(Path(file).stem for file in overlays), *(o.rpartition(".")[2] for o in overrides)]
+    told += [f"iterations {iterations}"] if iterations else []
     workspace = Workspace(project, free_name(project, name or " ".join(told)))
     resumed = workspace.open(params)
     print(f"{workspace.name}: {'goes on' if resumed else 'runs'} in {workspace.clone}", flush=True)
@@ -40,6 +50,9 @@ def exp(
     except NodeFailed as error:
         print(f"failed: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
+    except (KeyboardInterrupt, Stopped):
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
     finally:
         runner.stop()
     workspace.save(nodes)
