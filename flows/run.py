@@ -38,6 +38,7 @@ from larpo.workspace.dvc import GraphNode, read_graph, select
 from larpo.workspace.mend import mend
 from larpo.workspace.overrides import changed_params
 from larpo.workspace.repro import BadInput, NodeFailed, Repro
+from tasks.frame import warm
 
 STATE_NAMES = {"ran": "Completed", "restored": "Restored", "up-to-date": "UpToDate"}
 LIMIT = "larpo-heavy"
@@ -116,9 +117,10 @@ def run_graph(graph: dict[str, GraphNode], folder: Path) -> dict[str, str]:
     RunFailed
         Some nodes failed. Nodes that do not need them have run.
     """
-    runner, slots = Repro(folder), HeavySlots(heavy_slots())
-    delay = _number("LARPO_RETRY_DELAY_SECONDS", 10, least=0)
+    slots, delay = HeavySlots(heavy_slots()), _number("LARPO_RETRY_DELAY_SECONDS", 10, least=0)
     futures: dict[str, Any] = {}
+    held = contextlib.ExitStack()  # each node has a DVC of its own
+    runner = Repro(folder, variables=held.enter_context(warm.server(libraries=warm.LIGHT)))
     try:
         for node in graph.values():
             prepared = run_node.with_options(name=node.kind, retries=node.meta.retries, retry_delay_seconds=delay)
@@ -129,6 +131,7 @@ def run_graph(graph: dict[str, GraphNode], folder: Path) -> dict[str, str]:
     finally:
         # On a cancelled run: ends what runs, so that the task runner's threads return.
         runner.stop()
+        held.close()
     states = {name: future.state for name, future in futures.items()}
     failed = [name for name, state in states.items() if state.is_failed() or state.is_crashed()]
     if failed:
