@@ -21,7 +21,7 @@ def paper(**changes: Any) -> dict[str, Any]:
         "sample": {"responses": 10, "max_new_tokens": 1024},
         "score": {"reward": "exact_match"},
         "lists": {"recipe": "top_bottom", "top": 2, "bottom": 2, "memory": "current"},
-        "reference": {"lists_per_batch": 1},
+        "reference": {"lists_per_batch": 1, "autocast": "bfloat16"},
         "train": {
             "learning_rate": 5e-7,
             "epochs": 2,
@@ -114,7 +114,7 @@ WRONG = {
     "gpus": ({"engine.options": {"tensor_parallel_size": 2}}, "tensor_parallel_size: 2 of 1 GPU(s)"),
     "data parallel": ({"engine.options": {"data_parallel_size": 2}}, "vLLM refuses it in one process"),
     "training": ({"train.trainer_options": {}}, "AdamW with configs/fsdp-1x80gb-offload.yaml"),
-    "adafactor is offered": ({"train.trainer_options": {}}, "optim: adafactor on one GPU 7"),
+    "adafactor is offered": ({"train.trainer_options": {}}, "train.optimizer adafactor on one GPU 7"),
     "steps": ({"train.lists_per_step": 127, "train.lists_per_device_batch": 2}, "127 is a multiple of"),
     "judge": ({"benchmarks.hard.judge": "parsr"}, "'parsr' is not in `judges`; did you mean 'parser'?"),
     "no judge": ({"benchmarks.alpaca.judge": None}, "benchmarks.alpaca.judge: missing"),
