@@ -7,6 +7,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from larpo.errors import printable
+
 STYLES = {
     "holds": "green",
     "fails": "bold red",
@@ -21,7 +23,7 @@ FIRST = 3  # failures per check in the terminal; the page has more
 
 def print_audit(audit: dict[str, Any], console: Console | None = None) -> None:
     """One line per check, cut to the terminal's width; a pipe gets 120 columns."""
-    console = console or Console(highlight=False)
+    console, audit = console or Console(highlight=False), printable_tree(audit)
     if not console.is_terminal:
         console.width = 120
     for part in dict.fromkeys(c["part"] for c in audit["checks"]):
@@ -40,6 +42,19 @@ def print_audit(audit: dict[str, Any], console: Console | None = None) -> None:
     open_questions = sum(c["verdict"] == "not checked" for c in audit["checks"])
     remark = f"; {open_questions} not checked, see above" if open_questions else ""
     console.print(f"\neverything that was checked holds{remark}")
+
+
+def printable_tree(tree: Any) -> Any:
+    """JSON whose texts may be printed, whoever wrote them."""
+    if isinstance(tree, dict):
+        return {key: printable_tree(value) for key, value in tree.items()}
+    return (
+        [printable_tree(x) for x in tree]
+        if isinstance(tree, list)
+        else printable(tree)
+        if isinstance(tree, str)
+        else tree
+    )
 
 
 def _table(console: Console, title: str, rows: list[tuple[str, str, str]]) -> None:
