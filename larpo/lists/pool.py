@@ -27,8 +27,9 @@ class Pool:
     Attributes
     ----------
     rows
-        One per response: prompt (place of its id among `prompts`), response_id, iteration, temperature, n_tokens, tokens (equal for
-        equal token ids), cut (whether it was cut off), gold, reward, correct (0, 1, or NaN: not verifiable).
+        One per response: prompt (place of its id among `prompts`), response_id, iteration, temperature, n_tokens,
+        tokens (equal for equal token ids), cut (whether it was cut off), gold, reward, correct (0, 1,
+        or NaN: not verifiable).
     prompts
         (P,) prompt ids in rising order; some may have no row.
     """
