@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from larpo.audit.draw import Draw
 from larpo.audit.pack import PACK, Facts
 from larpo.audit.pack.unpack import KEPT, open_pack
 from larpo.audit.record import UNREADABLE, Manifest
@@ -46,7 +47,11 @@ class AuditedRun:
         What dvc.yaml declares, in an order in which it can run.
     params
         params.yaml, checked.
+    draw
+        What its auditor draws by lot.
     """
+
+    draw: Draw = Draw(0)
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder).resolve()
