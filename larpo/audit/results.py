@@ -1,4 +1,5 @@
-"""What a check of the audit found: one record, the same in the terminal, in JSON and on the page."""
+"""What a check of the audit found, and the verdict on all of them: one record, the same in the terminal, in JSON and on
+the page."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,8 @@ PARTS = {
     "science": "Do the numbers follow from the tables?",
     "again": "Does a node executed again make the same?",
 }
+STATUS = {"holds": 0, "does not hold": 1, "holds, but not everything was checked": 3}
+"""Verdict on a run → exit status; 2 is wrong input."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Check:
     """One question, asked of `checked` things.
 
     `detail` is one line: what was compared, or why it could not be. `failures` names what does not hold, the first
-    in the order of the graph first: a node, a file with its byte, a table with its row.
+    in the order of the graph first: a node, a file with its byte, a table with its row. `behind` says what behind a
+    reported number was not checked, whatever the rest of the check found; such a run never just holds.
     """
 
     part: str
@@ -28,9 +32,10 @@ class Check:
     checked: int
     detail: str
     failures: tuple[str, ...] = ()
+    behind: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        return asdict(self) | {"failures": list(self.failures)}
+        return asdict(self) | {"failures": list(self.failures), "behind": list(self.behind)}
 
 
 def holds(part: str, name: str, checked: int, detail: str) -> Check:
@@ -45,18 +50,27 @@ def counted(part: str, name: str, checked: int, detail: str) -> Check:
     return Check(part, name, "counted", checked, detail)
 
 
-def unchecked(part: str, name: str, reason: str) -> Check:
-    """A question that could not be asked; it neither holds nor fails, and is shown."""
-    return Check(part, name, "not checked", 0, reason)
+def unchecked(part: str, name: str, reason: str, behind: bool = True) -> Check:
+    """A question that could not be asked; it neither holds nor fails, and is shown. `behind`: a reported number rests
+    on the answer."""
+    return Check(part, name, "not checked", 0, reason, behind=(reason,) if behind else ())
 
 
-def conclude(part: str, name: str, checked: int, detail: str, failures: Sequence[str]) -> Check:
+def conclude(
+    part: str, name: str, checked: int, detail: str, failures: Sequence[str], behind: Sequence[str] = ()
+) -> Check:
     """Holds where nothing failed; nothing to check is `not checked`, never `holds`."""
-    if failures:
-        return fails(part, name, checked, detail, failures)
-    return holds(part, name, checked, detail) if checked else unchecked(part, name, detail)
+    verdict: Verdict = "fails" if failures else "holds" if checked else "not checked"
+    behind = tuple(behind) or ((detail,) if verdict == "not checked" else ())
+    return Check(part, name, verdict, checked, detail, tuple(failures), behind)
 
 
-def all_hold(checks: Sequence[Check]) -> bool:
-    """Whether an audit may end with 0: something was checked and nothing failed."""
-    return any(c.verdict == "holds" for c in checks) and all(c.verdict != "fails" for c in checks)
+def verdict_of(checks: Sequence[Check]) -> tuple[str, str]:
+    """The verdict on a run, a key of STATUS, and the first thing that fails or was not checked ("" for none)."""
+    if failed := next((c for c in checks if c.verdict == "fails"), None):
+        return "does not hold", f"{failed.name}: {failed.failures[0]}"
+    unasked = [f"{c.name}: {line}" for c in checks for line in c.behind]
+    if unasked or not any(c.verdict == "holds" for c in checks):
+        more = f" (and {len(unasked) - 1} more)" if len(unasked) > 1 else ""
+        return "holds, but not everything was checked", (unasked[0] if unasked else "nothing was") + more
+    return "holds", ""

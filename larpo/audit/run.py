@@ -2,10 +2,11 @@
 `larpo-audit` with each part as a task."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import chdir
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,14 @@ from urllib.parse import urlsplit
 
 from larpo.audit.bytes.check import check_bytes
 from larpo.audit.card import Answer, Evidence, card
+from larpo.audit.chain import whole_chain
+from larpo.audit.draw import Draw, draw
 from larpo.audit.isolation import offline
 from larpo.audit.lineage.check import check_lineage, origins
 from larpo.audit.open import AuditedRun, open_run
 from larpo.audit.page import record, render
-from larpo.audit.rerun.nodes import choose, run_again
-from larpo.audit.results import Check, fails, unchecked
+from larpo.audit.rerun.nodes import choose, limit_of, run_again
+from larpo.audit.results import Check, fails
 from larpo.audit.science.check import check_science
 from larpo.errors import UserError, one_line
 from larpo.workspace.files import write_text
@@ -33,7 +36,7 @@ Checks = Callable[[], list[Check]]
 
 @dataclass(frozen=True)
 class Selection:
-    """Which nodes are executed again: named ones, every one, or one of each kind.
+    """Which nodes are executed again: named ones, every one, or those that `larpo.audit.rerun.nodes.choose` draws.
 
     `requested` null executes them where the run is this project's own, for executing a stranger's run runs its code.
     """
@@ -41,6 +44,7 @@ class Selection:
     nodes: tuple[str, ...] = ()
     every: bool = False
     requested: bool | None = None
+    draw: Draw = field(default_factory=draw)
 
     def executes(self, own: bool) -> bool:
         return bool(self.nodes or self.every or (own if self.requested is None else self.requested))
@@ -56,10 +60,12 @@ def parts(run: AuditedRun, selection: Selection, own: bool, say: Callable[[str],
     }
     if executes:
         nodes = choose(run, list(selection.nodes), selection.every)  # a wrong name is refused before anything is hashed
-        checks["again"] = lambda: run_again(run, nodes, say)
-    elif selection.requested is None:
-        why = "the run is not this project's, and executing its nodes runs its code; ask for it with --again"
-        checks["again"] = lambda: [unchecked("again", "nodes executed again", why)]
+        limit = math.inf if selection.nodes or selection.every else limit_of(run)
+        checks["again"] = lambda: run_again(run, nodes, say, limit=limit)
+    else:
+        why = "executing nodes runs the run's code, which is not this project's; ask for it with --again"
+        why = f" ({why if selection.requested is None else '--no-again'})"
+        checks["again"] = lambda: [whole_chain(run, (), why)]
     return {part: partial(complete, run, part, check) for part, check in checks.items()}
 
 
@@ -100,12 +106,15 @@ def audit(
     """
     started, clock, checks = datetime.now(UTC), time.monotonic(), []
     with open_run(project, run) as audited, offline(not audited.own):
+        audited.draw = selection.draw
         for part, check in parts(audited, selection, audited.own, say).items():
             say(f"{part} …")
             checks += perform(part, check)
         facts = _facts(audited) | {
             "when": started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - clock, 1),
+            "seed": selection.draw.seed,
+            "sample": selection.draw.rows,
         }
         tree = record(facts, checks, reproducibility_card(audited, checks))
     write_text(out / RECORD, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""The audit in the terminal: one line per check, the first things that do not hold below each part."""
+"""The audit in the terminal: the verdict, one line per check, the first things that do not hold below each part."""
 
 from typing import Any
 
@@ -17,15 +17,20 @@ STYLES = {
     "yes": "green",
     "partly": "yellow",
     "no": "red",
+    "does not hold": "bold red",
+    "holds, but not everything was checked": "bold yellow",
 }
 FIRST = 3  # failures per check in the terminal; the page has more
 
 
 def print_audit(audit: dict[str, Any], console: Console | None = None) -> None:
-    """One line per check, cut to the terminal's width; a pipe gets 120 columns."""
+    """The verdict, then a line per check, cut to the terminal's width; a pipe gets 120 columns."""
     console, audit = console or Console(highlight=False), printable_tree(audit)
     if not console.is_terminal:
         console.width = 120
+    first = f": {audit['first']}" if audit["first"] else ""
+    console.print(Text(f"{audit['verdict']}{first}", style=STYLES[audit["verdict"]]), soft_wrap=True)
+    console.print(f"drawn by seed {audit['seed']} (--seed), {audit['sample']} rows of a table (--sample)")
     for part in dict.fromkeys(c["part"] for c in audit["checks"]):
         checks = [c for c in audit["checks"] if c["part"] == part]
         _table(console, part, [(c["name"], c["verdict"], c["detail"]) for c in checks])
@@ -34,14 +39,10 @@ def print_audit(audit: dict[str, Any], console: Console | None = None) -> None:
                 console.print(Padding(Text(line, style="red"), (0, 0, 0, 4)))
             if check["failed"] > FIRST:
                 console.print(f"    and {check['failed'] - FIRST} more")
+            for line in check["behind"] if check["verdict"] != "not checked" else ():
+                console.print(Padding(Text(f"not checked: {line}", style="yellow"), (0, 0, 0, 4)))
     answers = [(a["variable"], a["answer"], "; ".join(a["missing"] or a["evidence"])) for a in audit["card"]]
     _table(console, "reproducibility card", answers)
-    if failed := [c for c in audit["checks"] if c["verdict"] == "fails"]:
-        console.print(Text(f"\ndoes not hold: {failed[0]['name']}: {failed[0]['failures'][0]}", style="bold red"))
-        return
-    open_questions = sum(c["verdict"] == "not checked" for c in audit["checks"])
-    remark = f"; {open_questions} not checked, see above" if open_questions else ""
-    console.print(f"\neverything that was checked holds{remark}")
 
 
 def printable_tree(tree: Any) -> Any:

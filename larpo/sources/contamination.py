@@ -35,7 +35,13 @@ SHARED = 0.2
 """A sentence that so many of a benchmark's items begin or end with is no part of a question."""
 
 # Letters of other alphabets, in lower case, above the Latin ones that they look like (Unicode's confusables).
-_ALIKE = str.maketrans("аеорсухіјѕԁһԛԝкмтвнαορτυχικϲμβεζηνıɡɑ", "aeopcyxijsdhqwkmtbhaoptuxikcmbezhviga")
+_ALIKE = str.maketrans(
+    "аеорсухіјѕԁһԛԝкмтвнαορτυχικϲμβεζηνıɡɑѡωօսհոցզⲟⲣⲥⲁᎪᏴᏟᎠᎬᏀᎻᎥᎫᏦᏞᎷᏢᎡᏚᎢᏙᏔᎳᏃ",
+    "aeopcyxijsdhqwkmtbhaoptuxikcmbezhvigawwouhngqopcaabcdeghijklmprstvwwz",
+)
+_UNSEEN = dict.fromkeys(map(ord, "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"))
+"""Of no width, though no format characters; and the blank of Braille."""
+_NAMED = re.compile(r"LATIN (?:SMALL LETTER|LETTER SMALL CAPITAL) (?:SCRIPT )?([A-Z])(?: WITH [A-Z ]+)?$")
 _SIGNS = str.maketrans({"×": "*", "⋅": "*", "·": "*", "∙": "*", "÷": "/", "⁄": "/", "∕": "/", "−": "-"})
 _TAG = re.compile(r"<\|[^|<>]*\|>|</?[a-z_]+>|\[/?[a-z_]{2,}\]")  # of a chat template
 _BULLET = re.compile(r"^[ \t]*[-*+•][ \t]+", re.MULTILINE)
@@ -60,10 +66,22 @@ class Text:
 
 def folded(text: str) -> str:
     """Text in one form of Unicode, lower case, without marks and characters of no width, in the letters it shows."""
-    text = unicodedata.normalize("NFKD", text.translate(_SIGNS))
+    if text.isascii():
+        return text.lower()
+    text = unicodedata.normalize("NFKD", text.translate(_SIGNS | _UNSEEN))
     kinds = ((c, unicodedata.category(c)) for c in text)
-    text = "".join("-" if kind == "Pd" else c for c, kind in kinds if kind not in ("Mn", "Me", "Cf"))
+    text = "".join(_shown(c, kind) for c, kind in kinds if kind not in ("Mn", "Me", "Cf", "Co", "Cn"))
     return unicodedata.normalize("NFKC", text).casefold().translate(_ALIKE).translate(_SIGNS)
+
+
+def _shown(c: str, kind: str) -> str:
+    """The letter, digit or sign as which a character shows, where its name tells."""
+    if c.isascii():
+        return c
+    if kind in ("Pd", "Nd"):
+        return "-" if kind == "Pd" else str(unicodedata.digit(c))
+    named = _NAMED.match(unicodedata.name(c, ""))
+    return named[1] if named else c
 
 
 def read(text: str) -> Text:

@@ -131,7 +131,7 @@ def cache_intact(run: AuditedRun) -> Check:
             if run.cached(md5) is None:
                 failures.append(f"{place}: its content has another hash; remove it and `dvc fetch` or `dvc repro`")
     if not present:
-        return unchecked(PART, "DVC's cache", "it holds nothing of this run")
+        return unchecked(PART, "DVC's cache", "it holds nothing of this run", False)
     detail = f"{present} objects of this run hashed"
     absent = len(recorded) - present
     return conclude(PART, "DVC's cache", present, detail + (f"; {absent} are not there" if absent else ""), failures)

@@ -7,8 +7,10 @@
     curve            curves, metrics of a training   numbers: |Δ| ≤ CURVE · (1 + |x|)
     samples          the same machine                the same bytes
                      another machine                 same prompts, tokens of prompts, temperatures and seeds; and
-                                                     length, share cut off and, where a rule can score, reward
-                                                     shifted by no more than chance
+                                                     every recorded answer that parts is its policy's by the seed;
+                                                     of an engine whose random numbers are unknown, the greedy
+                                                     ones are, and length, share cut off and, where a rule can
+                                                     score, reward of the others shifted by no more than chance
     rewards          by a rule                       the same bytes
                      by a model                      same rows, |Δ reward| ≤ LOGP · (1 + |x|)
     reward_metrics   the same of JSON
@@ -97,12 +99,18 @@ class Terms:
         Of a node that trains.
     score
         Rewards (n,) of a frame with columns prompt_id, text, n_tokens, finish_reason; None where no rule can tell.
+    not_said
+        Lines on those of the recorded rows that the policy did not say; null: nobody can tell.
+    numbered
+        `not_said` tells of sampled rows too, since the engine's random numbers are known.
     """
 
     repeatable: bool = True
     rule: bool = True
     learning_rate: float | None = None
     score: Callable[[Any], np.ndarray] | None = None
+    not_said: Callable[[Sequence[int]], list[str]] | None = None
+    numbered: bool = False
 
 
 Rule = Callable[[Path, Path, Terms], Comparison]
@@ -288,6 +296,12 @@ def _samples(expected: Path, found: Path, terms: Terms) -> Comparison:
     pairs = collect(expected, found)
     if pairs.difference is not None:
         return Comparison("differs", "what is asked has to be the same", pairs.difference)
+    if terms.not_said is not None and pairs.differing:
+        parted = f"{len(pairs.differing)} of {pairs.rows} answers part"
+        if lines := terms.not_said(pairs.differing):
+            return Comparison("differs", f"{parted}; recorded ones are not their policy's", lines[0])
+        if terms.numbered:
+            return Comparison("within tolerance", f"{parted}, each recorded one where its policy's numbers tie")
     by_chance, detail = within_chance(pairs, terms.score)
     return Comparison("statistically alike", detail) if by_chance else Comparison("differs", detail, pairs.first)
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.stats import norm
 
 from larpo.audit.compare.files import batches, first_row, row_line
 
@@ -30,12 +31,14 @@ ANSWERED = ("response_id", "text", "token_ids", "n_tokens", "finish_reason", "lo
 
 @dataclass
 class Pairs:
-    """Pairs of rows. `difference`: where the two were not asked the same; then nothing else is filled."""
+    """Pairs of rows. `difference`: where the two were not asked the same; then nothing else is filled. `differing`:
+    the rows whose answers are not the same."""
 
     rows: int = 0
     greedy_rows: int = 0
     first: str | None = None
     difference: str | None = None
+    differing: list[int] = field(default_factory=list)
     expected: list[pd.DataFrame] = field(default_factory=list)
     found: list[pd.DataFrame] = field(default_factory=list)
 
@@ -100,6 +103,7 @@ def _pair(pairs: Pairs, x: pa.Table, y: pa.Table, start: int) -> None:
     other = np.flatnonzero(~same)
     if not len(other):
         return
+    pairs.differing += (start + other).tolist()
     if pairs.first is None:
         row = int(other[0])
         pairs.first = row_line(x, y, row, start, _other(x, y, row, columns))
@@ -135,6 +139,7 @@ def within_chance(pairs: Pairs, score: Callable[[Any], np.ndarray] | None) -> tu
             delta = (y - x)[mask]
             z, p = sign_flip(delta)
             by_chance &= p >= level
-            line += f", {name} {delta.sum() / total:+.3g} (z {z:.2f}, p {p:.2g})"
+            unseen = norm.isf(level / 2) * math.sqrt(float((delta**2).sum())) / total
+            line += f", {name} {delta.sum() / total:+.3g} (z {z:.2f}, p {p:.2g}; unseen: below {unseen:.2g})"
         lines.append(line)
     return by_chance, f"{'; '.join(lines)}; sign-flip test of pairs, each at {level:.1g}"

@@ -4,19 +4,19 @@ from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from larpo.audit.chain import meta_of
 from larpo.audit.compare.values import different_values, value_at
 from larpo.audit.lineage.code import check_code
 from larpo.audit.lineage.commits import CODE, Commit
+from larpo.audit.lineage.ours import GRAPH, stages, their_code
 from larpo.audit.open import RECORDS, AuditedRun
 from larpo.audit.record import Source
 from larpo.audit.results import Check, conclude, unchecked
-from larpo.config.yaml12 import UNREADABLE, parse
 from larpo.errors import UserError, one_line
 from larpo.hashing import dvc_hash, file_hash, tree_hash
 from larpo.workspace.dvc_lock import LOCK, LockedNode, plain
 
 PART = "lineage"
-GRAPH = "dvc.yaml"
 CHECKED = (*CODE, GRAPH)
 
 
@@ -26,6 +26,7 @@ def check_lineage(run: AuditedRun) -> Iterator[Check]:
     yield records(run)
     yield params_recorded(run)
     yield code_committed(run)
+    yield their_code(run)
     yield sources(run)
     yield from check_code(run)
     yield lock_committed(run)
@@ -126,7 +127,7 @@ def code_committed(run: AuditedRun) -> Check:
     (which dvc.yaml leaves out) by the list of files that differed from the commit."""
     failures, count = [], 0
     commits: dict[str, Commit] = {}
-    declared: dict[str, dict[str, Any]] = {"": _stages(run.folder.joinpath(GRAPH).read_bytes())}
+    declared: dict[str, dict[str, Any]] = {"": stages(run.folder.joinpath(GRAPH).read_bytes())}
     for node in run.nodes:
         state = run.recorded(node.name).git
         name = state.commit
@@ -136,7 +137,7 @@ def code_committed(run: AuditedRun) -> Check:
         try:
             commit = commits[name] = commits.get(name) or Commit(run.repository, name)
             if name not in declared:
-                declared[name] = _stages(commit.content(GRAPH))
+                declared[name] = stages(commit.content(GRAPH))
         except UserError as error:
             failures.append(f"{node.name}: {error}")
             continue
@@ -154,18 +155,6 @@ def code_committed(run: AuditedRun) -> Check:
             )
     detail = f"{count} nodes, {len(commits)} commits ({', '.join(c[:10] for c in commits) or 'none'})"
     return conclude(PART, "code is committed", count, detail, failures)
-
-
-def _stages(graph: bytes | None) -> dict[str, Any]:
-    """Stages as they are written in dvc.yaml, without what is only said of them; none where it cannot be read."""
-    try:
-        stages = parse(graph or b"")["stages"]
-        for stage in stages.values():
-            for part in (stage, stage.get("do", {})):
-                part.pop("desc", None), part.pop("meta", None)
-        return stages
-    except (*UNREADABLE, LookupError, TypeError, AttributeError):
-        return {}
 
 
 def _code_of(run: AuditedRun, node: LockedNode, commit: Commit) -> list[str]:
@@ -243,7 +232,8 @@ def lock_committed(run: AuditedRun) -> Check:
     try:
         held = Commit(run.repository, "HEAD").files(str(LOCK))
     except UserError:
-        return unchecked(PART, "dvc.lock is committed", "the folder is in no Git repository")
+        return unchecked(PART, "dvc.lock is committed", "the folder is in no Git repository", False)
     if not held or held[""] != file_hash(run.folder / LOCK):
-        return unchecked(PART, "dvc.lock is committed", "HEAD holds no or another dvc.lock; `git commit` dates a run")
+        why = "HEAD holds no or another dvc.lock; `git commit` dates a run"
+        return unchecked(PART, "dvc.lock is committed", why, False)
     return conclude(PART, "dvc.lock is committed", 1, "HEAD holds it as it lies here", [])

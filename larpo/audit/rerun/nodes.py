@@ -6,12 +6,15 @@ of a cache. Every node gets the recorded inputs, never those that another node j
 hides no other.
 """
 
+import math
 import re
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from larpo.audit.chain import meta_of, only_executed, whole_chain
 from larpo.audit.compare.rules import Comparison, compare, worst
 from larpo.audit.isolation import network_cut, stripped
 from larpo.audit.open import AuditedRun
@@ -45,11 +48,17 @@ NOT_HERE = re.compile(
 """What a node of whatever version prints where this machine, not the run, is at fault."""
 
 
+SHARE, LEAST = 0.1, 240
+"""Of the seconds that the manifests tell, and seconds: after as long, an audit that drew its nodes begins no second one
+of a kind."""
+
+
 def run_again(
     run: AuditedRun,
     nodes: list[LockedNode],
     say: Callable[[str], None],
     *,
+    limit: float = math.inf,
     workspace: Path | None = None,
     variables: dict[str, str] | None = None,
 ) -> list[Check]:
@@ -59,6 +68,8 @@ def run_again(
     ----------
     say
         Gets a line per node, and the nodes' own output.
+    limit
+        Seconds of this machine's clock after which no second node of a kind is begun.
     workspace
         Where temporary folders are made; default: .larpo/audit-again of the project in the working folder. The run's
         data, Git repository and cache are only read.
@@ -67,12 +78,17 @@ def run_again(
     """
     with temporary(workspace or project_folder() / WORKSPACE) as home:
         executor = Executor(run, home, say, variables or {})
-        return [executor.check(node) for node in nodes]
+        start, checks, kinds = time.monotonic(), [], set()
+        for node in nodes:
+            if kind_of(node.name) not in kinds or time.monotonic() - start < limit:
+                checks.append(executor.check(node))
+                kinds.add(kind_of(node.name))
+    return [*checks, whole_chain(run, {c.name for c in checks if c.verdict != "not checked"})]
 
 
 def choose(run: AuditedRun, names: list[str] | None, every: bool) -> list[LockedNode]:
-    """The nodes to execute, in the order of the graph: every one; or those of these names and kinds; or of each kind
-    the one whose manifest names the fewest seconds.
+    """The nodes to execute: every one or those of these names and kinds, in the order of the graph; or, in an order
+    drawn by lot, those that nothing else checks, the first of each kind before any second, and one of all others.
 
     Raises
     ------
@@ -86,12 +102,17 @@ def choose(run: AuditedRun, names: list[str] | None, every: bool) -> list[Locked
         if wrong := [name for name in names if name not in known]:
             raise UserError(f"node {wrong[0]!r} is not in {run.folder}/dvc.lock{nearest(wrong[0], known)}")
         return [node for node in run.nodes if {node.name, kind_of(node.name)} & set(names)]
-    cheapest: dict[str, tuple[float, str]] = {}
-    for node in run.nodes:
-        kind, manifest = kind_of(node.name), run.manifests.get(node.name)
-        cost = (manifest.seconds if manifest else float("inf"), node.name)
-        cheapest[kind] = min(cost, cheapest.get(kind, cost))
-    return [node for node in run.nodes if cheapest[kind_of(node.name)][1] == node.name]
+    needed, place = only_executed(run), Counter()
+    drawn = []
+    for node in run.draw.order("nodes", needed):
+        drawn.append((place[kind := kind_of(node.name)], node))
+        place[kind] += 1
+    rest = run.draw.order("others", [node for node in run.nodes if node not in needed])[:1]
+    return [*rest, *(node for _, node in sorted(drawn, key=lambda pair: pair[0]))]
+
+
+def limit_of(run: AuditedRun) -> float:
+    return max(LEAST, SHARE * sum(manifest.seconds for manifest in run.manifests.values()))
 
 
 class Executor:
@@ -106,7 +127,7 @@ class Executor:
         try:
             check = self._check(node)
         except Unfit as error:
-            check = unchecked(PART, node.name, str(error))
+            check = unchecked(PART, node.name, str(error), False)  # `whole_chain` tells whether a number rests on it
         except Changed as error:
             check = fails(PART, node.name, 1, "an input is not what dvc.lock records", [str(error)])
         except UserError as error:
@@ -115,7 +136,7 @@ class Executor:
             line = f"{type(error).__name__}: {one_line(error)[:200]}"
             check = fails(PART, node.name, 1, "its record or its files are not as a run leaves them", [line])
         except RuntimeError as error:  # of git and dvc
-            check = unchecked(PART, node.name, one_line(error)[:300])
+            check = unchecked(PART, node.name, one_line(error)[:300], False)
         self.say(f"{node.name}: {check.verdict}, {check.failures[0] if check.failures else check.detail}")
         return check
 
@@ -196,7 +217,7 @@ class Executor:
 
     def _compare(self, node: LockedNode, clone: Clone, manifest: Manifest, facts: list[str]) -> Check:
         terms = terms_of(self.run, node.name, manifest, clone.code.manifest(node))
-        rules = self.run.graph[node.name].meta.compare
+        rules = meta_of(self.run, node.name).compare
         compared = {path: compare(rules, self.run.folder / path, clone.folder / path, terms) for path in node.products}
         failures = [f"{path}: {c.difference or c.detail}" for path, c in compared.items() if not c.same]
         detail = "; ".join([_relation(compared), *facts])

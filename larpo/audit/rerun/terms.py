@@ -1,16 +1,19 @@
 """What two executions of a node have in common, which decides how their outputs are compared."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from larpo import tables
+from larpo.audit.chain import meta_of
 from larpo.audit.compare.rules import Terms
 from larpo.audit.compare.values import value_at
 from larpo.audit.open import AuditedRun
 from larpo.audit.record import Manifest
 from larpo.audit.rerun.judge import judge_of
+from larpo.audit.science.outputs import not_said
 from larpo.audit.science.rewards import by_model
 from larpo.benchmarks import build_benchmark
 from larpo.rewards import build_reward, penalised
@@ -24,13 +27,15 @@ COMPUTING = (
 
 def terms_of(run: AuditedRun, node: str, recorded: Manifest, made: Manifest) -> Terms:
     """`recorded`, `made`: the node's manifests of both executions."""
-    key = (run.graph[node].meta.learning_rate or "").replace("${key}", node.partition("@")[2])
+    key = (meta_of(run, node).learning_rate or "").replace("${key}", node.partition("@")[2])
     rate = value_at(run.params.model_dump(), key)
     return Terms(
         repeatable=repeatable(recorded, made, run.params.engine.name),
         rule=not by_model(run.params.score),
         learning_rate=rate if isinstance(rate, float) else None,
         score=rule_score(run, node),
+        not_said=partial(not_said, run, node),
+        numbered=run.params.engine.name == "transformers",
     )
 
 

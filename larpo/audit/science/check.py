@@ -11,7 +11,7 @@ from larpo.audit import isolation
 from larpo.audit.lineage.code import untrusted
 from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude, unchecked
-from larpo.audit.science import leaks, rewards, sampling, scores, training
+from larpo.audit.science import leaks, outputs, policies, rewards, sampling, scores, training
 from larpo.audit.science.report import report
 from larpo.errors import UserError, one_line
 from larpo.models.remote_code import EVERY, TOKENIZER
@@ -20,6 +20,9 @@ from larpo.registry import OwnCodeError
 PART = "science"
 BEST_OF_N = "picks of best of N"  # only where a run has some
 TEXTS = "texts are their tokens"
+OUTPUTS = "responses and outputs are their policies'"
+REFERENCE, STEP0 = "reference log-probabilities", "losses at step 0"
+INHERITED, REACH = "policies beside their weights", "weights within reach of their training"
 CHECKS: dict[str, Callable[[AuditedRun, str], Check]] = {
     "no evaluation prompt in training": leaks.prompts_apart,
     "near-duplicates of evaluation prompts": leaks.near_prompts,
@@ -28,11 +31,14 @@ CHECKS: dict[str, Callable[[AuditedRun, str], Check]] = {
     "ids": sampling.ids,
     "as many as asked for": sampling.rows,
     TEXTS: sampling.tokens,
+    OUTPUTS: outputs.outputs,
     "rewards": rewards.rewards,
     "candidates": training.candidates,
     "lists": training.lists,
-    "reference log-probabilities": training.reference,
-    "losses at step 0": training.step0,
+    INHERITED: policies.inherited,
+    REFERENCE: training.reference,
+    STEP0: training.step0,
+    REACH: policies.within_reach,
     "scores of raw outputs": scores.outputs_scored,
     "metrics": scores.metrics,
     BEST_OF_N: scores.picked,
@@ -53,8 +59,9 @@ def check_numbers(run: AuditedRun, name: str, trusted: bool = False) -> Check:
     folders = weights(run, name)
     if absent := [path for path in folders if path in run.left_out and not (run.folder / path).exists()]:
         return unchecked(PART, name, f"{absent[0]} is not in the pack")
+    loads = name not in (INHERITED, REACH)  # those read files and load no model
     with contextlib.chdir(run.folder):
-        if why := untrusted(run, folders, trusted, TOKENIZER if name == TEXTS else EVERY):
+        if loads and (why := untrusted(run, folders, trusted, TOKENIZER if name == TEXTS else EVERY)):
             return unchecked(PART, name, why)
         tried = len(isolation.refused)
         try:
@@ -76,9 +83,12 @@ def weights(run: AuditedRun, name: str) -> list[str]:
     params = run.params
     if name in ("rewards", BEST_OF_N) and params.reward.source is not None:
         return ["data/reward"]
-    if name == TEXTS:
+    if name in (TEXTS, OUTPUTS):
         made = {*(i.previous for i in params.iterations.values()), *params.evaluate.policies}
         return [f"data/policy/{p}" for p in sorted(made)]
-    if name == "reference log-probabilities":
+    if name in (INHERITED, REACH):
+        trained = policies.predecessors(run)
+        return [f"data/policy/{p}" for p in sorted({*trained, *trained.values()})]
+    if name == REFERENCE:
         return [f"data/policy/{params.reference_policy(s)}" for s in params.iterations]
-    return [f"data/policy/{i.previous}" for i in params.iterations.values()] if name == "losses at step 0" else []
+    return [f"data/policy/{i.previous}" for i in params.iterations.values()] if name == STEP0 else []

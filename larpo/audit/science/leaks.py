@@ -7,8 +7,9 @@ import pandas as pd
 
 from larpo import tables
 from larpo.audit.open import AuditedRun
-from larpo.audit.results import Check, conclude, counted, unchecked
+from larpo.audit.results import Check, conclude, counted
 from larpo.audit.science.overlap import (
+    disguised,
     last_texts,
     near_duplicates,
     normalised,
@@ -24,6 +25,7 @@ from larpo.sources.pairs import read_pairs
 from larpo.sources.prompts import draw
 
 PART = "science"
+SAME = {"its prompt_id": shared_ids, "its text": shared_texts, "its text, with other letters,": disguised}
 
 
 @dataclass
@@ -79,8 +81,8 @@ def prompts_apart(run: AuditedRun, name: str) -> Check:
         f"data/items/{b}.parquet, row {s.evaluation_row}: {what} is also in {source}, row {s.training_row}"
         for b, items in evaluation.items()
         for source, frame in trained.prompts.items()
-        for what, shared in (("its prompt_id", shared_ids(frame, items)), ("its text", shared_texts(frame, items)))
-        for s in shared
+        for what, shared in SAME.items()
+        for s in shared(frame, items)
     ]
     learnt = set(trained.pairs)
     failures += [
@@ -91,11 +93,10 @@ def prompts_apart(run: AuditedRun, name: str) -> Check:
     ]
     told = {line.partition(":")[0] for line in failures}
     failures += [line for line in _held(trained, Questions(evaluation)) if line.partition(":")[0] not in told]
-    if trained.unread and not failures:
-        return unchecked(PART, name, "; ".join(trained.unread))
     count = sum(map(len, evaluation.values()))
     detail = f"{count} evaluation prompts against {len(trained.texts())} training prompts"
-    return conclude(PART, name, count, f"{detail}, by id, by text and as a question inside a prompt", failures)
+    detail += ", by id, by text and as a question inside a prompt"
+    return conclude(PART, name, count, detail, failures, trained.unread)
 
 
 def _held(trained: Trained, questions: Questions) -> list[str]:

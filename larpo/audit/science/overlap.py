@@ -4,11 +4,12 @@ The first two make an audit fail. The other two are counted and shown: sums of t
 nature, while two near-identical word problems are a leak that a reader should judge.
 """
 
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
+
+from larpo.sources.contamination import folded
 
 SHINGLE = 5  # characters
 PERMUTATIONS = 128
@@ -18,9 +19,10 @@ _QUOTES = "\"'“”‘’«»"
 
 
 def normalised(text: str) -> str:
-    """Text by which two prompts are the same: Unicode's compatible forms, case, quotes, a word's closing punctuation
-    and white space aside. Signs, brackets and factorials stay: `(3 + 4) * 2` is not `3 + (4 * 2)`."""
-    words = unicodedata.normalize("NFKC", text).casefold().split()
+    """Text by which two prompts are the same: Unicode's forms, what nobody sees, look-alike letters, case, quotes, a
+    word's closing punctuation and white space aside. Signs, brackets and factorials stay: `(3 + 4) * 2` is not
+    `3 + (4 * 2)`."""
+    words = folded(text).split()
     stripped = [word.lstrip(_QUOTES).rstrip(_QUOTES + ".,;:?") for word in words]
     return " ".join(word for word in stripped if word)
 
@@ -49,6 +51,29 @@ def shared_texts(training: pd.DataFrame, evaluation: pd.DataFrame) -> list[Share
     the question included; an empty text is like no other."""
     said = [(row, normalised(m["content"])) for row, ms in enumerate(training["messages"]) for m in ms]
     return _shared(said, last_texts(evaluation))
+
+
+def disguised(training: pd.DataFrame, evaluation: pd.DataFrame) -> list[Shared]:
+    """Evaluation prompts whose text stands in training with letters of another alphabet in its words that `folded` does
+    not know: all else, and half of it at least, is the same."""
+    asked: dict[int, list[tuple[int, str]]] = {}
+    for row, text in enumerate(last_texts(evaluation)):
+        asked.setdefault(len(text), []).append((row, text))
+    found: dict[int, Shared] = {}
+    for row, messages in enumerate(training["messages"]):
+        for text in (normalised(m["content"]) for m in messages):
+            if text.isascii() or not any(_mixed(word) for word in text.split()):
+                continue
+            known = [i for i, c in enumerate(text) if c.isascii()]
+            for place, other in asked.get(len(text), ()) if 2 * len(known) >= len(text) else ():
+                if all(text[i] == other[i] for i in known):
+                    found.setdefault(place, Shared(place, row, other))
+    return [found[place] for place in sorted(found)]
+
+
+def _mixed(word: str) -> bool:
+    letters = [c.isascii() for c in word if c.isalpha()]
+    return any(letters) and not all(letters)
 
 
 def _shared(training: Iterable[tuple[int, str]], evaluation: Iterable[str]) -> list[Shared]:

@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from larpo.audit.chain import meta_of
 from larpo.audit.compare.rules import compare
 from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude, unchecked
@@ -16,7 +17,7 @@ PAGE_CODE = ("larpo/report", "larpo/statistics.py")
 def report(run: AuditedRun, name: str) -> Check:
     if "report" not in run.lock:
         return unchecked(PART, name, "the run has no report")
-    failures, remark, code = [], "", Path(__file__).resolve().parents[3]
+    failures, behind, code = [], [], Path(__file__).resolve().parents[3]
     theirs = run.lock["report"].deps
     same_code = all(p in theirs and _hash(code / p) == theirs[p].md5 for p in PAGE_CODE)
     same_code &= (code / "dvc.yaml").read_bytes() == Path("dvc.yaml").read_bytes()  # which says how nodes are drawn
@@ -26,12 +27,12 @@ def report(run: AuditedRun, name: str) -> Check:
         write_report(run.params, hashes, lambda output: Path(home) / output)
         for path in OUTPUTS:
             if path == PAGE and not same_code:
-                remark = "; the page was laid out by another version of the code and is not compared"
+                behind = [f"{PAGE}: other code laid it out than the auditor's; made again, it is not theirs"]
                 continue
-            relation = compare(run.graph["report"].meta.compare, Path(path), Path(home) / path)
+            relation = compare(meta_of(run, "report").compare, Path(path), Path(home) / path)
             if not relation.same:
                 failures.append(f"{path}: {relation.difference or relation.detail}")
-    return conclude(PART, name, len(OUTPUTS), f"written again from the tables and manifests{remark}", failures)
+    return conclude(PART, name, len(OUTPUTS), "written again from the tables and manifests", failures, behind)
 
 
 def _hash(path: Path) -> str:

@@ -9,22 +9,22 @@ from larpo.audit.compare.values import EXACT, different_rows
 from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude
 from larpo.config.sections import ScoreParams
-from larpo.hashing import digest
 from larpo.models.resolve import Model
 from larpo.rewards import MODELS, build_reward, parts, penalised
 
 PART = "science"
 MODEL = "data/reward"
-PROMPTS_SCORED = 16  # of an iteration or a benchmark, whose responses a reward model scores again
+AT_ONCE = 8
+"""Rows of a table that go by the prompt or the list: so many fewer of these are drawn."""
 
 
 def by_model(score: ScoreParams) -> bool:
     return any(part in MODELS for part, _ in parts(score))
 
 
-def chosen(ids: pd.Series, most: int) -> list[str]:
-    """At most `most` different ids, chosen by a hash."""
-    return sorted(ids.unique(), key=lambda i: digest("audit", i))[:most]
+def drawn(run: AuditedRun, path: str, ids: pd.Series) -> list[str]:
+    """Some of the different ids in a table, by lot."""
+    return run.draw.some(path, [sorted(ids.unique())], max(1, run.draw.rows // AT_ONCE))
 
 
 def rewards(run: AuditedRun, name: str) -> Check:
@@ -41,8 +41,8 @@ def rewards(run: AuditedRun, name: str) -> Check:
         lines, scored = different_rewards(run, path, recorded, responses, prompts, columns)
         failures += lines
         count += scored
-    how = f"{score.reward}, {f'{PROMPTS_SCORED} prompts an iteration' if by_model(score) else 'every response'}"
-    return conclude(PART, name, count, f"{how}, computed again from the texts", failures)
+    some = f"{run.draw.rows // AT_ONCE} prompts an iteration, by lot" if by_model(score) else "every response"
+    return conclude(PART, name, count, f"{score.reward}, {some}, computed again from the texts", failures)
 
 
 def different_rewards(
@@ -57,7 +57,7 @@ def different_rewards(
     score = run.params.score
     rows = responses.index
     if by_model(score):
-        rows = rows[responses["prompt_id"].isin(chosen(responses["prompt_id"], PROMPTS_SCORED))]
+        rows = rows[responses["prompt_id"].isin(drawn(run, path, responses["prompt_id"]))]
     again = rewards_again(score, prompts, responses.loc[rows], run.checkpoint(MODEL)).assign(reward_name=score.reward)
     tolerance = LOGP if by_model(score) else EXACT
     return different_rows(path, recorded.loc[rows], again, columns, tolerance), len(rows)

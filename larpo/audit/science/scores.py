@@ -31,10 +31,8 @@ def outputs_scored(run: AuditedRun, name: str) -> Check:
         if len(recorded) == len(outputs):
             failures += different_rows(path, recorded, bench.score(items, outputs), ["parsed", "score"])
         count += len(outputs)
-    detail = f"{count} raw outputs parsed and scored again"
-    if by_judge:
-        detail += f"; not of {', '.join(dict.fromkeys(by_judge))}, whose judge is not asked again"
-    return conclude(PART, name, count, detail, failures)
+    behind = [f"the verdicts of {b}, whose judge is not asked again" for b in dict.fromkeys(by_judge)]
+    return conclude(PART, name, count, f"{count} raw outputs parsed and scored again", failures, behind)
 
 
 def metrics(run: AuditedRun, name: str) -> Check:

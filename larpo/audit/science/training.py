@@ -12,7 +12,7 @@ from larpo.audit.compare.rules import LOGP
 from larpo.audit.compare.values import close, different_rows, different_values
 from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude, unchecked
-from larpo.audit.science.rewards import chosen
+from larpo.audit.science.rewards import AT_ONCE, drawn
 from larpo.hashing import seed_of
 from larpo.lists.negatives import related
 from larpo.lists.pool import read_pool
@@ -29,7 +29,6 @@ from larpo.training.packing import pack
 
 PART = "science"
 HALF = 2e-2  # of log-probabilities that were computed in bfloat16, another machine's kernels included
-LISTS_SCORED = 8  # lists per iteration whose log-probabilities are computed again
 
 
 def candidates(run: AuditedRun, name: str) -> Check:
@@ -78,7 +77,7 @@ def reference(run: AuditedRun, name: str) -> Check:
         if recorded["response_id"].tolist() != frame["response_id"].tolist():
             failures.append(f"{path}: its responses are not those of data/lists/{s}.parquet, in their order")
             continue
-        some = frame[frame["prompt_id"].isin(chosen(frame["prompt_id"], LISTS_SCORED))]
+        some = frame[frame["prompt_id"].isin(drawn(run, path, frame["prompt_id"]))]
         checkpoint = run.checkpoint(f"data/policy/{run.params.reference_policy(s)}")
         model = load_model(checkpoint, run.params.policy.dtype).eval()
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -96,7 +95,7 @@ def reference(run: AuditedRun, name: str) -> Check:
             failures += different_values(f"{manifest}: notes", {"drift": told}, {"drift": asdict(apart)})
             failures += [] if apart.bounded else [f"{path}: drift from the sampler: {apart}"]
         count += len(some)
-    detail = f"{LISTS_SCORED} lists an iteration, computed again; largest difference {largest:.2g}"
+    detail = f"{run.draw.rows // AT_ONCE} lists an iteration, by lot; largest difference {largest:.2g}"
     return conclude(PART, name, count, f"{detail}, allowed {allowed:g} · (1 + |log π|)", failures)
 
 
@@ -143,5 +142,5 @@ def step0(run: AuditedRun, name: str) -> Check:
             line = f"loss of step 1 is {logged[0][1]:.6f}, expected from {low:.6f} to {high:.6f}"
             failures.append(f"data/train/{s}: {line}")
     if not details:
-        return unchecked(PART, name, "the reference is not the policy that an iteration starts from")
+        return unchecked(PART, name, "the reference is not the policy that an iteration starts from", False)
     return conclude(PART, name, len(details), "; ".join(details), failures)

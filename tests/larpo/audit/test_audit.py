@@ -109,7 +109,7 @@ def test_whatever_a_run_holds_its_audit_ends_with_a_verdict(copy, tmp_path):
     (copy.folder / "data/policy/1/\x1b[2J").touch()
     edit_text(copy.folder / "dvc.yaml", "params: [seed, lists]", "params: [seed, lists, {other.yaml: [a]}]")
     tree = audit(tmp_path, str(copy.folder), Selection(requested=False), tmp_path / "out", lambda line: None)
-    assert not tree["holds"] and {c["part"] for c in tree["checks"]} == {"bytes", "lineage", "science"}
+    assert not tree["holds"] and {c["part"] for c in tree["checks"]} == {"bytes", "lineage", "science", "again"}
     assert json.loads((tmp_path / "out/audit.json").read_text("utf-8"))["checks"] == tree["checks"]
     failures = [f for c in tree["checks"] for f in c["failures"]]
     assert "data/policy/1/ [2J: not part of what was recorded" in failures
@@ -129,8 +129,10 @@ def test_nodes_are_executed_for_ones_own_run_only_unless_requested(honest, tmp_p
     assert is_own(project, None) and is_own(project, "HEAD") and is_own(project, str(project))
     assert not is_own(project, str(tmp_path))
     (check,) = parts(honest, Selection(), False, print)["again"]()
-    assert check.verdict == "not checked" and "--again" in check.detail
-    assert "again" not in parts(honest, Selection(requested=False), True, print)
+    left = "policy, train@1, train@2 were not executed again (executing nodes runs the run's code, which is not this"
+    assert check.verdict == "not checked" and check.behind[0].startswith(left)
+    (check,) = parts(honest, Selection(requested=False), True, print)["again"]()
+    assert check.behind == ("policy, train@1, train@2 were not executed again (--no-again)",)
     assert Selection().executes(True) and Selection(requested=True).executes(False)
     assert Selection(("lists",)).executes(False) and not Selection().executes(False)
     with pytest.raises(UserError, match=r"node 'lits@1' is not in .*did you mean 'lists@1'"):
@@ -176,8 +178,11 @@ def test_a_run_from_before_the_move_holds(tmp_path, monkeypatch):
     tree = audit(tmp_path, str(pack), Selection(("candidates@2", "lists@1")), tmp_path / "report", print)
     verdicts = {c["name"]: c["verdict"] for c in tree["checks"]}
     assert verdicts.pop("near-duplicates of evaluation prompts") == "counted"
+    assert verdicts.pop("the chain behind the numbers") == "not checked"
     assert tree["holds"] and verdicts == dict.fromkeys(verdicts, "holds"), tree
-    executed = [c for c in tree["checks"] if c["part"] == "again"]
+    *executed, chain = [c for c in tree["checks"] if c["part"] == "again"]
+    assert tree["verdict"] == "holds, but not everything was checked"
+    assert chain["behind"] == ["policy, train@1, train@2 were not executed again"]
     assert [c["name"] for c in executed] == ["lists@1", "candidates@2"]
     assert all(c["detail"].startswith("bit-identical") for c in executed), executed
     assert tree["nodes"] == 22 and len(tree["card"]) == 7

@@ -247,16 +247,9 @@ NUMBERS: Cases = {
 }
 ASKED: Cases = {
     "an example": (leak_in_example, APART, f"{ITEMS}, row 3: its text is also in data/prompts/2.parquet, row 2"),
-    "an easier item": (table(ITEMS, "items", put("messages", 1, EASY)), "items", ", row 1: messages is"),
     "fewer items": (table(ITEMS, "items", lambda f: f.iloc[:-1]), "items", ": 7 rows, computed again 8"),
-    "a prompt of choice": (table(PROMPTS, "prompts", put("answer", 4, "7")), "prompts", ", row 4: answer is '7'"),
     "another prompt's id": (table(PROMPTS, "prompts", put("messages", 4, EASY)), "ids", ", row 4: prompt_id is"),
     "other tokens": (table(SAMPLE, "responses", put("token_ids", 3, [5, 6])), "ids", ", row 3: response_id is"),
-    "a temperature": (
-        table(SAMPLE, "responses", put("temperature", 7, 0.5)),
-        ROWS,
-        ", row 7: temperature is 0.5, computed again 1.0",
-    ),
     "a seed": (table(SAMPLE, "responses", put("seed", 7, 5)), ROWS, ", row 7: seed is 5"),
     "a log-probability of a draw": (
         table(SAMPLE, "responses", put("logp", 7, 0.5)),
@@ -332,12 +325,14 @@ def test_a_leak_that_is_only_near_is_counted(copy):
     assert before.detail != after.detail and "again" in after.detail
 
 
-def test_what_cannot_be_made_here_is_not_checked(honest, monkeypatch):
-    """Another version of the generator draws other prompts; that is no one's fault."""
-    monkeypatch.setattr("larpo.audit.science.sampling.version", lambda name: "0.0.1")
-    for name in ("prompts", "items"):
-        check = check_of(honest.folder, "science", name)
-        assert check.verdict == "not checked" and "reasoning-gym is 0.0.1 here and was 0.1" in check.detail
+def test_another_version_is_asked_only_where_the_rows_differ(copy):
+    """A version is a claim of the manifest: the rows are made again, and what differs then is not checked, nor held."""
+    path = copy.folder / "data/items/held_out.manifest.json"
+    edit_json(path, lambda m: m["packages"].update({"reasoning-gym": "0.0.1"}))
+    assert check_of(copy.folder, "science", "items").verdict == "holds"
+    edit_table(copy.folder / ITEMS, "items", put("messages", 1, EASY))
+    check = check_of(copy.folder, "science", "items")
+    assert check.verdict == "not checked" and check.behind[0].startswith("items@held_out: other rows are made here, by")
 
 
 def test_a_table_that_does_not_fit_ends_one_check(copy):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from larpo.audit.science.overlap import (
     Shared,
+    disguised,
     jaccard,
     near_duplicates,
     normalised,
@@ -31,6 +32,7 @@ def prompts(*texts: str, ids: str = "p") -> pd.DataFrame:
         ("What is 2 + 2?", "what  is\n2 + 2", True),
         ("“Who wrote Emma?”", "who wrote Emma", True),
         ("ﬁnd ２", "find 2", True),  # compatible forms of Unicode
+        ("What is 4?", "W\u200bhа\u3164t іѕ ٤", True),  # nothing between, fillers, Cyrillic, Arabic digits
         ("(3 + 4) * 2", "3 + (4 * 2)", False),
         ("3 + 4", "3 - 4", False),
         ("5!", "5", False),
@@ -81,3 +83,10 @@ def test_case_and_space_never_matter(text, space):
     once = normalised(text)
     assert normalised(once) == once or normalised(normalised(once)) == normalised(once)
     assert normalised(space.join(text.split())) == once
+
+
+def test_letters_of_no_table_disguise_nothing():
+    asked = prompts("What is 4 + 5?", "Say 7.")
+    (found,) = disguised(prompts("no", "Whɘt is 4 + 5?"), asked)
+    assert (found.evaluation_row, found.training_row) == (0, 1)
+    assert disguised(prompts("What is 4 + 6, ɘt al?", "ɘɘɘɘɘɘɘ 4 + ɘ", "ɘ 7."), asked) == []

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from larpo.audit.card import Evidence, card
 from larpo.audit.compare.values import EXACT, close, different_rows, different_values, same
+from larpo.audit.draw import draw
 from larpo.audit.page import SHOWN, record, render
 from larpo.audit.record import Manifest, Notes
-from larpo.audit.results import all_hold, conclude, fails, holds, unchecked
+from larpo.audit.results import STATUS, conclude, counted, fails, holds, unchecked, verdict_of
 from larpo.audit.science.rewards import rewards_again
 from larpo.config.sections import ScoreParams
+from tests.conftest import ROOT, larpo_command
 
 
 def test_tolerance_by_hand():
@@ -92,8 +94,17 @@ def test_verdicts():
     assert conclude("bytes", "n", 3, "d", []).verdict == "holds"
     assert conclude("bytes", "n", 0, "d", []).verdict == "not checked", "nothing checked does not hold"
     assert conclude("bytes", "n", 0, "d", ["x"]).verdict == "fails"
-    good, bad, none = holds("bytes", "a", 1, ""), fails("bytes", "b", 1, "", ["x"]), unchecked("again", "c", "")
-    assert all_hold([good, none]) and not all_hold([good, bad]) and not all_hold([none]) and not all_hold([])
+    good, bad, none = holds("bytes", "a", 1, ""), fails("bytes", "b", 1, "", ["x"]), unchecked("again", "c", "reason")
+    aside, part = unchecked("lineage", "e", "", behind=False), conclude("science", "d", 3, "", [], ["x", "y"])
+    whole = {
+        "holds": [[good], [good, aside, counted("science", "f", 1, "")]],
+        "does not hold": [[bad], [good, none, bad]],
+        "holds, but not everything was checked": [[], [none], [aside], [good, none], [good, part]],
+    }
+    assert whole.keys() == STATUS.keys() and list(STATUS.values()) == [0, 1, 3]
+    for verdict, sets in whole.items():
+        assert {verdict_of(checks)[0] for checks in sets} == {verdict}
+    assert verdict_of([good, none, part])[1] == "c: reason (and 2 more)" and verdict_of([none, bad])[1] == "b: x"
 
 
 PARAMS = {
@@ -130,10 +141,31 @@ def test_the_card_says_how_exact_the_training_was():
     assert "weights that training changed: train@1 98.7%" in setup
 
 
+FACTS = {"run": "r", "commit": None, "nodes": 1, "when": "now", "seconds": 1.0, "auditor": "a", "seed": 7, "sample": 64}
+
+
+@pytest.mark.parametrize(
+    ("check", "status", "first"),
+    [
+        (holds("bytes", "a", 1, ""), 0, "holds"),
+        (fails("bytes", "a", 1, "", ["x: byte 3"]), 1, "does not hold: a: x: byte 3"),
+        (unchecked("again", "a", "no GPU"), 3, "holds, but not everything was checked: a: no GPU"),
+    ],
+)
+def test_the_verdict_is_the_first_line_and_the_exit_status(monkeypatch, tmp_path, check, status, first):
+    asked = []
+    tree = record(FACTS, [check], card(Evidence({}, {}, PARAMS, [])))
+    monkeypatch.setattr("larpo.audit.run.audit", lambda *arguments: asked.append(arguments[2]) or tree)
+    done = larpo_command(ROOT, "audit", "--seed", "7", "--sample", "9", "--out", str(tmp_path))
+    assert done.returncode == status and done.stdout.splitlines()[0] == first
+    assert asked[0].draw == draw(7, 9) and "drawn by seed 7 (--seed), 64 rows" in done.stdout
+    assert first.partition(":")[0] in render(tree)
+
+
 def test_the_page_escapes_and_tells_how_many_more():
     evil = "<script>alert(1)</script>"
     lines = [f"{evil} {i}" for i in range(SHOWN + 5)]
-    facts = {"run": evil, "commit": None, "nodes": 1, "when": "now", "seconds": 1.0, "auditor": evil}
+    facts = FACTS | {"run": evil, "auditor": evil}
     tree = record(facts, [fails("science", "lists", 9, evil, lines)], card(Evidence({}, {}, PARAMS, [])))
     assert tree["holds"] is False and tree["checks"][0]["failed"] == SHOWN + 5
     page = render(tree)

@@ -31,9 +31,9 @@ STAGES = read_stages(ROOT / "dvc.yaml")
 
 
 def test_unrolled_as_dvc_does(tmp_path):
-    """Names, what each stage needs, and the parameters it depends on, beside what DVC itself reads. Stages: policy,
-    reward, report; 2 of sft; 7 per iteration; 3 items, 3 policies · 3 benchmarks twice; best_of_n, embed, retrieve:
-    3 + 2 + 14 + 3 + 18 + 3 = 43. The reward is a head on a policy of the run, so DVC makes that first."""
+    """Names, what each stage needs, and the parameters it depends on, beside what DVC itself reads. Stages: inputs,
+    policy, reward, report; 2 of sft; 7 per iteration; 3 items, 3 policies · 3 benchmarks twice; best_of_n, embed,
+    retrieve: 4 + 2 + 14 + 3 + 18 + 3 = 44. The reward is a head on a policy of the run, so DVC makes that first."""
     from dvc.dependency import ParamsDependency
     from dvc.repo import Repo
 
@@ -45,8 +45,8 @@ def test_unrolled_as_dvc_does(tmp_path):
     (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
     Repo.init(str(tmp_path), no_scm=True).close()
     theirs, ours = read_graph(tmp_path), unroll(STAGES, raw)
-    assert set(ours) == set(theirs) and len(ours) == 43
-    assert set(theirs["reward"].needs) == {"sft@base"}
+    assert set(ours) == set(theirs) and len(ours) == 44
+    assert set(theirs["reward"].needs) == {"inputs", "sft@base"}
     for name, makers in needs(ours).items():
         assert {m for found in makers.values() for m in found} == set(theirs[name].needs), name
     with Repo(str(tmp_path)) as repo:
@@ -62,7 +62,7 @@ def test_only_what_the_targets_need():
     policy that iteration 1 starts from, for `reference.model: initial`. Its memory starts at policy 0 as well."""
     raw = paper(**(FULL | {"evaluate": {"policies": ["0"]}, "best_of_n": {}}))
     found = select(unroll(STAGES, raw), ["evaluate"])
-    assert {n.partition("@")[0] for n in found} == {"policy", "items", "generate", "evaluate"}
+    assert {n.partition("@")[0] for n in found} == {"inputs", "policy", "items", "generate", "evaluate"}
     raw = paper(**(FULL | {"evaluate": {"policies": ["2"]}, "best_of_n": {}}))
     found = select(unroll(STAGES, raw), ["evaluate"])
     assert {"train@2", "sft@more"} < found and not {"train@1", "sample@1", "embed@own", "report"} & found
@@ -177,12 +177,12 @@ def small(tmp_path) -> Path:
 
 
 def test_what_runs_share(small):
-    """A run has 12 nodes: policy, reward, prompts, sample, score, candidates, lists, reference, train, items, generate,
-    evaluate. Three cells · 2 seeds · 12 = 72. `again` is `one`, so shared are the nodes of two cells: policy and reward
-    once (no seed in them), items, prompts, sample, score, candidates, lists and reference once per seed (7 · 2), and
-    train, generate and evaluate per objective and seed (3 · 4): 2 + 14 + 12 = 28."""
+    """A run has 13 nodes: inputs, policy, reward, prompts, sample, score, candidates, lists, reference, train, items,
+    generate, evaluate. Three cells · 2 seeds · 13 = 78. `again` is `one`, so shared are the nodes of two cells: policy
+    and reward once (no seed in them), inputs per objective (2), items, prompts, sample, score, candidates, lists and reference
+    once per seed (7 · 2), and train, generate and evaluate per objective and seed (3 · 4): 2 + 2 + 14 + 12 = 30."""
     found = plan_study(small, "small", "paper")
-    assert (found.runs, found.apart.nodes, found.shared.nodes) == (6, 72, 28)
+    assert (found.runs, found.apart.nodes, found.shared.nodes) == (6, 78, 30)
     plan = found.cells[0].plan
     assert [c.same_as for c in found.cells] == [None, None, "one"]
     names = {"sample": "sample@1", "reference": "reference@1", "train": "train@1", "generate": "generate@1-gsm8k"}
@@ -207,7 +207,7 @@ def test_text_and_json_say_the_same(small):
         assert need.name in text and need.source in text
     for check, _ in found.checks:
         assert check.line in text
-    assert "Formulas" in text and "Formulas" not in render_study(found, formulas=False)
+    assert "Formulas" not in text and "Formulas" in render_study(found, formulas=True)
 
 
 def test_what_is_needed(tmp_path, monkeypatch):
@@ -256,7 +256,7 @@ def test_the_command(small, monkeypatch):
     done = study("--dry-run", "--json", "--seeds", "1")
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["runs"] == 3
-    done = study("--dry-run", "--gpu-memory", "24", "--no-formulas")
+    done = study("--dry-run", "--gpu-memory", "24")
     assert done.exit_code == 1 and "FAIL train: " in done.stdout and "do-not-print" not in done.stdout
     for arguments, words in (
         (["--dry-run", "--assume", "gpu=2"], "expected NAME=VALUE; did you mean 'gpus'?"),
