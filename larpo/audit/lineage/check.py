@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from larpo.audit.chain import meta_of
 from larpo.audit.compare.values import different_values, value_at
 from larpo.audit.lineage.code import check_code
 from larpo.audit.lineage.commits import CODE, Commit
