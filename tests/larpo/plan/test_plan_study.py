@@ -180,7 +180,8 @@ def test_what_runs_share(small):
     """A run has 13 nodes: inputs, policy, reward, prompts, sample, score, candidates, lists, reference, train, items,
     generate, evaluate. Three cells · 2 seeds · 13 = 78. `again` is `one`, so shared are the nodes of two cells: policy
     and reward once (no seed in them), inputs per objective (2), items, prompts, sample, score, candidates, lists and
-    reference once per seed (7 · 2), and train, generate and evaluate per objective and seed (3 · 4): 2 + 2 + 14 + 12 = 30."""
+    reference once per seed (7 · 2), and train, generate and evaluate per objective and seed (3 · 4):
+    2 + 2 + 14 + 12 = 30."""
     found = plan_study(small, "small", "paper")
     assert (found.runs, found.apart.nodes, found.shared.nodes) == (6, 78, 30)
     plan = found.cells[0].plan
