@@ -234,7 +234,8 @@ class Node:
 
     def _manifest(self) -> dict[str, Any]:
         if self._keeps:
-            self.note(code=digest([[p.as_posix(), file_hashes(p)] for p in self.code]))
+            files = {(p / name).as_posix(): md5 for p in self.code for name, md5 in file_hashes(p).items()}
+            self.note(code=digest({path: md5 for path, md5 in files.items() if "__pycache__" not in path}))
         if self.sources:
             self.note(sources=[provenance.with_licence(source) for source in self.sources])
         ran = {"remote_code": remote_code.record(self.checkpoints.values()), "own_code": own_modules()}
