@@ -64,7 +64,7 @@ class Generator:
             say(f"{self.node.stage}: resuming {tag}, {len(made)} of {total} prompts are there")
         rows: list[tuple] = []
 
-        def keep() -> None:
+        def write() -> None:
             first = place_of[rows[0][0]]
             write_part(pd.DataFrame(rows, columns=COLUMNS).astype({"logp": float}), path := self._part(tag, first))
             parts.append(read_part(path))
@@ -84,10 +84,10 @@ class Generator:
                 for index, c in enumerate(many)
             ]
             if time.monotonic() - written > SECONDS:
-                keep()
+                write()
                 written = time.monotonic()
         if rows:
-            keep()
+            write()
         next(ticks, None)
         frame = pd.concat(parts, ignore_index=True)
         frame = frame.reindex(columns=COLUMNS)  # parts from before a column was there hold none
