@@ -65,6 +65,8 @@ def main() -> None:
             shutil.copy(ROOT / name, project)
         for name in ("larpo", "tasks"):
             (project / name).symlink_to(ROOT / name)
+        (project / "data").mkdir()
+        (project / "data/samples").symlink_to(ROOT / "data/samples")
         params = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
         last = list(params["iterations"])[-1]
         rows = tables.write_parts(candidates(prompts), "candidates", project / f"data/candidates/{last}.parquet")
@@ -78,7 +80,7 @@ def main() -> None:
         lists = tables.read("lists", project / f"data/lists/{last}.parquet")
         print(
             f"{rows} candidates, {len(lists)} rows of {lists['prompt_id'].nunique()} lists: {seconds:.1f} s, "
-            f"peak {usage.ru_maxrss / 2**20:.2f} GiB"
+            f"{usage.ru_utime + usage.ru_stime:.1f} s of a processor, peak {usage.ru_maxrss / 2**20:.2f} GiB"
         )
 
 

@@ -139,6 +139,7 @@ def run_graph(graph: dict[str, GraphNode], folder: Path) -> dict[str, str]:
     slots, delay = HeavySlots(heavy_slots()), _number("LARPO_RETRY_DELAY_SECONDS", 10, least=0)
     futures: dict[str, Any] = {}
     with contextlib.ExitStack() as held:
+        # Each node has a DVC of its own, and all of them one server.
         runner = Repro(folder, variables=held.enter_context(warm.server(libraries=warm.LIGHT)))
         held.enter_context(stopped_at_the_end(runner.stop))
         for node in graph.values():

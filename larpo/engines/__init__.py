@@ -6,6 +6,7 @@ so that vLLM is needed only where it runs.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Literal, Protocol
 
 from larpo.config.sections import EngineParams
@@ -82,9 +83,7 @@ def build_engine(params: EngineParams, checkpoint: Model, seed: int) -> Engine:
         The name is unknown, or the engine's package is not installed.
     """
     if params.replicas > 1:
-        from larpo.engines.replicas import Replicas
-
-        return Replicas(checkpoint, params, seed)
+        return resolve_name("larpo.engines.replicas:Replicas")(checkpoint, params, seed)
     return ENGINES.load(params.name, "engine.name")(checkpoint, params, seed)
 
 

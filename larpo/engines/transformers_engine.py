@@ -126,7 +126,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def _shares(self) -> bool:
         """Whether decoding on one copy of each prompt is what this model computes: measured on a few tokens."""
-        prompts, few = [[1, 2, 3, 4, 5], [3, 2]], Sampling(2, 0.0, 3)
+        prompts, few = [[1, 2, 3, 4, 5], [3, 2]], Sampling(2, 0.0, 2)
         try:
             (tokens, logps), (usual, expected) = (
                 zip(*self._rows(prompts, few, 0, how), strict=True) for how in (True, False)

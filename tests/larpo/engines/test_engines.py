@@ -117,7 +117,7 @@ def test_replicas_make_what_one_engine_makes(checkpoint):
     assert dict(stream(two, *asked)) == dict(stream(one, *asked))
     assert two.generate(PROMPTS, Sampling(2, 1.0, 8), 3) == one.generate(PROMPTS, Sampling(2, 1.0, 8), 3)
     assert two.facts() == one.facts() | {"replicas": 2}
-    with pytest.raises(UserError, match="token ids"):
+    with pytest.raises(UserError, match="token id 1000000 is outside"):
         list(stream(two, [[10**6]], *asked[1:3], [0], 1))
 
 
