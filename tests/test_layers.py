@@ -125,6 +125,7 @@ FRAME = {
     "larpo.config.policy",
     "larpo.config.reward",
     "larpo.config.sections",
+    "larpo.config.training",
     "larpo.config.yaml12",
     "larpo.errors",
     "larpo.graph",

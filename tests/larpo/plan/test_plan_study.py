@@ -209,6 +209,7 @@ def test_text_and_json_say_the_same(small):
     for check, _ in found.checks:
         assert check.line in text
     assert "Formulas" not in text and "Formulas" in render_study(found, formulas=True)
+    assert text.splitlines()[-1].startswith("Verdict: fits, ")
 
 
 def test_what_is_needed(tmp_path, monkeypatch):
