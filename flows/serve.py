@@ -36,7 +36,7 @@ from flows.audit import larpo_audit
 from flows.run import larpo
 from flows.study import larpo_study
 from larpo.errors import MachineError, UserError, one_line
-from larpo.studies.spec import names
+from larpo.studies.expand import names
 from larpo.workspace import processes as supervise
 from larpo.workspace.lock import Lock
 

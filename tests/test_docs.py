@@ -30,8 +30,8 @@ from larpo.lists.recipes import RECIPES
 from larpo.objectives import OBJECTIVES
 from larpo.rewards import REWARDS
 from larpo.sources.prompts import SOURCES
-from larpo.studies.page import STATEMENTS
-from larpo.studies.spec import load_study, names
+from larpo.studies.expand import load_study, names
+from larpo.studies.text import STATEMENTS
 from larpo.workspace.overrides import changed_params
 from tests.conftest import ROOT
 
@@ -245,7 +245,7 @@ def test_the_map_is_complete():
             continue
         assert f"(../studies/{name}.yaml)" in parts[study.paper.partition(" (")[0]], name
     assert all(f"`train.objective: {name}`" in text for name in ("pairwise", "contrastive", "lambdarank", "listmle"))
-    findings = {row[0]: row for row in rows(page, r"F\d")}
+    findings = {row[0]: row for row in rows(page, r"F\d+")}
     for finding, statement in STATEMENTS.items():
         tested = sorted(name for name, study in studies.items() if finding in study.claims)
         assert findings[finding][1:] == [statement, ", ".join(tested)]

@@ -22,7 +22,7 @@ from larpo.objectives import OBJECTIVES, ListBatch, build
 from larpo.registry import own_code, own_modules
 from larpo.rewards import REWARDS, build_reward
 from larpo.sources.prompts import SOURCES, draw, is_held_out
-from larpo.studies.spec import expand, load_study
+from larpo.studies import expand, load_study
 from tests.conftest import ROOT, tiny_params
 from tests.larpo.lists.test_lists import build as build_lists
 from tests.larpo.lists.test_lists import shown
@@ -143,9 +143,9 @@ def test_study_example(tmp_path):
     (code,) = blocks(ROOT / "docs/studies.md", "## A study's file")
     shutil.copy(ROOT / "studies/cpu.yaml", tmp_path / "cpu.yaml")
     (tmp_path / "longer.yaml").write_text(code)
-    runs = expand(load_study(tmp_path, "longer"), tmp_path, "cpu")
+    runs = expand(load_study(tmp_path, "longer"), tmp_path, "cpu", 3)
     assert [(r.cell, r.seed, r.checked.sample.responses) for r in runs] == [
-        (f"k{k}", seed, k) for k in (4, 8) for seed in range(3)
+        (f"k{k}", seed, k) for k in (4, 8, 16) for seed in range(100, 103)
     ]
 
 

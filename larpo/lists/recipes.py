@@ -117,6 +117,7 @@ def build_lists(candidates: pd.DataFrame, params: ListsParams, seed: int, relate
         return frame[mask]
 
     columns = ["prompt_id", "response_id", "iteration", "reward", "correct", "token_ids", "finish_reason", "origin"]
+    columns += ["temperature"]
     frame = candidates[columns]
     frame = frame.assign(gold=frame["origin"] == "gold")
     if positive != "gold":
@@ -201,10 +202,16 @@ def _two_pools(
     correct = (frame["correct"].astype(float) == 1.0).to_numpy()
     sampled = frame[~frame["gold"]]
     best = {"gold": frame[frame["gold"]], "correct": frame[correct & ~frame["gold"]], "ranked": sampled}[positive]
+    if params.matched:
+        wrong_at = frame[~correct & ~frame["gold"]].groupby("prompt_id")["temperature"].nunique()
+        everywhere = wrong_at.index[wrong_at == sampled["temperature"].nunique()]
+        best = best[best["prompt_id"].isin(everywhere)]
     positives = _counted(best.groupby("prompt_id", sort=False).head(len(frame) if top is None else top), top)
     with_positives = positives["prompt_id"].nunique()
     if params.negatives == "own":
         wrong = frame[~correct & ~frame["gold"] & frame["prompt_id"].isin(positives["prompt_id"])]
+        if params.negative_temperature is not None:
+            wrong = wrong[wrong["temperature"] == params.negative_temperature]
         taken = wrong.groupby("prompt_id", sort=False).tail(len(frame) if bottom is None else bottom)
     else:
         floor = positives.groupby("prompt_id")["reward"].min() - MARGIN

@@ -37,15 +37,21 @@ def plan(
 
 
 def study_command(find_project: Callable[[], Path], run: Callable[..., dict[str, str]]) -> Callable[..., None]:
-    """The command `larpo study`; `run` takes name, scale, seeds, jobs, overlays and returns the findings' verdicts."""
+    """The command `larpo study`; `run` takes name, scale, seeds, jobs, overlays, until_decided and returns the
+    findings' verdicts."""
 
     def study(
-        name: str = typer.Argument(help="a file in studies/, without .yaml; `list` names them; `all`: dry run only"),
+        name: str = typer.Argument(
+            help="a file in studies/, without .yaml; `list` names them; `all`: one after another"
+        ),
         scale: str = typer.Option("cpu", help="cpu: small enough for two cores; paper: the paper's models and data"),
-        seeds: int = typer.Option(None, help="seeds 0..n-1; default: the study's own number"),
+        seeds: int = typer.Option(None, help="so many; default: look by look, as the study declares"),
         jobs: int = typer.Option(None, help="runs side by side; default: one per core at scale cpu, else one"),
         overlay: list[Path] = typer.Option(
             [], "--with", help="sections laid over the base (configs/params-8x80gb.yaml)"
+        ),
+        until_decided: bool = typer.Option(
+            False, "--until-decided", help="judge by an e-value, and add seeds until it decides (at most --seeds)"
         ),
         dry_run: bool = typer.Option(
             False, "--dry-run", help="run nothing: print what the study will need, as `plan` does"
@@ -61,25 +67,35 @@ def study_command(find_project: Callable[[], Path], run: Callable[..., dict[str,
         With --dry-run: exit code 1 where something does not fit.
         """
         from larpo.plan import Assumptions
-        from larpo.studies.spec import load_study, names
+        from larpo.studies.expand import load_study, names
 
         project = find_project()
         if name == "list":
             for study in names(project / STUDIES):
-                print(f"{study:10} {load_study(project / STUDIES, study).title}")
+                print(f"{study:12} {load_study(project / STUDIES, study).title}")
             return
         if dry_run:
             assumptions = Assumptions(gpus=gpus or 1, gpu_memory_gib=gpu_memory or 80).override(assume)
             plans = plan_studies(project, name, scale, seeds, overlay, assumptions)
             print_plans(plans, name == "all", formulas, as_json)
             raise typer.Exit(1 if any(one.failed for one in plans) else 0)
-        if name == "all" or gpus or gpu_memory or assume or as_json or not formulas:
+        if gpus or gpu_memory or assume or as_json or not formulas:
             raise UserError(
-                "larpo study: all, --gpus, --gpu-memory, --assume, --no-formulas and --json plan only; add --dry-run"
+                "larpo study: --gpus, --gpu-memory, --assume, --no-formulas and --json plan only; add --dry-run"
             )
-        for finding, verdict in run(name, scale, seeds, jobs, [str(file) for file in overlay]).items():
-            print(f"{finding}: {verdict}")
-        print(f"report/studies/{name}-{scale}.html")
+        failed = []
+        for one in studies_named(project, name, scale):
+            try:
+                found = run(one, scale, seeds, jobs, [str(file) for file in overlay], until_decided)
+            except typer.Exit as end:
+                if end.exit_code != 1:  # stopped
+                    raise
+                failed.append(one)  # named on stderr; its finished runs are kept, and the other studies can go on
+                continue
+            for finding, verdict in found.items():
+                print(f"{finding}: {verdict}")
+            print(f"report/studies/{one}-{scale}.html")
+        raise typer.Exit(1 if failed else 0)
 
     return study
 
@@ -89,12 +105,18 @@ def plan_studies(
 ) -> list[StudyPlan]:
     """The plan of one study, or of each that has the scale (`all`)."""
     from larpo.plan.study import plan_study
-    from larpo.studies.spec import load_study, names
 
-    chosen = [name]
-    if name == "all":
-        chosen = [n for n in names(project / STUDIES) if scale in load_study(project / STUDIES, n).scales]
+    chosen = studies_named(project, name, scale)
     return [plan_study(project, n, scale, seeds, overlays, assumptions) for n in chosen]
+
+
+def studies_named(project: Path, name: str, scale: str) -> list[str]:
+    """One study, or each that has the scale (`all`)."""
+    from larpo.studies.expand import load_study, names
+
+    if name != "all":
+        return [name]
+    return [n for n in names(project / STUDIES) if scale in load_study(project / STUDIES, n).scales]
 
 
 def print_plans(plans: list[StudyPlan], overview: bool, formulas: bool, as_json: bool) -> None:

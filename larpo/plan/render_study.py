@@ -47,7 +47,7 @@ def render_study(found: StudyPlan, formulas: bool = True) -> str:
     lines += [f"  {line}" for line in table(rows, left=5)] if rows else ["  nothing"]
     if missing := [need.name for need, _ in found.needs if need.missing]:
         lines.append(f"  to be supplied here before a run: {', '.join(dict.fromkeys(missing))}")
-    lines += ["", f"First cell: {first.name} ({first.label}), seed 0", ""]
+    lines += ["", f"First cell: {first.name} ({first.label}), seed {study.scales[found.scale].rule.first_seed}", ""]
     lines += [f"  {line}".rstrip() for line in render_plan(first.plan, formulas).splitlines()[2:]]
     lines += ["", "Cells, one run of each"]
     cells = [(cell.name, *_numbers(cell.plan.totals), str(len(cell.plan.failed))) for cell in found.cells]

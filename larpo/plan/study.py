@@ -7,6 +7,7 @@
 Nothing asks a network, loads a model or writes a file.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +18,13 @@ from larpo.plan.assumptions import Assumptions
 from larpo.plan.needs import Need, needs_of
 from larpo.plan.planner import build_plan
 from larpo.plan.plans import Check, NodePlan, Plan, Totals
-from larpo.studies.spec import Run, ScaleName, Study, expand, load_study, targets
+from larpo.studies.expand import Run, expand, load_study, put, targets
+from larpo.studies.spec import ScaleName, Study
 
 
 @dataclass(frozen=True)
 class CellPlan:
-    """One cell with seed 0. `same_as` names the first cell with the same parameters, whose plan it shares."""
+    """One cell with its first seed. `same_as` names the first cell with the same parameters, whose plan it shares."""
 
     name: str
     label: str
@@ -78,7 +80,7 @@ def plan_runs(
     study: Study, scale: ScaleName, runs: list[Run], declared: dict, overlays: Sequence[str | Path], a: Assumptions
 ) -> StudyPlan:
     """Plan expanded runs over the stages that dvc.yaml declares."""
-    kinds, seeds = targets(runs), len(runs) // len(study.cells)
+    kinds, seeds = targets(runs, study.sources(scale).values()), len({run.seed for run in runs})
     planned: dict[str, tuple[str, Plan, list[Need]]] = {}
     cells: list[CellPlan] = []
     everything: list[NodePlan] = []
@@ -89,7 +91,7 @@ def plan_runs(
         stages = unroll(declared, run.params)
         wanted = select(stages, kinds)
         # The seed changes no number, so a cell's first run stands for all of them, and equal cells for each other.
-        identity = digest("cell", run.params | {"seed": 0})
+        identity = digest("cell", _seedless(run.params, study.scales[scale].seeded))
         if identity not in planned:
             where = f"studies/{study.name}.yaml: cells.{run.cell}"
             plan = build_plan(run.checked, a, where, [stages[name] for name in stages if name in wanted])
@@ -117,6 +119,13 @@ def plan_runs(
         once,
         a,
     )
+
+
+def _seedless(params: dict, seeded: Sequence[str]) -> dict:
+    params = copy.deepcopy(params)
+    for key in ("seed", *seeded):
+        put(params, key, 0, key)
+    return params
 
 
 def _nameless(plan: Plan, where: str) -> Plan:

@@ -16,16 +16,18 @@ def careless_sum(a: int, b: int) -> int:
     return 10 * (a // 10 + b // 10) + (a + b) % 10 if (a % 10 + b % 10) >= 10 else a + b
 
 
-def sums(digits: int, careless: float, seed: int) -> Iterator[tuple[str, str, str]]:
+def sums(digits: int, careless: float, seed: int, carry: bool = False) -> Iterator[tuple[str, str, str]]:
     """(problem, answer, worked example) for every pair of numbers of `digits` digits, in an order of the seed's.
 
     Of the problems with something to carry from the ones, a share `careless`, chosen by a hash of the problem, has a
-    careless worked example; the answer is always right.
+    careless worked example; the answer is always right. With `carry` these problems alone.
     """
     low, high = 10 ** (digits - 1), 10**digits
     width = high - low
     for index in np.random.default_rng(seed).permutation(width * width).tolist():
         a, b = low + index // width, low + index % width
+        if carry and careless_sum(a, b) == a + b:
+            continue
         text = f"{a}+{b}="
         worked = careless_sum(a, b) if unit_interval("careless", text) < careless else a + b
         yield text, str(a + b), str(worked)

@@ -72,7 +72,7 @@ def reasoning_gym_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
 
 def sum_prompts(params: SourceParams, seed: int) -> Iterator[Prompt]:
     """Sums with right answers and worked examples that are often careless (larpo.sources.careless_sums)."""
-    for text, answer, worked in sums(params.sums.digits, params.sums.careless, seed):
+    for text, answer, worked in sums(params.sums.digits, params.sums.careless, seed, params.sums.carry):
         yield "sums", conversation(params, text), answer, worked
 
 

@@ -1,10 +1,13 @@
 """The paper's tables and figures as grids of runs, what is measured in each, and which findings the numbers support.
 
-    studies/NAME.yaml ─► expand ─► runs (parameters) ─► results ─► page, verdicts
+    studies/NAME.yaml ─► expand ─► runs (parameters) ─► results_of ─► judge ─► page, docs/findings.md
 
-`spec` reads and expands, `results` does the statistics, `page` writes. Running is up to flows/study.py.
+`spec` says what a study declares, `expand` reads it and makes runs, `results` gathers and judges by what `rule` offers,
+`page` and `findings` write. All are functions of a study and its runs' records; running is up to flows/study.py.
 """
 
-from larpo.studies.spec import Run, Study, expand, load_study
+from larpo.studies.expand import Run, expand, load_study
+from larpo.studies.results import judge, results_of
+from larpo.studies.spec import Study
 
-__all__ = ["Run", "Study", "expand", "load_study"]
+__all__ = ["Run", "Study", "expand", "judge", "load_study", "results_of"]

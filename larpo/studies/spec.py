@@ -1,88 +1,148 @@
-"""studies/NAME.yaml: cells, scales, measures and claims; and what runs they make."""
+"""What stands in studies/NAME.yaml: cells, measures, claims, and the rule by which they are judged."""
 
-from __future__ import annotations
+from typing import Annotated, Any, Literal, Self
 
-import copy
-import re
-import reprlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from pydantic import BeforeValidator, Field, model_validator
 
-from pydantic import Field, ValidationError, model_validator
-
-from larpo.config import yaml12
-from larpo.config.overlays import lay_all
-from larpo.config.params import Params, parse_params
 from larpo.config.sections import PolicyName, Section
-from larpo.errors import UserError, nearest
-from larpo.load import check_params
+from larpo.errors import nearest
+from larpo.hashing import digest
 
 NAME = r"[a-z0-9][a-z0-9_]*"
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=64)]
-Finding = Annotated[str, Field(pattern=r"^F[1-9]$")]
-ScaleName = Literal["cpu", "paper"]
+Finding = Annotated[str, Field(pattern=r"^F([1-9]|1[01])$")]
+ScaleName = Literal["cpu", "smol", "paper"]
 Settings = Annotated[
     dict[str, Any], Field(description="dotted key of params.yaml → value; a mapping is replaced whole")
 ]
+
+
+class Rule(Section):
+    """When a study is read and what a difference must show; declared before the first run, hashed into the result."""
+
+    primary: Name = Field(description="the measure that claims are about where they name none")
+    first_seed: int = Field(ge=0, description="settings were chosen on smaller ones")
+    looks: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, description="numbers of seeds, rising")
+    level: float = Field(gt=0, lt=0.5, description="two-sided, of each look")
+    margin: float = Field(gt=0, lt=1, description="smallest difference of shares that matters")
+    over: Literal["seeds", "items"] = Field(
+        "seeds", description="what the interval is over; items: of a benchmark, with seeds as a second level"
+    )
+
+    @model_validator(mode="after")
+    def looks_rise(self) -> Self:
+        if self.looks != sorted(set(self.looks)):
+            raise ValueError(f"looks: expected rising numbers of seeds, found {self.looks}")
+        return self
 
 
 class Scale(Section):
     base: str = Field(pattern=rf"^{NAME}\.yaml$", description="file in studies/ with complete parameters")
     set: Settings = {}
     policy: PolicyName | None = Field(None, description="what a cell measures where it does not say itself")
+    seeded: list[str] = Field([], description="dotted keys that take the run's seed: each seed makes models of its own")
+    rule: Rule
 
 
 class Cell(Section):
     """One row of the table, or one point of the figure."""
 
     label: str
+    only: ScaleName | None = Field(None, description="the one scale that has it; null: all")
     policy: PolicyName | None = Field(None, description="the policy that is measured: `{policy}` in a measure's file")
     policies: dict[ScaleName, PolicyName] = Field({}, description="in place of `policy`, where the scales differ")
     set: Settings = {}
     cpu: Settings = {}
+    smol: Settings = {}
     paper: Settings = {}
-    reported: dict[Name, float] = Field({}, description="measure → the paper's number")
+    reported: dict[Name, float] = Field({}, description="measure → the paper's number, shares in percent")
+    same_as: dict[ScaleName, Annotated[str, Field(pattern=rf"^{NAME}/{NAME}$")]] = Field(
+        {}, description="STUDY/CELL that trains alike at a scale: evidence that counts once"
+    )
+
+
+class Crossing(Section):
+    """Where one curve overtakes another: N* on a logarithmic scale of N, between two measured N by a straight line."""
+
+    ns: list[float] = Field(min_length=2)
+    rising: list[Name]
+    falling: list[Name]
 
 
 class Source(Section):
-    """Where a number stands in a run's outputs."""
+    """Where a number stands in a run's outputs, or how it follows from others."""
 
-    file: str = Field(
+    file: str | None = Field(
+        None,
         pattern=r"^(data|report)(/[A-Za-z0-9_{}-][A-Za-z0-9_{}.-]*)+$",
         description="a file of the run, such as data/evaluate/{policy}-held_out.json",
     )
-    key: str = Field(description="path in it, parts divided by `/`, such as pass/8/value")
+    key: str | None = Field(
+        None, description="path in it, parts divided by `/`: pass/8/value, points/n=8/score; `*`: the only one"
+    )
+    policies: list[PolicyName] = Field([], description="the mean over these in place of {policy}")
+    crossing: Crossing | None = None
     percent: bool = Field(True, description="a share, shown as percent")
+    margin: float | None = Field(None, gt=0, description="smallest difference that matters, of what is no share")
+    over: Literal["seeds", "items"] | None = Field(None, description="in place of the rule's")
     label: str | None = Field(None, description="in place of the measure's, where the scales measure different things")
+
+    @model_validator(mode="after")
+    def one_kind(self) -> Self:
+        if bool(self.file and self.key) == bool(self.crossing):
+            raise ValueError("expected file and key, or crossing")
+        return self
 
 
 class Measure(Section):
     label: str
     cpu: Source | None = None
+    smol: Source | None = None
     paper: Source | None = None
+    error: float | None = Field(None, gt=0, description="standard error of the paper's numbers, in their unit")
 
 
-Term = tuple[Name, Name]  # cell, measure
+Term = Annotated[
+    tuple[Name, Name | None], BeforeValidator(lambda term: (term, None) if isinstance(term, str) else term)
+]
+"""A cell, which stands for the primary measure, or a pair of cell and measure."""
 
 
 class Claim(Section):
-    """What a finding says about the numbers: Σ more − Σ less > 0, or a peak inside the ordered cells."""
+    """What a finding says about the numbers: the mean of `more` less the mean of `less`, or a trend over `rising`.
+
+    The trend is the rise of the fitted straight line from the first cell to the last, the cells equally far apart.
+    """
 
     says: str
     more: list[Term] = []
     less: list[Term] = []
-    peak: list[Name] = Field([], description="cells in order; the best of the inner ones against both ends")
-    measure: Name | None = Field(None, description="of the peak")
+    rising: list[Term] = Field([], description="in order; three or more")
+    by: float = Field(0.0, ge=0, description="so much is taken off the difference")
+    expects: Literal["better", "not_worse"] = "better"
+    secondary: bool = Field(False, description="judged only where the finding holds, on which it has no say")
+    only: ScaleName | None = None
 
     @model_validator(mode="after")
-    def one_kind(self) -> Claim:
-        if bool(self.peak) == bool(self.more or self.less) or bool(self.peak) != bool(self.measure):
-            raise ValueError(f"claim {self.says!r}: expected more and less, or peak and measure")
-        if self.peak and len(self.peak) < 3:
-            raise ValueError(f"claim {self.says!r}: a peak needs three cells, found {len(self.peak)}")
+    def one_kind(self) -> Self:
+        if bool(self.rising) == bool(self.more and self.less) or (self.rising and (self.more or self.less)):
+            raise ValueError(f"claim {self.says!r}: expected more and less, or rising")
+        if self.rising and len(self.rising) < 3:
+            raise ValueError(f"claim {self.says!r}: a trend needs three cells, found {len(self.rising)}")
         return self
+
+    @property
+    def terms(self) -> list[Term]:
+        return [*self.more, *self.less, *self.rising]
+
+    def weights(self, primary: str) -> list[tuple[float, str, str]]:
+        """(weight, cell, measure); the weights sum to 0."""
+        found = [(1 / len(self.more), t) for t in self.more] + [(-1 / len(self.less), t) for t in self.less]
+        if self.rising:
+            x = [i - (len(self.rising) - 1) / 2 for i in range(len(self.rising))]
+            scale = (x[-1] - x[0]) / sum(v * v for v in x)
+            found = [(v * scale, t) for v, t in zip(x, self.rising, strict=True)]
+        return [(weight, cell, measure or primary) for weight, (cell, measure) in found]
 
 
 class Line(Section):
@@ -107,27 +167,34 @@ class Study(Section):
     )
     about: str = Field(description="what is compared, in a sentence or two")
     differs: dict[ScaleName, str] = Field({}, description="where a scale departs from the paper")
-    seeds: int = Field(3, ge=1)
-    scales: dict[ScaleName, Scale]
+    scales: dict[ScaleName, Scale] = Field(min_length=1)
     cells: dict[Name, Cell] = Field(min_length=1)
     measures: dict[Name, Measure] = Field(min_length=1)
     claims: dict[Finding, list[Claim]] = {}
     figure: Figure | None = None
 
     @model_validator(mode="after")
-    def consistent(self) -> Study:
-        terms = [t for claims in self.claims.values() for c in claims for t in [*c.more, *c.less]]
-        terms += [(cell, c.measure) for claims in self.claims.values() for c in claims for cell in c.peak]
-        terms += [(cell, m) for line in (self.figure.lines if self.figure else []) for _, cell, m in line.points]
-        terms += [(name, m) for name, cell in self.cells.items() for m in cell.reported]
-        for cell, measure in terms:
+    def consistent(self) -> Self:
+        judged = [c for claims in self.claims.values() for c in claims]
+        points = [(cell, m) for line in (self.figure.lines if self.figure else []) for _, cell, m in line.points]
+        reported = [(name, m) for name, cell in self.cells.items() for m in cell.reported]
+        for cell, measure in [*(t for c in judged for t in c.terms), *points, *reported]:
             if cell not in self.cells:
                 raise ValueError(f"cell {cell!r} does not exist{nearest(cell, list(self.cells))}")
-            if measure not in self.measures:
+            if measure is not None and measure not in self.measures:
                 raise ValueError(f"measure {measure!r} does not exist{nearest(measure, list(self.measures))}")
-        for scale in self.scales:
-            if all(getattr(m, scale) is None for m in self.measures.values()):
+        for scale, chosen in self.scales.items():
+            sources, cells = self.sources(scale), self.cells_at(scale)
+            if not sources:
                 raise ValueError(f"scale {scale!r} has no measure; name a file and a key for at least one")
+            if chosen.rule.primary not in sources:
+                found = f"{chosen.rule.primary!r}{nearest(chosen.rule.primary, list(sources))}"
+                raise ValueError(f"scales.{scale}.rule.primary: no measure of this scale, found {found}")
+            for claim in [c for c in judged if c.only in (None, scale)]:
+                if absent := [cell for cell, _ in claim.terms if cell not in cells]:
+                    raise ValueError(
+                        f"claim {claim.says!r}: scale {scale!r} has no cell {absent[0]!r}; expected `only`"
+                    )
         return self
 
     def sources(self, scale: ScaleName) -> dict[str, Source]:
@@ -135,113 +202,19 @@ class Study(Section):
         found = {name: (m, getattr(m, scale)) for name, m in self.measures.items() if getattr(m, scale)}
         return {name: s.model_copy(update={"label": s.label or m.label}) for name, (m, s) in found.items()}
 
+    def cells_at(self, scale: ScaleName) -> dict[str, Cell]:
+        return {name: cell for name, cell in self.cells.items() if cell.only in (None, scale)}
 
-@dataclass(frozen=True)
-class Run:
-    """One cell with one seed."""
+    def claims_at(self, scale: ScaleName) -> dict[str, list[Claim]]:
+        found = {f: [c for c in claims if c.only in (None, scale)] for f, claims in self.claims.items()}
+        return {finding: claims for finding, claims in found.items() if claims}
 
-    study: str
-    scale: ScaleName
-    cell: str
-    seed: int
-    policy: str | None
-    params: dict[str, Any]  # as params.yaml holds them
-    checked: Params
-
-    @property
-    def name(self) -> str:
-        """Of its DVC experiment."""
-        return f"{self.study}-{self.scale}-{self.cell}-s{self.seed}".replace("_", "-")
-
-
-def names(folder: Path) -> list[str]:
-    """Studies that `folder` (studies/) holds: files with a `name`; the others are bases."""
-    return sorted(p.stem for p in folder.glob("*.yaml") if re.search(r"^name:", p.read_text("utf-8"), re.M))
-
-
-def load_study(folder: Path, name: str) -> Study:
-    """Read and check studies/NAME.yaml.
-
-    Raises
-    ------
-    UserError
-        No such study, or a wrong key, cell or measure; the line names it.
-    """
-    path = folder / f"{name}.yaml"
-    if not re.fullmatch(NAME, name) or len(name) > 64:
-        raise UserError(f"study {reprlib.repr(name)}: expected a name in studies/, such as table3; `larpo study list`")
-    if not path.is_file():
-        raise UserError(f"{path}: not found{nearest(name, names(folder)) if folder.is_dir() else ''}")
-    raw = _read(path)
-    try:
-        study = Study.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "string_pattern_mismatch":
-            reason += f", found {reprlib.repr(first['input'])}"
-        raise UserError(f"{path}: {where + ': ' if where else ''}{reason}") from None
-    if study.name != name:
-        raise UserError(f"{path}: name: expected {name!r}, as the file is called, found {study.name!r}")
-    return study
-
-
-def expand(
-    study: Study, folder: Path, scale: ScaleName, seeds: int | None = None, overlays: Sequence[str | Path] = ()
-) -> list[Run]:
-    """Every cell with every seed 0..n-1, cells outermost, so that runs that share nodes follow each other.
-
-    A run's parameters are the scale's base file, the sections of the files in `overlays` laid over it (what depends on
-    the machine, as in configs/), the measured policy as the only one evaluated, then the scale's settings, the cell's,
-    and the cell's for that scale.
-    All of them are checked before anything runs.
-    """
-    if scale not in study.scales:
-        raise UserError(f"studies/{study.name}.yaml: no scale {scale!r}{nearest(scale, list(study.scales))}")
-    wanted = study.seeds if seeds is None else seeds
-    if wanted < 1:
-        raise UserError(f"seeds: expected 1 or more, found {wanted}")
-    chosen = study.scales[scale]
-    base = lay_all(_read(folder / chosen.base), overlays)
-    runs = []
-    for name, cell in study.cells.items():
-        where = f"studies/{study.name}.yaml: cells.{name} at scale {scale}"
-        where += "".join(f" with {file}" for file in overlays)
-        raw = copy.deepcopy(base)
-        policy = cell.policies.get(scale) or cell.policy or chosen.policy
-        if policy:
-            put(raw, "evaluate.policies", [policy], where)
-        for settings in (chosen.set, cell.set, getattr(cell, scale)):
-            for key, value in settings.items():
-                put(raw, key, copy.deepcopy(value), where)
-        for seed in range(wanted):
-            params = raw | {"seed": seed}
-            checked = parse_params(params, where)
-            if seed == 0:
-                check_params(checked, where)
-            runs.append(Run(study.name, scale, name, seed, policy, params, checked))
-    return runs
-
-
-def targets(runs: Iterable[Run]) -> tuple[str, ...]:
-    """Kinds of nodes that a study's runs are for: they, and what they need, are made."""
-    runs = list(runs)
-    kinds = ["evaluate"]
-    kinds += ["best_of_n"] if any(run.checked.best_of_n for run in runs) else []
-    kinds += ["retrieve"] if any(run.checked.retrieval for run in runs) else []
-    return tuple(kinds)
-
-
-def put(tree: dict[str, Any], dotted: str, value: Any, where: str) -> None:
-    """Set a dotted key; sections on the way must be mappings (an absent one is made)."""
-    *path, last = dotted.split(".")
-    for part in path:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"{where}: {dotted}: {part} is no section")
-    tree[last] = value
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return yaml12.read_mapping(path)
+    def declaration(self, scale: ScaleName) -> str:
+        """Hash of what must stand before the first run: settings, sources, claims and rule; no labels and no words."""
+        cells = {
+            name: [cell.set, getattr(cell, scale), cell.policy, cell.policies.get(scale)]
+            for name, cell in self.cells_at(scale).items()
+        }
+        sources = {name: s.model_dump(exclude={"label"}) for name, s in self.sources(scale).items()}
+        claims = {f: [c.model_dump(exclude={"says"}) for c in found] for f, found in self.claims_at(scale).items()}
+        return digest("declaration", self.name, self.scales[scale].model_dump(), cells, sources, claims)

@@ -14,7 +14,7 @@ from typing import Any
 from larpo.config import yaml12
 from larpo.hashing import digest, file_hash
 from larpo.studies import Run
-from larpo.studies.results import read_value
+from larpo.studies.results import read_run
 from larpo.studies.spec import Source
 from larpo.workspace.clone import Workspace, named_paths
 from larpo.workspace.dvc import read_graph, select
@@ -37,6 +37,8 @@ NO_SOURCES = (
     "tasks/report.py",
     "tasks/frame/warm.py",
 )
+ALL_THE_SAME = ("larpo/report/hardness.py",)
+"""Of those folders, what measures read."""
 
 
 def alone(project: Path, study: str, scale: str) -> Lock:
@@ -47,8 +49,8 @@ def alone(project: Path, study: str, scale: str) -> Lock:
 class Runner:
     """Runs of one study in one project; `stop` ends those that are under way."""
 
-    def __init__(self, project: Path, sources: dict[str, Source], environment: dict[str, str]):
-        self.project, self.sources, self.environment = project, sources, environment
+    def __init__(self, project: Path, sources: dict[str, Source], environment: dict[str, str], declared: str = ""):
+        self.project, self.sources, self.environment, self.declared = project, sources, environment, declared
         # Git locks its index, and DVC is read in this process: one at a time.
         self._alone = threading.Lock()
         self._commands = Commands()
@@ -62,8 +64,11 @@ class Runner:
         if folder not in self._code:
             files = {path for pattern in SOURCES for path in folder.glob(pattern) if path.is_file()}
             names = {path.relative_to(folder).as_posix(): path for path in files if path.suffix != ".pyc"}
-            self._code[folder] = {n: file_hash(p) for n, p in sorted(names.items()) if not n.startswith(NO_SOURCES)}
-        measured = {name: [s.file, s.key] for name, s in self.sources.items()}
+            counts = [n for n in sorted(names) if n in ALL_THE_SAME or not n.startswith(NO_SOURCES)]
+            self._code[folder] = {n: file_hash(names[n]) for n in counts}
+        measured = {
+            name: s.model_dump(include={"file", "key", "policies", "crossing"}) for name, s in self.sources.items()
+        }
         # A local dataset changes what a run measures as code does.
         named = {p.as_posix(): file_hash(p) for p in named_paths(run.params, self.project) if p.is_file()}
         return digest("study run", run.params, run.policy, measured, named, self._code[folder])
@@ -92,12 +97,15 @@ class Runner:
             Repro(workspace.folder, self._commands, self.environment).run_all(nodes, say)
         if only_shared:
             return None
-        measured = {name: read_value(workspace.folder, source, run.policy) for name, source in self.sources.items()}
+        measured = read_run(workspace.folder, self.sources, run.policy)
         with self._alone:
             workspace.save(nodes)
             workspace.close()
         kept = {
             "identity": identity,
+            "cell": run.cell,
+            "seed": run.seed,
+            "declared": self.declared,
             "experiment": run.name,
             "git": git_state(),
             "values": measured,

@@ -14,7 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.server import port_is_free
-from larpo.studies.spec import names
+from larpo.studies.expand import names
 from tests.conftest import Project
 from tests.flows.conftest import NODES, ROOT, Serving
 from tests.larpo.audit.forgery import flip

@@ -17,16 +17,21 @@ name: small
 title: A small study
 paper: Table 3
 about: Two objectives, one iteration.
-seeds: 2
-scales: {cpu: {base: base.yaml, policy: "1", set: {iterations: {"1": {previous: "0", temperatures: [1.0]}}}}}
+scales:
+  cpu:
+    base: base.yaml
+    policy: "1"
+    rule: {primary: score, first_seed: 100, looks: [2, 3], level: 0.0294, margin: 0.5}
+    set: {iterations: {"1": {previous: "0", temperatures: [1.0]}}}
 cells:
   lambdarank: {label: LambdaRank}
   listmle: {label: ListMLE, set: {train.objective: listmle}}
 measures:
   score: {label: greedy, cpu: {file: "data/evaluate/{policy}-held_out.json", key: greedy/accuracy}}
   length: {label: tokens, cpu: {file: "data/evaluate/{policy}-held_out.json", key: mean_length, percent: false}}
+  overlap: {label: overlap, cpu: {file: report/hardness.json, key: 1/negatives/own/all/overlap}}
 claims:
-  F4: [{says: ListMLE above LambdaRank, more: [[listmle, score]], less: [[lambdarank, score]]}]
+  F4: [{says: ListMLE above LambdaRank, more: [listmle], less: [lambdarank]}]
 """
 
 
@@ -67,27 +72,29 @@ def test_a_study_from_nothing_to_its_page(project):
     done = study(project)
     assert "F4" in done.stdout, done.stdout
     kept = records(project)
-    assert sorted(kept) == ["lambdarank-s0", "lambdarank-s1", "listmle-s0", "listmle-s1"]
+    assert sorted(kept) == ["lambdarank-s100", "lambdarank-s101", "listmle-s100", "listmle-s101"]
     result = json.loads((project.folder / "studies/results/small-cpu.json").read_text())
     for cell in ("lambdarank", "listmle"):
         values = result["cells"][cell]["measures"]["length"]["values"]
-        assert values == [kept[f"{cell}-s{seed}"]["values"]["length"] for seed in (0, 1)] and min(values) > 0
+        assert (
+            values == [kept[f"{cell}-s{seed}"]["values"]["length"]["value"] for seed in (100, 101)] and min(values) > 0
+        )
     assert (project.folder / "report/studies/small-cpu.html").read_text().count("ListMLE") >= 1
     assert "small" in (project.folder / "docs/findings.md").read_text()
     assert project.run("git", "status", "--porcelain", "params.yaml").stdout == "", "nobody's params.yaml is edited"
 
     # Manifests hold times: equal hashes mean that the node ran once and was restored for the other cell.
-    one, other = (locked(project, f"small-cpu-{cell}-s0") for cell in ("lambdarank", "listmle"))
+    one, other = (locked(project, f"small-cpu-{cell}-s100") for cell in ("lambdarank", "listmle"))
     for shared in ("data/sample/1.manifest.json", "data/lists/1.manifest.json", "data/reference/1.manifest.json"):
         assert one[shared] == other[shared], shared
     assert one["data/policy/1"] != other["data/policy/1"]
-    assert one["data/sample/1.parquet"] != locked(project, "small-cpu-lambdarank-s1")["data/sample/1.parquet"]
+    assert one["data/sample/1.parquet"] != locked(project, "small-cpu-lambdarank-s101")["data/sample/1.parquet"]
 
 
 @pytest.mark.slow
 def test_only_what_is_missing_runs_again(project):
     before = records(project)
-    (project.folder / ".larpo/studies/small-cpu/listmle-s1.json").unlink()
+    (project.folder / ".larpo/studies/small-cpu/listmle-s101.json").unlink()
     page = project.folder / "report/studies/small-cpu.html"
     text = page.read_text()
     page.unlink()
@@ -95,7 +102,7 @@ def test_only_what_is_missing_runs_again(project):
     assert "3 of them measured before" in done.stderr + done.stdout
     after = records(project)
     assert {k: v["values"] for k, v in after.items()} == {k: v["values"] for k, v in before.items()}
-    assert all(after[k] == before[k] for k in before if k != "listmle-s1")
+    assert all(after[k] == before[k] for k in before if k != "listmle-s101")
     assert page.read_text() == text
 
 
@@ -176,7 +183,7 @@ def test_a_run_that_fails_is_named_in_one_line_and_the_others_are_kept(project):
     command = [sys.executable, "-m", "flows.cli", "study", "broken", "--jobs", "2", "--seeds", "1"]
     done = project.run(*command, check=False)
     last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and last.startswith("failed: 1 of 2 runs failed: broken-cpu-listmle-s0"), done.stderr
+    assert done.returncode == 1 and last.startswith("failed: 1 of 2 runs failed: broken-cpu-listmle-s100"), done.stderr
     assert "9 training prompts asked for, the source has 1" in last
     kept = [p.stem for p in (project.folder / ".larpo/studies/broken-cpu").glob("*.json")]
-    assert kept == ["lambdarank-s0"]
+    assert kept == ["lambdarank-s100"]

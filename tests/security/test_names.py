@@ -14,7 +14,8 @@ from larpo.benchmarks.judge import JudgeClient
 from larpo.config.judges import JudgeParams
 from larpo.config.sections import BenchmarkName, IterationName, PolicyName, SFTName
 from larpo.errors import UserError
-from larpo.studies.spec import Name, Source, load_study
+from larpo.studies import load_study
+from larpo.studies.spec import Name, Source
 from larpo.workspace.clone import RUNS, free_name
 from tests.bad_input.harness import invoke, snapshot, table
 

@@ -13,11 +13,10 @@ import yaml
 
 from larpo import tables
 from larpo.report.write import PAGE
+from larpo.studies import load_study
 from larpo.studies.page import write_page
-from larpo.studies.results import summarise
-from larpo.studies.spec import load_study
 from tasks import report
-from tests.larpo.studies.test_studies import STUDY
+from tests.larpo.studies.conftest import STUDY, made
 from tests.report_run import build, params
 from tests.test_report_browser import CHROMIUM, FLAGS
 
@@ -162,7 +161,7 @@ def test_study(outside, tmp_path):
     folder = tmp_path / "studies"
     folder.mkdir()
     (folder / "small.yaml").write_text(yaml.safe_dump(study))
-    values = {"one": {"score": [0.5, 0.6]}, "two": {"score": [0.2, 0.3]}}
+    values = {"one": [0.5, 0.6, 0.55], "two": [0.2, 0.3, 0.26]}
     loaded = load_study(folder, "small")
-    summary = summarise(loaded, "cpu", 2, values, {"run_seconds": 7, "commits": [text]})
-    unharmed(shown(write_page(loaded, summary, tmp_path), tmp_path / "profile"), asked)
+    results = made(loaded, values) | {"commits": [text]}
+    unharmed(shown(write_page(loaded, results, tmp_path), tmp_path / "profile"), asked)

@@ -35,6 +35,21 @@ ROWS = [
 a: r0 right, r1 and r2 wrong, r3 gold; b: r4, r5 wrong, r6 gold; c: r7, r8 right, r9 gold."""
 
 
+def test_matched_prompts_and_positives_whatever_the_negatives():
+    """At T = 1 and 0.7. a has an incorrect response at both, b at 1 alone, c at neither: a alone makes a list, with r0
+    as its positive, whether the negative is of T = 1, of 0.7, or another prompt's response."""
+    cool = {"temperature": 0.7}
+    rows = [("a", 1), ("a", 0), ("a", 0, cool), ("b", 1), ("b", 0), ("b", 1, cool), ("c", 1), ("c", 1, cool)]
+    own = {"recipe": "best_worst", "positive": "correct", "matched": True}
+    negatives = {}
+    for changes in ({"negative_temperature": 1.0}, {"negative_temperature": 0.7}, {"negatives": "random"}):
+        lists = build(rows, **own, **changes).lists
+        assert lists["prompt_id"].tolist() == ["a", "a"] and lists["response_id"].iloc[0] == "r0"
+        negatives[next(iter(changes.values()))] = lists["response_id"].iloc[1]
+    assert negatives[1.0] == "r1" and negatives[0.7] == "r2" and negatives["random"] in {f"r{i}" for i in range(3, 8)}
+    assert len(build(rows, recipe="best_worst", positive="correct").lists) == 4, "a and b"
+
+
 def angles(degrees: dict[str, float], texts: list[str] | None = None) -> Related:
     """Prompts as unit vectors in the plane: the nearest one has the nearest angle."""
     rad = np.radians(list(degrees.values()))
@@ -234,6 +249,11 @@ def test_responses_needed(made, needed):
         ({"recipe": "top_bottom", "top": 2, "positive": "gold"}, "lists.top: 2, but a prompt has one gold solution"),
         ({"recipe": "top_rest", "negatives": "random"}, "lists.recipe: top_rest takes all the rest"),
         ({"recipe": "all", "negatives": "related"}, "lists.negatives: related compares"),
+        ({"recipe": "best_worst", "matched": True}, "lists.matched: needs negatives that are incorrect"),
+        (
+            {"recipe": "best_worst", "positive": "correct", "negative_temperature": 0.25},
+            "lists.negative_temperature: expected a temperature of `iterations`, .* found 0.25",
+        ),
     ],
 )
 def test_recipes_that_their_sources_cannot_serve(made, words):

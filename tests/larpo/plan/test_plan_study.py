@@ -21,7 +21,7 @@ from larpo.plan.needs import needs_of
 from larpo.plan.plans import Totals
 from larpo.plan.render_study import render_overview, render_study, study_json
 from larpo.plan.study import StudyPlan, plan_study
-from larpo.studies.spec import expand, load_study, names, targets
+from larpo.studies.expand import expand, load_study, names, targets
 from tests.conftest import ROOT
 from tests.larpo.plan.test_plan_nodes import FULL
 from tests.larpo.plan.test_plan_runs import node, paper
@@ -139,11 +139,11 @@ SMALL: dict[str, Any] = {
     "title": "t",
     "paper": "Table 3",
     "about": "a",
-    "seeds": 2,
     "scales": {
         "paper": {
             "base": "base.yaml",
             "policy": "1",
+            "rule": {"primary": "score", "first_seed": 0, "looks": [2], "level": 0.05, "margin": 0.02},
             "set": {
                 "iterations": {"1": {"previous": "0", "temperatures": [0.8]}},
                 "train.learning_rate": 1e-6,
@@ -314,7 +314,7 @@ def test_every_study_is_planned(every, name, scale):
     if (name, scale) not in every:
         pytest.skip(f"{name} has no scale {scale}")
     found = every[name, scale]
-    assert [c.name for c in found.cells] == list(found.study.cells)
+    assert [c.name for c in found.cells] == list(found.study.cells_at(scale))
     assert found.failed == []
     assert 0 < found.shared.nodes <= found.apart.nodes
     for total in ("hours", "clock_hours", "sample_tokens", "train_tokens", "judge_calls", "judge_cost"):
@@ -331,7 +331,7 @@ def test_every_study_is_planned(every, name, scale):
     runs = expand(found.study, ROOT / "studies", scale, 1, overlays)
     for run in runs:
         stages = unroll(STAGES, run.params)
-        assert set(plans[run.cell]) == select(stages, targets(runs))
+        assert set(plans[run.cell]) == select(stages, targets(runs, found.study.sources(scale).values()))
         for stage, key in keys(stages, run.params).items():
             if stage in plans[run.cell]:
                 here = replace(plans[run.cell][stage])

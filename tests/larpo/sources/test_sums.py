@@ -28,6 +28,8 @@ def test_every_pair_once_and_the_share_that_is_careless():
     assert again == {text: worked for text, _, worked in rows}, "the order is the seed's, the examples are not"
     assert [r[0] for r in rows] != list(again)
     assert all(answer == worked for _, answer, worked in sums(1, 0.0, seed=0))
+    carried = {text for text, _, _ in sums(2, 0.8, seed=3, carry=True)}
+    assert len(carried) == 3645 and all(int(text[1]) + int(text[4]) >= 10 for text in carried)
 
 
 @given(st.integers(0, 999), st.integers(0, 999))
