@@ -79,7 +79,7 @@ def study_command(find_project: Callable[[], Path], run: Callable[..., dict[str,
         project = find_project()
         if name == "list":
             for study in names(project / STUDIES):
-                print(f"{study:10} {load_study(project / STUDIES, study).title}")
+                print(f"{study:12} {load_study(project / STUDIES, study).title}")
             return
         if dry_run:
             assumptions = Assumptions(gpus=gpus or 1, gpu_memory_gib=gpu_memory or 80).override(assume)
@@ -94,8 +94,10 @@ def study_command(find_project: Callable[[], Path], run: Callable[..., dict[str,
         for one in studies_named(project, name, scale):
             try:
                 found = run(one, scale, seeds, jobs, [str(file) for file in overlay], until_decided)
-            except typer.Exit:  # named on stderr; finished runs are kept, and the other studies can go on
-                failed.append(one)
+            except typer.Exit as end:
+                if end.exit_code != 1:  # stopped
+                    raise
+                failed.append(one)  # named on stderr; its finished runs are kept, and the other studies can go on
                 continue
             for finding, verdict in found.items():
                 print(f"{finding}: {verdict}")
