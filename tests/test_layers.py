@@ -159,6 +159,7 @@ NOT_TRACKED = {
     ("best_of_n", "larpo.models.load"),
     ("train", "tasks.frame.launch"),
     ("sft", "tasks.frame.launch"),
+    ("reference", "tasks.frame.launch"),
     ("prompts", "larpo.rewards"),
     ("prompts", "larpo.rewards.checkpoint"),
     ("prompts", "larpo.models.chat"),
