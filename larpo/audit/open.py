@@ -57,6 +57,11 @@ class AuditedRun:
         lies in no repository.
     draw
         What its auditor draws by lot.
+    own
+        Whether it is this user's: else nothing of it is executed unless that is asked for.
+    repository
+        Where Git finds its history: its folder, of a stranger's run the same folder of a sanitised copy; None where it
+        lies in no repository.
     """
 
     draw: Draw = Draw(0)
