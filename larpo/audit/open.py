@@ -28,7 +28,17 @@ from larpo.hashing import dvc_hash, file_hash, tree_hash_of
 from larpo.load import load_params
 from larpo.models.resolve import Checkpoint
 from larpo.workspace.clone import link_named
-from larpo.workspace.dvc import Declared, GraphNode, cache_folder, dvc, lister, own_cache, read_graph, share_cache
+from larpo.workspace.dvc import (
+    Declared,
+    GraphNode,
+    at_work,
+    cache_folder,
+    dvc,
+    lister,
+    own_cache,
+    read_graph,
+    share_cache,
+)
 from larpo.workspace.dvc_lock import LOCK, Entry, LockedNode, read_lock
 from larpo.workspace.foreign import sanitised, stand_in
 from larpo.workspace.git import experiments, find_commit, git, isolated_git, top_of
@@ -104,6 +114,15 @@ class AuditedRun:
     def missing(self) -> list[str]:
         """Nodes of dvc.yaml that dvc.lock does not know."""
         return [name for name in self.graph if name not in self.lock]
+
+    @cached_property
+    def unfinished(self) -> str | None:
+        """Of a run that has reported nothing yet, for its last nodes are not in dvc.lock: how far it is."""
+        last = set(self.graph) - {need for node in self.graph.values() for need in node.needs}
+        if not self.missing or not last <= set(self.missing):
+            return None
+        count = len(self.missing)
+        return f"the run is not finished: {count} of {len(self.graph)} nodes have not run, {self.missing[0]} first"
 
     @cached_property
     def left_out(self) -> frozenset[str]:
@@ -295,6 +314,8 @@ def open_run(project: Path, run: str | None) -> Iterator[AuditedRun]:
     clone that is removed afterwards.
     """
     own = is_own(project, run)
+    if own and (run is None or Path(run).exists()) and (busy := at_work(project)):
+        raise UserError(f"{project}: the run is under way ({busy}); audit it when that has ended")
     with tempfile.TemporaryDirectory(prefix="larpo-audit-") as scratch:
         home = None if own else Path(scratch)
         if run is None or (Path(run) / "dvc.yaml").is_file():

@@ -1,5 +1,6 @@
 """DVC, asked in one place: the graph as it reads dvc.yaml, what it ignores, its commands."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
+import psutil
 
 from larpo.errors import UserError, nearest
 from larpo.graph import Meta, kinds, read_meta
@@ -41,6 +43,17 @@ def cache_folder(folder: Path) -> Path:
 
     with Repo(str(folder)) as repo:
         return Path(repo.cache.local_cache_dir)
+
+
+def at_work(folder: Path) -> str | None:
+    """The DVC command that is making an output of the project now; None where none is."""
+    try:
+        for path, entry in json.loads((folder / ".dvc/tmp/rwlock").read_text("utf-8")).items():
+            if (by := entry.get("write")) and "dvc" in " ".join(psutil.Process(by["pid"]).cmdline()):
+                return f"process {by['pid']} makes {os.path.relpath(path, folder)}"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, psutil.Error):
+        pass  # none, half-written, or of a command that was killed
+    return None
 
 
 def share_cache(project: Path, clone: Path) -> None:

@@ -72,6 +72,8 @@ def check_numbers(run: AuditedRun, name: str, trusted: bool = False) -> Check:
             if len(isolation.refused) > tried:
                 why = f"it needs {isolation.refused[-1]}, and nothing is fetched for a run that is not this project's"
                 return unchecked(PART, name, why)
+            if run.unfinished:
+                return unchecked(PART, name, f"{run.unfinished}; {one_line(error)}")
             return conclude(PART, name, 1, "a table or a file cannot be read", [str(error)])
         except Exception as error:  # noqa: BLE001 - the run may have been written by anyone, and other checks go on
             line = f"{type(error).__name__}: {one_line(error)}"
