@@ -16,7 +16,7 @@ from flows import project_folder  # first: sets what Prefect reads on import
 from griffe import Docstring, DocstringSectionKind, Parser, parse
 from prefect import Flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterState,
@@ -27,7 +27,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import StateType
 from prefect.deployments.runner import EntrypointType, RunnerDeployment
 from prefect.exceptions import ObjectAlreadyExists
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
@@ -40,44 +40,50 @@ from larpo.studies.expand import names
 from larpo.workspace import processes as supervise
 from larpo.workspace.lock import Lock
 
-POOL = "local"
+POOL, AUTH = "local", "auth"
 PROFILE = """\
 # Written by flows.serve, removed when it ends.
 active = "larpo"
 
 [profiles.larpo]
 PREFECT_API_URL = "{}"
+PREFECT_API_AUTH_STRING = "{}"
 """
 
 
 @contextlib.contextmanager
-def profile(home: Path, url: str) -> Iterator[bool]:
-    """Tell `prefect` commands in the project's folder where the server is; False: profiles are the user's."""
+def profile(home: Path, url: str, password: str) -> Iterator[bool]:
+    """Tell `prefect` commands in the project's folder where the server is, with its password; the file `auth` holds it
+    for others; False: profiles are the user's."""
     path = home / "profiles.toml"
     ours = not path.exists() or path.read_text("utf-8").startswith(PROFILE.partition("\n")[0])
-    if ours:
-        path.write_text(PROFILE.format(url), "utf-8")
-    try:
-        yield ours
-    finally:
+    with contextlib.ExitStack() as files:
+        files.enter_context(server.private_file(home / AUTH, password))
         if ours:
-            path.unlink(missing_ok=True)
+            files.enter_context(server.private_file(path, PROFILE.format(url, password)))
+        yield ours
+
+
+def job_template(project: Path) -> dict[str, Any]:
+    """Of the pool: what a run executes, and where, is fixed; a run or a deployment can set neither command, environment
+    nor folder (`job_variables`)."""
+    template = ProcessWorker.get_default_base_job_template()
+    fixed = {"command": None, "env": {}, "working_dir": str(project)}
+    template["job_configuration"] |= fixed
+    template["variables"]["properties"] = {
+        name: spec for name, spec in template["variables"]["properties"].items() if name not in fixed
+    }
+    return template
 
 
 def deployments(project: Path) -> list[RunnerDeployment]:
-    """`larpo/iterate`, `larpo-audit/default`, and `larpo-study/NAME` for each file in studies/; their runs work in
-    `project`."""
+    """`larpo/iterate`, `larpo-audit/default`, and `larpo-study/NAME` for each file in studies/."""
     named: list[tuple[Any, str, dict[str, Any]]] = [(larpo, "iterate", {}), (larpo_audit, "default", {})]
     named += [(larpo_study, study, {"name": study}) for study in names(project / "studies")]
     return [
         documented(
             RunnerDeployment.from_flow(
-                flow,
-                name,
-                parameters=parameters,
-                work_pool_name=POOL,
-                job_variables={"working_dir": str(project)},
-                entrypoint_type=EntrypointType.MODULE_PATH,
+                flow, name, parameters=parameters, work_pool_name=POOL, entrypoint_type=EntrypointType.MODULE_PATH
             ),
             flow,
         )
@@ -97,9 +103,12 @@ def documented(deployment: RunnerDeployment, flow: Flow) -> RunnerDeployment:
 
 def deploy(project: Path) -> None:
     """Tell the server of the pool and of the deployments."""
-    template = ProcessWorker.get_default_base_job_template()
-    with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+    template = job_template(project)
+    with get_client(sync_client=True) as client:
+        try:
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+        except ObjectAlreadyExists:  # of an earlier start, perhaps of an earlier version
+            client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template))
     for deployment in deployments(project):
         deployment.apply()
 
@@ -133,23 +142,27 @@ def serve(project: Path, port: int) -> None:
     """
     if not (project / "dvc.yaml").is_file():
         raise UserError(f"{project / 'dvc.yaml'}: not found; run from the project's folder")
-    home, url = Path(os.environ["PREFECT_HOME"]), server.api_url(port)
-    environment = server.environment(home, port)
+    home, url, password = Path(os.environ["PREFECT_HOME"]), server.api_url(port), server.new_password()
+    environment = server.environment(home, port, password)
     server.check_port(port)
     only = Lock(home / "serve.lock", "the service (make serve)")
     only.acquire(wait=2.0)
     print(f"Starting Prefect's server on {server.HOST}:{port}; log: {home / 'server.log'}", flush=True)
-    with server.running(home, port) as running, profile(home, url) as ours, temporary_settings({PREFECT_API_URL: url}):
+    with (
+        server.running(home, port, password) as running,
+        profile(home, url, password) as ours,
+        temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: password}),
+    ):
         for name in end_abandoned():
             print(f"Run {name} was still open, from a service that was killed: its state is now Crashed")
         deploy(project)
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
         worker = supervise.start(command, cwd=project, env=environment)
         try:
-            print(f"Prefect UI: http://{server.HOST}:{port}")
+            print(f"Prefect UI: http://{server.HOST}:{port}; it asks for what {home / AUTH} holds")
             print("Run it with: prefect deployment run larpo/iterate")
             where = f"outside {project}, or with PREFECT_HOME set" if ours else "in another shell"
-            print(f"({where}: export PREFECT_API_URL={url})")
+            print(f'({where}: export PREFECT_API_URL={url} PREFECT_API_AUTH_STRING="$(cat {home / AUTH})")')
             print("Ctrl-C ends server and worker.", flush=True)
             while True:
                 time.sleep(0.5)

@@ -1,7 +1,14 @@
-"""A Prefect server on this machine that ends with the process that started it."""
+"""A Prefect server on this machine that ends with the process that started it.
 
+Whoever can speak to its API can run commands as the user who started it, so it asks for a password, `larpo:` and a
+random text, that is new at every start. It stands in files and environments that only this user can read.
+"""
+
+import base64
+import http.client
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -14,7 +21,7 @@ from pathlib import Path
 
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogHandler
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from larpo.errors import UserError
 from larpo.workspace import processes as supervise
@@ -27,14 +34,22 @@ def api_url(port: int) -> str:
     return f"http://{HOST}:{port}/api"
 
 
-def environment(home: Path, port: int) -> dict[str, str]:
-    """Environment of the server and of what talks to it; `home` holds the database."""
+def new_password() -> str:
+    return f"larpo:{secrets.token_urlsafe(32)}"
+
+
+def environment(home: Path, port: int, password: str) -> dict[str, str]:
+    """Environment of the server and of what talks to it, whatever the user's settings say; `home` holds the
+    database."""
     url = api_url(port)
     return os.environ | {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": url,
-        # Whatever the user's settings say: who can reach the API can run the flows, and it asks for no password.
+        "PREFECT_API_AUTH_STRING": password,
+        "PREFECT_SERVER_API_AUTH_STRING": password,
         "PREFECT_SERVER_API_HOST": HOST,
+        # A page of another origin gets no answer to read; that of the server's own does not need the permission.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port}",
         "PREFECT_UI_API_URL": url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
@@ -69,16 +84,52 @@ def free_port() -> int:
 
 def healthy(url: str) -> bool:
     """Whether a Prefect API answers at `url`; a server on this machine is never asked through a proxy."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{url}/health", timeout=5) as answer:
+        with _ask(f"{url}/health") as answer:
             return answer.status == 200 and json.load(answer) is True
-    except (OSError, ValueError, urllib.error.URLError):
+    except (OSError, ValueError):
         return False
 
 
+def _ask(url: str, **headers: str) -> http.client.HTTPResponse:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return opener.open(urllib.request.Request(url, headers=headers), timeout=5)
+
+
+def check_password(url: str, password: str) -> None:
+    """UserError where the API at `url` takes another password than the settings name."""
+    try:
+        _ask(f"{url}/admin/version", Authorization=f"Basic {base64.b64encode(password.encode()).decode()}").close()
+    except urllib.error.HTTPError as error:
+        if error.code == 401:
+            raise UserError(
+                f"the Prefect server at {url} refuses PREFECT_API_AUTH_STRING; set it to what the server's "
+                ".prefect/auth holds, or unset PREFECT_API_URL for a server of this run's own"
+            ) from None
+    except OSError:
+        pass  # the client waits for a server that is busy, or away for a moment
+
+
+def make_private(home: Path) -> None:
+    """The folder of Prefect's state, which holds parameters, logs and passwords: for this user alone."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    home.chmod(0o700)
+
+
 @contextmanager
-def running(home: Path, port: int, ui: bool = True) -> Iterator[subprocess.Popen]:
+def private_file(path: Path, text: str) -> Iterator[None]:
+    """A file that only this user can read from its first byte on, for as long as the block lasts."""
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def running(home: Path, port: int, password: str, ui: bool = True) -> Iterator[subprocess.Popen]:
     """A server on `port`, ready to answer; ended on leaving. Its output goes to server.log in `home`.
 
     Raises
@@ -87,12 +138,15 @@ def running(home: Path, port: int, ui: bool = True) -> Iterator[subprocess.Popen
         The port is taken, or the server ends or does not answer in time.
     """
     check_port(port)
-    home.mkdir(parents=True, exist_ok=True)
+    make_private(home)
     log = home / "server.log"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     with log.open("w") as out:
         process = supervise.start(
-            [*command, "--ui" if ui else "--no-ui"], env=environment(home, port), stdout=out, stderr=subprocess.STDOUT
+            [*command, "--ui" if ui else "--no-ui"],
+            env=environment(home, port, password),
+            stdout=out,
+            stderr=subprocess.STDOUT,
         )
     try:
         deadline = time.monotonic() + START_SECONDS
@@ -112,11 +166,12 @@ def some_server() -> Iterator[str]:
     """The API that the settings name, if it answers; otherwise a server for as long as the run takes."""
     url = PREFECT_API_URL.value()
     if url and (healthy(url) or os.environ.get("PREFECT_API_URL") == url):
+        check_password(url, PREFECT_API_AUTH_STRING.value() or "")
         yield url
         return
-    home = Path(os.environ["PREFECT_HOME"])
-    port = free_port()
-    with running(home, port, ui=False), temporary_settings({PREFECT_API_URL: api_url(port)}):
+    home, port, password = Path(os.environ["PREFECT_HOME"]), free_port(), new_password()
+    settings = {PREFECT_API_URL: api_url(port), PREFECT_API_AUTH_STRING: password}
+    with running(home, port, password, ui=False), temporary_settings(settings):
         try:
             yield api_url(port)
         finally:

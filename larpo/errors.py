@@ -93,4 +93,9 @@ def one_line(error: BaseException | str) -> str:
     breaks become spaces, and characters that would steer a terminal are left out. An error without words is told by
     its name."""
     words = " ".join(str(error).split()) or (type(error).__name__ if isinstance(error, BaseException) else "")
-    return "".join(c for c in words if c.isprintable())
+    return printable(words)
+
+
+def printable(text: str) -> str:
+    """A text that anyone may have written without what would steer a terminal, forge a line or turn its direction."""
+    return "".join(c for c in text if c.isprintable())

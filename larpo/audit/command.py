@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from larpo.audit.draw import ROWS, draw
-from larpo.errors import UserError, one_line
+from larpo.errors import UserError, one_line, printable
 
 RUN = typer.Argument(None, help="a folder, pack, Git revision or experiment; default: this project")
 
@@ -63,9 +63,9 @@ def audit_command(
         if sum((bool(node), every, again is False)) > 1:
             raise UserError("larpo audit: --node, --all and --no-again exclude each other; give one")
         folder, selection = out or project / "report", Selection(tuple(node), every, again, draw(seed, sample))
-        tree = audit(project, run, selection, folder, lambda line: print(line, file=sys.stderr, flush=True))
+        tree = audit(project, run, selection, folder, lambda line: print(printable(line), file=sys.stderr, flush=True))
     if as_json:
-        print(json.dumps(tree, indent=1, ensure_ascii=False))
+        print(json.dumps(tree, indent=1))
     else:
         print_audit(tree)
         print(folder / PAGE)
@@ -83,7 +83,7 @@ def print_diff(project: Path, run_a: str, run_b: str, as_json: bool) -> int:
     with open_run(project, run_a) as a, open_run(project, run_b) as b:
         diff = explain(a, b)
     diff.a, diff.b = run_a, run_b
-    print(json.dumps(diff.record(), indent=1, ensure_ascii=False) if as_json else "\n".join(diff.lines()))
+    print(json.dumps(diff.record(), indent=1) if as_json else "\n".join(map(printable, diff.lines())))
     return 0 if diff.equal else 1
 
 

@@ -7,7 +7,9 @@ is of bytes read now.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, suppress
 from functools import cached_property
@@ -26,9 +28,10 @@ from larpo.hashing import dvc_hash, file_hash, tree_hash_of
 from larpo.load import load_params
 from larpo.models.resolve import Checkpoint
 from larpo.workspace.clone import link_named
-from larpo.workspace.dvc import Declared, GraphNode, cache_folder, dvc, lister, read_graph, share_cache
+from larpo.workspace.dvc import Declared, GraphNode, cache_folder, dvc, lister, own_cache, read_graph, share_cache
 from larpo.workspace.dvc_lock import LOCK, Entry, LockedNode, read_lock
-from larpo.workspace.git import experiments, find_commit, git, top_of
+from larpo.workspace.foreign import sanitised, stand_in
+from larpo.workspace.git import experiments, find_commit, git, isolated_git, top_of
 
 PARAMS = "params.yaml"
 AUDITS = Path(".larpo/audit")
@@ -49,16 +52,23 @@ class AuditedRun:
         params.yaml, checked.
     draw
         What its auditor draws by lot.
+    own
+        Whether it is this user's: else nothing of it is executed unless that is asked for.
+    repository
+        Where Git finds its history: its folder, of a stranger's run the same folder of a sanitised copy; None where it
+        lies in no repository.
     """
 
     draw: Draw = Draw(0)
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder).resolve()
+    def __init__(self, folder: str | Path, *, home: Path | None = None, cache: Path | None = None):
+        """`home`: a scratch folder, for as long as the run is open; given for a stranger's run. `cache`: DVC's, where
+        it is known to lie elsewhere."""
+        self.folder, self.own, self.home, self._cache = Path(folder).resolve(), home is None, home, cache
         if not (self.folder / "dvc.yaml").is_file():
             raise UserError(f"{folder}: no dvc.yaml; expected the folder of a run")
         self.lock = read_lock(self.folder / LOCK)
-        self.graph: dict[str, GraphNode] = read_graph(self.folder)
+        self.graph: dict[str, GraphNode] = read_graph(stand_in(self.folder, home) if home else self.folder)
         self._hashed: dict[Path, str] = {}
         self._made_once: dict[Callable, Any] = {}
         with chdir(self.folder):  # files that parameters name are named from there
@@ -68,6 +78,12 @@ class AuditedRun:
     def checkpoint(self, folder: str) -> Checkpoint:
         """A model of the run as what loads it takes it; code of its own runs where `checkpoints` has it."""
         return self.checkpoints.get(folder) or Checkpoint(folder)
+
+    @cached_property
+    def repository(self) -> Path | None:
+        if self.home is None:
+            return self.folder if top_of(self.folder) else None
+        return sanitised(self.folder, {c for m in self.manifests.values() if (c := m.git.commit)}, self.home)
 
     @cached_property
     def producer(self) -> dict[str, str]:
@@ -192,8 +208,8 @@ class AuditedRun:
 
     @cached_property
     def cache(self) -> Path:
-        """DVC's cache of this project."""
-        return cache_folder(self.folder)
+        """DVC's cache of this project; a stranger's is looked for where an unpacked run has it."""
+        return self._cache or (cache_folder(self.folder) if self.own else self.folder / ".dvc/cache")
 
     def object(self, md5: str) -> Path:
         """Where the cache keeps what has that hash."""
@@ -221,6 +237,21 @@ class AuditedRun:
         return names if dvc_hash(names) == entry.md5 else None
 
 
+def is_own(project: Path, run: str | None) -> bool:
+    """Whether `run`, as `open_run` takes it, is this user's: the project's folder, unless it is another user's or an
+    unpacked run; a commit of the user's own branches, or an experiment. What was fetched is a stranger's until a branch
+    of one's own holds it."""
+    if run is None or Path(run).exists():
+        here = project.resolve()
+        unpacked = any((place / KEPT).exists() for place in (here, *here.parents))
+        return (run is None or Path(run).resolve() == here) and not unpacked and here.stat().st_uid == os.getuid()
+    if not is_own(project, None):
+        return False
+    commit = commit_named(project, run)
+    holders = git(project, "for-each-ref", "--contains", commit, "--format=%(refname)", "refs/heads", "refs/exps")
+    return bool(holders) or git(project, "merge-base", commit, "HEAD", check=False) == commit
+
+
 @contextmanager
 def open_run(project: Path, run: str | None) -> Iterator[AuditedRun]:
     """A run by its folder, a pack's file, a Git revision of `project` or an experiment's name; None: `project` itself.
@@ -228,40 +259,56 @@ def open_run(project: Path, run: str | None) -> Iterator[AuditedRun]:
     A pack is opened in a temporary folder. A revision is checked out, with its data from the project's cache, in a
     clone that is removed afterwards.
     """
-    if run is None or (Path(run) / "dvc.yaml").is_file():
-        yield AuditedRun(project if run is None else run)
-        return
-    if Path(run).is_file():
-        with open_pack(Path(run)) as folder:
-            yield AuditedRun(folder)
-        return
+    own = is_own(project, run)
+    with tempfile.TemporaryDirectory(prefix="larpo-audit-") as scratch:
+        home = None if own else Path(scratch)
+        if run is None or (Path(run) / "dvc.yaml").is_file():
+            yield AuditedRun(project if run is None else run, home=home)
+        elif Path(run).is_file():
+            with open_pack(Path(run)) as folder:
+                yield AuditedRun(folder, home=home)
+        else:
+            with _checked_out(project, run, home) as folder:
+                yield AuditedRun(folder, home=home, cache=cache_folder(project))
+
+
+@contextmanager
+def _checked_out(project: Path, run: str, home: Path | None) -> Iterator[Path]:
+    """The project's folder at a revision, in a clone; `home` as AuditedRun takes it."""
     commit = commit_named(project, run)
-    clone = project / AUDITS / commit[:12]
-    shutil.rmtree(clone, ignore_errors=True)
-    clone.parent.mkdir(parents=True, exist_ok=True)
+    (project / AUDITS).mkdir(parents=True, exist_ok=True)
     (project / AUDITS.parent / ".gitignore").write_text("*\n", "utf-8")
+    clone = Path(tempfile.mkdtemp(prefix=f"{commit[:12]}-", dir=project / AUDITS))  # two audits of one are two
     try:
-        folder = clone_at(project, commit, clone)
-        share_cache(project, folder)
+        folder = clone_at(project, commit, clone, own=home is None)
+        if home is None:
+            share_cache(project, folder)
+        else:
+            own_cache(folder, cache_folder(project))
         try:
             dvc(folder, "checkout", "--force")
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-200:]
             raise UserError(f"{run}: its data is not in the cache ({reason}); fetch it with `dvc fetch`") from None
-        link_named(project, folder)
-        yield AuditedRun(folder)
+        if home is None:  # a stranger's parameters name nothing of this user's
+            link_named(project, folder)
+        yield folder
     finally:
         shutil.rmtree(clone, ignore_errors=True)
 
 
-def clone_at(project: Path, commit: str, clone: Path) -> Path:
-    """A clone of the repository that `project` lies in, at one of its commits; returns the project's folder in it."""
+def clone_at(project: Path, commit: str, clone: Path, own: bool = True) -> Path:
+    """A clone of the repository that `project` lies in, at one of its commits; returns the project's folder in it.
+
+    `own` false: the commit is a stranger's. No settings of the user's, such as filters, meet its files, and no link.
+    """
     top = top_of(project)
     assert top is not None  # it has commits
+    call = git if own else isolated_git
     # --shared: objects are read where they are, also those of a commit that is under no branch (an experiment's).
-    git(project, "clone", "--shared", "--quiet", "--no-checkout", str(top), str(clone))
-    git(clone, "checkout", "--quiet", "--detach", commit)
-    return clone / project.resolve().relative_to(top)
+    call(project, "clone", "--shared", "--quiet", "--no-checkout", str(top), str(clone))
+    call(clone, "checkout", "--quiet", "--detach", commit)
+    return clone / project.resolve().relative_to(top.resolve())
 
 
 def commit_named(project: Path, run: str) -> str:

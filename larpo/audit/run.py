@@ -17,6 +17,7 @@ from larpo.audit.bytes.check import check_bytes
 from larpo.audit.card import Answer, Evidence, card
 from larpo.audit.chain import whole_chain
 from larpo.audit.draw import Draw, draw
+from larpo.audit.isolation import offline
 from larpo.audit.lineage.check import check_lineage, origins
 from larpo.audit.open import AuditedRun, open_run
 from larpo.audit.page import record, render
@@ -47,11 +48,6 @@ class Selection:
 
     def executes(self, own: bool) -> bool:
         return bool(self.nodes or self.every or (own if self.requested is None else self.requested))
-
-
-def is_own(project: Path, run: str | None) -> bool:
-    """Whether `run`, as `open_run` takes it, is of this project: its folder, one of its revisions or experiments."""
-    return run is None or not Path(run).exists() or Path(run).resolve() == project.resolve()
 
 
 def parts(run: AuditedRun, selection: Selection, own: bool, say: Callable[[str], None]) -> dict[str, Checks]:
@@ -109,9 +105,9 @@ def audit(
         No such run, or a node to execute again that it does not have.
     """
     started, clock, checks = datetime.now(UTC), time.monotonic(), []
-    with open_run(project, run) as audited:
+    with open_run(project, run) as audited, offline(not audited.own):
         audited.draw = selection.draw
-        for part, check in parts(audited, selection, is_own(project, run), say).items():
+        for part, check in parts(audited, selection, audited.own, say).items():
             say(f"{part} …")
             checks += perform(part, check)
         facts = _facts(audited) | {
@@ -131,7 +127,7 @@ def _facts(run: AuditedRun) -> dict[str, Any]:
     auditor = f"larpo {(code['commit'] or 'outside Git')[:12]}{' with changes' if code['dirty'] else ''}"
     return {
         "run": run.folder.name,
-        "commit": find_commit(run.folder, "HEAD"),
+        "commit": find_commit(run.repository, "HEAD") if run.repository else None,
         "nodes": len(run.nodes),
         "auditor": f"{auditor}, torch {packages.get('torch')}, transformers {packages.get('transformers')}",
     }
@@ -145,7 +141,7 @@ def reproducibility_card(run: AuditedRun, checks: list[Check]) -> list[Answer]:
             sources=origins(run),
             params=run.params.model_dump(mode="json"),
             checks=checks,
-            remote=_address(git(run.folder, "remote", "get-url", "origin", check=False)),
+            remote=_address(git(run.repository or Path(), "config", "--get", "remote.origin.url", check=False)),
             licence=run.licence,
             lock=next((name for name in LOCKS if (run.folder / name).is_file()), None),
         )

@@ -7,6 +7,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from larpo.errors import printable
+
 STYLES = {
     "holds": "green",
     "fails": "bold red",
@@ -23,7 +25,7 @@ FIRST = 3  # failures per check in the terminal; the page has more
 
 def print_audit(audit: dict[str, Any], console: Console | None = None) -> None:
     """The verdict, then a line per check, cut to the terminal's width; a pipe gets 120 columns."""
-    console = console or Console(highlight=False)
+    console, audit = console or Console(highlight=False), printable_tree(audit)
     if not console.is_terminal:
         console.width = 120
     first = f": {audit['first']}" if audit["first"] else ""
@@ -41,6 +43,19 @@ def print_audit(audit: dict[str, Any], console: Console | None = None) -> None:
                 console.print(Padding(Text(f"not checked: {line}", style="yellow"), (0, 0, 0, 4)))
     answers = [(a["variable"], a["answer"], "; ".join(a["missing"] or a["evidence"])) for a in audit["card"]]
     _table(console, "reproducibility card", answers)
+
+
+def printable_tree(tree: Any) -> Any:
+    """JSON whose texts may be printed, whoever wrote them."""
+    if isinstance(tree, dict):
+        return {key: printable_tree(value) for key, value in tree.items()}
+    return (
+        [printable_tree(x) for x in tree]
+        if isinstance(tree, list)
+        else printable(tree)
+        if isinstance(tree, str)
+        else tree
+    )
 
 
 def _table(console: Console, title: str, rows: list[tuple[str, str, str]]) -> None:

@@ -48,13 +48,20 @@ def share_cache(project: Path, clone: Path) -> None:
     dvc(clone, "config", "--local", "cache.dir", str(cache_folder(project)))
 
 
-def own_cache(folder: Path) -> None:
-    """Let the cache of the project in `folder` lie in it, whatever its committed configuration says."""
+def own_cache(folder: Path, cache: Path | None = None) -> None:
+    """Let the project in `folder` use the cache that lies in it, or `cache`, and no committed setting of DVC's: of a
+    stranger's project each may lead to a program or to pickles."""
+    from configobj import ConfigObj
     from dvc.dirs import site_cache_dir
 
-    lines = ["[core]", "    analytics = false", f"    site_cache_dir = {site_cache_dir()}"]
-    lines += ["[cache]", "    dir = cache", '    type = "reflink,copy"']
-    (folder / ".dvc/config.local").write_text("\n".join(lines) + "\n", "utf-8")
+    (folder / ".dvc/config").write_text("", "utf-8")
+    paths = {"core": {"site_cache_dir": site_cache_dir()}, "cache": {"dir": str(cache or "cache")}}
+    local = ConfigObj()  # what DVC reads it with: a path may hold a comma or a quote
+    for section, values in paths.items():
+        # `%(` would stand for another value, and nothing writes it as itself; without a setting DVC's default holds.
+        local[section] = {key: value for key, value in values.items() if "%(" not in value}
+    local["core"]["analytics"], local["cache"]["type"] = "false", "reflink,copy"
+    (folder / ".dvc/config.local").write_text("\n".join(local.write()) + "\n", "utf-8")
 
 
 @dataclass(frozen=True)
@@ -138,10 +145,9 @@ def lister(folder: Path) -> Callable[[str], list[str]]:
     """A function from a folder's path below `folder` to the names of its files as DVC sees them (.dvcignore left out),
     relative to it, sorted."""
     from dvc.fs import LocalFileSystem
-    from dvc.repo import Repo
+    from dvc.ignore import DvcIgnoreFilter
 
-    with Repo(str(folder)) as repo:
-        ignore = repo.dvcignore
+    ignore = DvcIgnoreFilter(LocalFileSystem(), str(folder))  # as of DVC's Repo, which would read its settings
 
     def files(path: str) -> list[str]:
         root, names = str(folder / path), []

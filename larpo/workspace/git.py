@@ -7,6 +7,27 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+# Neither the user's settings nor an enclosing repository decide: bytes must not depend on the first, and a stranger's
+# .gitattributes must find no filter program in it.
+ISOLATED = {
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_NO_REPLACE_OBJECTS": "1",
+    "LC_ALL": "C",
+}
+SAFE = (
+    "core.symlinks=false",  # a committed link cannot lead a later file out of the folder
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "protocol.allow=never",
+    "protocol.file.allow=always",
+    "transfer.fsckObjects=true",
+    "gc.auto=0",
+    "submodule.recurse=false",
+)
+
 
 class GitError(RuntimeError):
     """A command of Git failed."""
@@ -49,6 +70,14 @@ def git_bytes(
     return b""
 
 
+def isolated_git(folder: Path, *arguments: str, given: bytes | None = None, check: bool = True) -> bytes:
+    """Output of git, without the user's and the system's configuration; empty where it failed and `check` is off. The
+    folder's own configuration holds, but for SAFE: of a stranger's there is a copy (`larpo.workspace.foreign`)."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | ISOLATED
+    safe = [part for setting in SAFE for part in ("-c", setting)]
+    return git_bytes(folder, *safe, *arguments, given=given, check=check, environment=environment)
+
+
 def git(folder: str | Path, *arguments: str, check: bool = True, **variables: str) -> str:
     """The same as text, without white space around it; `variables` are added to the environment."""
     output = git_bytes(folder, *arguments, check=check, environment=os.environ | variables)
@@ -62,9 +91,19 @@ def git_state(folder: str | Path = ".") -> dict[str, Any]:
         status = git(folder, "status", "--porcelain", "--untracked-files=no")
     except GitError:
         return {"commit": None, "dirty": None, "changed": []}
-    changed = git(folder, "diff", "--name-only", "--relative", "HEAD", check=False) if status else ""
+    # -z: else a name with a quote or a letter beyond ASCII comes in quotes, and is nobody's.
+    changed = git(folder, "diff", "--name-only", "-z", "--relative", "HEAD", check=False) if status else ""
     commit = git(folder, "rev-parse", "--verify", "-q", "HEAD", check=False)
-    return {"commit": commit or None, "dirty": bool(status), "changed": changed.splitlines()}
+    return {
+        "commit": commit or None,
+        "dirty": bool(status),
+        "changed": [_text(name) for name in changed.split("\0") if name],
+    }
+
+
+def _text(name: str) -> str:
+    """A name as a record can hold it, whatever its bytes are."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def top_of(folder: str | Path) -> Path | None:

@@ -136,6 +136,12 @@ class Node:
                 self.checkpoints[path.as_posix()] = remote_code.admit(path, *permission, within=self.scratch)
         if self.leads:  # told now rather than after hours of work
             for path in (*self.outputs, self.manifest_path):
+                links = (p for p in (path, *path.parents) if p.is_symlink() and p.is_dir())
+                if link := next((p for p in links if not p.resolve().is_relative_to(Path.cwd().resolve())), None):
+                    raise UserError(
+                        f"{link}: a link out of the project, and DVC takes no output of {self.stage} behind it; remove "
+                        "it (for space elsewhere: `dvc cache dir FOLDER` and `dvc config cache.type symlink`)"
+                    )
                 check_writable(path.parent)
 
     def out(self, name: str, ending: str = "") -> Path:

@@ -12,12 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from flows.server import free_port, healthy, running
+from flows.server import api_url, free_port, healthy, running
 from tests.flows.conftest import LOG, Project, make_project
 
 pytestmark = pytest.mark.faults
+PASSWORD = "larpo:of these tests"
 ONCE = 'if os.environ.get("LARPO_TEST_SLEEP") == name and tries == 1:'
 
 
@@ -37,10 +38,11 @@ def project(tmp_path: Path, monkeypatch) -> Project:
 
 
 @pytest.fixture
-def server(project: Project) -> Iterator[tuple[str, int]]:
+def server(project: Project) -> Iterator[dict[str, str]]:
+    """The variables with which others find it."""
     port = free_port()
-    with running(project.folder / ".prefect", port, ui=False):
-        yield f"http://127.0.0.1:{port}/api", port
+    with running(project.folder / ".prefect", port, PASSWORD, ui=False):
+        yield {"PREFECT_API_URL": api_url(port), "PREFECT_API_AUTH_STRING": PASSWORD}
 
 
 def start(project: Project, *command: str, **variables: str) -> subprocess.Popen:
@@ -87,8 +89,7 @@ def kill(processes: list[psutil.Process]) -> None:
 
 def test_a_node_that_dies_is_tried_again_and_others_are_not(project, server):
     """kill -9 of the node alone: what a lost GPU or the kernel's out-of-memory killer do."""
-    url, _ = server
-    run = start(project, "flows.run", "--target", "train", PREFECT_API_URL=url, LARPO_TEST_SLEEP="sample@1")
+    run = start(project, "flows.run", "--target", "train", LARPO_TEST_SLEEP="sample@1", **server)
     until(project, lambda: "sample@1" in project.started())
     kill(running_with(project, "stage.py", "data/sample/1.txt"))
     assert run.wait(90) == 0, output(project)
@@ -99,18 +100,19 @@ def test_a_node_that_dies_is_tried_again_and_others_are_not(project, server):
 def test_a_server_that_is_restarted_in_the_middle(project):
     """kill -9 while a node runs, another server in its place: the run goes on, the next one finds all up to date."""
     port, home = free_port(), project.folder / ".prefect"
-    url = f"http://127.0.0.1:{port}/api"
-    with running(home, port, ui=False):
-        run = start(project, "flows.run", "--target", "train", PREFECT_API_URL=url, LARPO_TEST_SLEEP="sample@1")
+    url = api_url(port)
+    variables = {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": PASSWORD}
+    with running(home, port, PASSWORD, ui=False):
+        run = start(project, "flows.run", "--target", "train", LARPO_TEST_SLEEP="sample@1", **variables)
         until(project, lambda: "sample@1" in project.started())
         kill(serving(port))
         until(project, lambda: not healthy(url))
-    with running(home, port, ui=False):
+    with running(home, port, PASSWORD, ui=False):
         time.sleep(3)
         kill(running_with(project, "stage.py", "data/sample/1.txt"))
         assert run.wait(200) == 0, output(project)
         project.wait_until_gone(20)
-        again = start(project, "flows.run", "--target", "train", PREFECT_API_URL=url)
+        again = start(project, "flows.run", "--target", "train", **variables)
         assert again.wait(90) == 0, output(project)
         assert output(project).endswith("0 Completed, 0 Restored, 4 UpToDate\n")
     assert sorted(project.started()) == ["policy", "prompts@1", "sample@1", "sample@1", "train@1"]
@@ -124,9 +126,11 @@ def service(project: Project, port: int) -> subprocess.Popen:
     return process
 
 
-def states(url: str) -> dict[str, str]:
+def states(project: Project, port: int) -> dict[str, str]:
     """Names of the flow runs and of their states."""
-    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+    password = (project.folder / ".prefect/auth").read_text()
+    settings = {PREFECT_API_URL: api_url(port), PREFECT_API_AUTH_STRING: password}
+    with temporary_settings(settings), get_client(sync_client=True) as client:
         return {run.name: run.state.name for run in client.read_flow_runs(sort="START_TIME_DESC")}
 
 
@@ -134,10 +138,9 @@ def test_a_killed_worker_ends_the_service_and_the_next_one_goes_on(project):
     """No process is left; the run that was open is Crashed once the service is up again, and what it had finished is
     not run a second time."""
     port = free_port()
-    url = f"http://127.0.0.1:{port}/api"
     deploy = ["prefect", "deployment", "run", "larpo/iterate", "--param", 'targets=["train"]']
     first = service(project, port)
-    start(project, *deploy, PREFECT_API_URL=url).wait(60)
+    start(project, *deploy).wait(60)
     until(project, lambda: "sample@1" in project.started())
     second = start(project, "flows.serve", "--port", str(free_port()))
     assert second.wait(60) == 1
@@ -150,9 +153,9 @@ def test_a_killed_worker_ends_the_service_and_the_next_one_goes_on(project):
     assert project.started().count("sample@1") == 1
 
     again = service(project, port)
-    (name,) = states(url)
-    assert states(url) == {name: "Crashed"} and f"Run {name} was still open" in output(project)
-    done = start(project, *deploy, "--watch", PREFECT_API_URL=url)
+    (name,) = states(project, port)
+    assert states(project, port) == {name: "Crashed"} and f"Run {name} was still open" in output(project)
+    done = start(project, *deploy, "--watch")
     assert done.wait(180) == 0, output(project)
     assert sorted(project.started()) == ["policy", "prompts@1", "sample@1", "sample@1", "train@1"]
     again.terminate()

@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import yaml
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogHandler
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
 from flows.server import free_port
 
@@ -24,6 +26,7 @@ LOG = "LARPO_TEST_LOG"
 STAGE = """
 import os, sys, time
 from pathlib import Path
+from typing import Any
 
 name, log = os.environ["DVC_STAGE"], Path(os.environ["LARPO_TEST_LOG"])
 outs, deps = (part.split(",") if part else [] for part in sys.argv[1:3])
@@ -94,6 +97,7 @@ stages:
 REPORT = """
 import json, os
 from pathlib import Path
+from typing import Any
 
 Path("report").mkdir(exist_ok=True)
 rows = sorted(path.stem.split("-") for path in Path("data/evaluate").glob("*.txt"))
@@ -191,6 +195,16 @@ class Serving:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/api"
+
+    @property
+    def settings(self) -> dict[Any, str]:
+        """Of a client of this user's."""
+        password = (self.project.folder / ".prefect/auth").read_text()
+        return {PREFECT_API_URL: self.url, PREFECT_API_AUTH_STRING: password}
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {setting.name: value for setting, value in self.settings.items()}
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import temporary_settings
 
 from flows.run import ARTIFACT, RunFailed, larpo
 from larpo.errors import UserError
@@ -23,7 +23,7 @@ from tests.flows.conftest import NODES, ROOT, Project, Serving
 
 @pytest.fixture
 def api(serving: Serving) -> Iterator[None]:
-    with temporary_settings({PREFECT_API_URL: serving.url}):
+    with temporary_settings(serving.settings):
         yield
 
 
@@ -191,7 +191,7 @@ def test_command_refuses_before_anything_runs(project: Project) -> None:
     ("number", "node"), [(signal.SIGTERM, "policy"), (signal.SIGINT, "prompts@1"), (signal.SIGKILL, "prompts@1")]
 )
 def test_a_killed_run_leaves_no_process(project: Project, serving: Serving, number: int, node: str) -> None:
-    env = os.environ | {"LARPO_TEST_SLEEP": node, "PREFECT_API_URL": serving.url}
+    env = os.environ | serving.variables | {"LARPO_TEST_SLEEP": node}
     command = [sys.executable, "-m", "flows.run", "--target", node]
     with (project.folder.parent / "output").open("w") as out:
         run = subprocess.Popen(command, cwd=project.folder, env=env, stdout=out, stderr=subprocess.STDOUT)

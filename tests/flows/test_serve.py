@@ -1,23 +1,29 @@
 """`make serve`: a real server, work pool, deployment and worker; nothing is left when it ends."""
 
+import html
+import http.server
 import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
+import threading
+import urllib.request
 from pathlib import Path
 
 import psutil
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
 from flows.server import port_is_free
 from larpo.studies.expand import names
 from tests.conftest import Project
 from tests.flows.conftest import NODES, ROOT, Serving
 from tests.larpo.audit.forgery import flip
+from tests.test_report_browser import CHROMIUM, FLAGS
 
 
 @pytest.fixture
@@ -46,9 +52,148 @@ def test_nothing_listens_but_on_loopback(serving: Serving) -> None:
     assert {address.ip for address in heard} <= {"127.0.0.1", "::1"}
 
 
+REFUSED = [
+    ("GET", "admin/version", None),
+    ("POST", "deployments/filter", {}),
+    ("POST", "deployments/{deployment}/create_flow_run", {"job_variables": {"command": "touch /tmp/planted"}}),
+    ("POST", "work_pools/local/get_scheduled_flow_runs", {}),
+]
+ANOTHER_USER = """
+import json, os, sys, urllib.error, urllib.request, websockets.sync.client
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+url, asked, told = sys.argv[1], json.loads(sys.argv[2]), []
+for header in ("", "Basic bGFycG86", "Basic Og==", "Bearer x"):
+    for method, path, body in asked:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": header} if header else {})
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url + "/" + path, data, headers, method=method)
+        try:
+            told.append(urllib.request.urlopen(request).status)
+        except urllib.error.HTTPError as error:
+            told.append(error.code)
+address = url.replace("http", "ws") + "/events/out"
+for words in (None, ["prefect"]):
+    try:
+        with websockets.sync.client.connect(address, subprotocols=words) as socket:
+            socket.send(json.dumps({"type": "auth", "token": ""}))
+            told.append(socket.recv(timeout=10))
+    except Exception as error:
+        told.append(type(error).__name__)
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture
+def asked(serving: Serving) -> list[tuple[str, str, dict | None]]:
+    with temporary_settings(serving.settings), get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("larpo/iterate").id
+    return [(method, path.format(deployment=deployment), body) for method, path, body in REFUSED]
+
+
+def runs_of(serving: Serving) -> int:
+    with temporary_settings(serving.settings), get_client(sync_client=True) as client:
+        return len(client.read_flow_runs())
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
+def test_another_user_of_the_machine_is_refused(serving: Serving, plain: dict[str, str], asked: list) -> None:
+    """By the API, with no password or a wrong one; and what holds the password can be read by the owner alone."""
+    before = runs_of(serving)
+    done = subprocess.run(
+        [sys.executable, "-c", ANOTHER_USER, serving.url, json.dumps(asked)],
+        env=plain,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *statuses, plain_socket, socket = json.loads(done.stdout)
+    assert statuses == [401] * 4 * len(asked)
+    assert {plain_socket, socket} <= {"InvalidStatus", "ConnectionClosedError", "ConnectionClosedOK"}
+    assert runs_of(serving) == before
+    home = serving.project.folder / ".prefect"
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    holders = [
+        p
+        for p in home.rglob("*")
+        if p.is_file() and serving.settings[PREFECT_API_AUTH_STRING] in p.read_text(errors="replace")
+    ]
+    assert {(p.name, stat.S_IMODE(p.stat().st_mode)) for p in holders} == {("auth", 0o600), ("profiles.toml", 0o600)}
+
+
+PAGE = """<!doctype html><title>start</title><script>
+const api = API, asked = ASKED, told = [];
+async function one(label, url, options) {
+  try { const answer = await fetch(url, options); told.push(label + " " + answer.type + " " + answer.status); }
+  catch (error) { told.push(label + " " + error.name); }
+}
+(async () => {
+  await one("own", "/page", {});
+  for (const [method, path, body] of asked) {
+    const data = body === null ? undefined : JSON.stringify(body);
+    await one("json", api + "/" + path, {method, body: data, headers: {"Content-Type": "application/json"}});
+    await one("simple", api + "/" + path, {method, body: data, mode: "no-cors", credentials: "include"});
+    await one("guess", api + "/" + path, {method, body: data, headers: {"Authorization": "Basic bGFycG86"}});
+  }
+  document.title = "done"; document.body.textContent = JSON.stringify(told);
+})();
+</script><body></body>"""
+
+
+@pytest.mark.browser
+def test_a_page_in_a_browser_is_refused(serving: Serving, asked: list, tmp_path: Path) -> None:
+    """Of another origin: it reads no answer, and what it may send unread is not obeyed."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium found; install the package chromium")
+    page = PAGE.replace("API", json.dumps(serving.url), 1).replace("ASKED", json.dumps(asked), 1)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(page.encode())
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    before = runs_of(serving)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        flags = [*FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom"]
+        address = f"http://127.0.0.1:{other.server_port}/page"
+        dom = subprocess.run(
+            [CHROMIUM, *flags, address], capture_output=True, text=True, timeout=120, check=True
+        ).stdout
+        other.shutdown()
+    assert "<title>done</title>" in dom, dom
+    told = json.loads(html.unescape(dom.partition("<body>")[2].partition("</body>")[0]))
+    assert told[0] == "own basic 200"
+    assert set(told[1:]) == {"json TypeError", "simple opaque 0", "guess TypeError"}
+    assert runs_of(serving) == before
+    for origin in (address, "null"):
+        request = urllib.request.Request(f"{serving.url}/health", headers={"Origin": origin})
+        with urllib.request.urlopen(request) as answer:
+            assert answer.headers["access-control-allow-origin"] is None
+
+
+def test_a_run_with_another_password_is_refused_in_one_line(serving: Serving, plain: dict[str, str]) -> None:
+    for wrong in ({}, {"PREFECT_API_AUTH_STRING": "larpo:guess"}):
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.run", "--target", "policy"],
+            cwd=serving.project.folder,
+            env=plain | {"PREFECT_API_URL": serving.url, "PREFECT_PROFILES_PATH": os.devnull} | wrong,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "refuses PREFECT_API_AUTH_STRING; set it to what" in done.stderr
+
+
 def test_every_study_has_a_deployment(serving: Serving) -> None:
     """As the server knows them."""
-    with temporary_settings({PREFECT_API_URL: serving.url}), get_client(sync_client=True) as client:
+    with temporary_settings(serving.settings), get_client(sync_client=True) as client:
         flows = {flow.id: flow.name for flow in client.read_flows()}
         deployed = {(flows[d.flow_id], d.name): d for d in client.read_deployments()}
     studies = names(ROOT / "studies")
@@ -87,15 +232,17 @@ def test_the_deployed_audit_fails_and_names_what_is_wrong(
 
 
 # Last: it ends the server that the other tests use.
-def test_deployment_runs_and_nothing_is_left(serving: Serving, plain: dict[str, str]) -> None:
+def test_deployment_runs_and_nothing_is_left(serving: Serving, plain: dict[str, str], tmp_path: Path) -> None:
     project = serving.project
     command = [sys.executable, "-m", "prefect", "deployment", "run", "larpo/iterate"]
-    command += ["--watch"]
+    # The pool's template decides what is executed, and where.
+    planted = tmp_path / "planted"
+    command += ["--job-variable", f"command=touch {planted}", "--job-variable", f"working_dir={tmp_path}", "--watch"]
     # No address is given: the project's prefect.toml leads to the server.
     env = plain | {"COLUMNS": "300"}
     done = subprocess.run(command, cwd=project.folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(project.started()) == sorted(NODES)
+    assert sorted(project.started()) == sorted(NODES) and not planted.exists()
     last = "\n".join(done.stdout.splitlines()[-12:])
     assert "Greedy" in last and f"Report: {project.folder}/report/index.html" in last, "the result is seen last"
     assert "dvc push" not in done.stdout and "git add" not in done.stdout
@@ -103,12 +250,15 @@ def test_deployment_runs_and_nothing_is_left(serving: Serving, plain: dict[str, 
     assert f"Prefect UI: http://127.0.0.1:{serving.port}" in output
     assert "prefect deployment run larpo/iterate" in output
     assert "sample@1: try 1" in output
-    assert Path(project.folder / ".prefect/profiles.toml").is_file()
+    password = (project.folder / ".prefect/auth").read_text()
+    assert password not in output
 
     assert len(project.processes()) >= 5  # serve, two supervisors, server, worker
     serving.process.send_signal(signal.SIGINT)
     assert serving.process.wait(60) == 0
     project.wait_until_gone(10)
     assert port_is_free(serving.port)
-    assert not (project.folder / ".prefect/profiles.toml").exists()
+    assert not [
+        p for p in (project.folder / ".prefect").rglob("*") if p.is_file() and password.encode() in p.read_bytes()
+    ]
     assert serving.output.read_text().endswith("Stopped.\n")

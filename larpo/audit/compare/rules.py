@@ -201,7 +201,7 @@ def _vectors(expected: Path, found: Path, terms: Terms) -> Comparison:
     largest = 0.0
     for _, _, x, y in arrays(expected, found):
         if x.size:
-            largest = max(largest, float(np.abs(x - y).max()))
+            largest = float(np.maximum(largest, np.abs(x - y).max()))  # NaN where one is: it is within nothing
     return _within(largest <= VECTOR, f"largest |Δ| {largest:.2g}, allowed {VECTOR:g}")
 
 

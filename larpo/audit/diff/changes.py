@@ -188,7 +188,7 @@ def contents(run: AuditedRun, name: str, path: str) -> dict[str, bytes] | None:
         return {f: (place / f).read_bytes() for f in run.files(path)} if place.is_dir() else {"": place.read_bytes()}
     for commit in (run.recorded(name).git.commit, "HEAD"):
         with contextlib.suppress(UserError):  # not in this repository
-            held = Commit(run.folder, commit or "HEAD")
+            held = Commit(run.repository, commit or "HEAD")
             if (files := held.files(path)) and dvc_hash(files) == entry.md5:
                 return {file: held.content(f"{path}/{file}" if file else path) for file in files}
     return None
@@ -197,7 +197,7 @@ def contents(run: AuditedRun, name: str, path: str) -> dict[str, bytes] | None:
 def _undeclared_code(a: AuditedRun, b: AuditedRun, name: str) -> list[str]:
     """Files of larpo/ and tasks/ that differ between the manifests' commits."""
     try:
-        one, other = (Commit(run.folder, run.recorded(name).git.commit or "").blobs for run in (a, b))
+        one, other = (Commit(run.repository, run.recorded(name).git.commit or "").blobs for run in (a, b))
     except UserError:
         return []
     changed = {path for path in {*one, *other} if one.get(path) != other.get(path)}

@@ -124,7 +124,7 @@ def code_committed(run: AuditedRun) -> Check:
             failures.append(f"{node.name}: made outside Git or before the first commit, so no commit holds its code")
             continue
         try:
-            commit = commits[name] = commits.get(name) or Commit(run.folder, name)
+            commit = commits[name] = commits.get(name) or Commit(run.repository, name)
             if name not in declared:
                 declared[name] = stages(commit.content(GRAPH))
         except UserError as error:
@@ -189,7 +189,7 @@ def sources(run: AuditedRun) -> Check:
 def lock_committed(run: AuditedRun) -> Check:
     """Whether Git dates this dvc.lock: a lock that no commit holds may have been written a minute ago."""
     try:
-        held = Commit(run.folder, "HEAD").files(str(LOCK))
+        held = Commit(run.repository, "HEAD").files(str(LOCK))
     except UserError:
         return unchecked(PART, "dvc.lock is committed", "the folder is in no Git repository", False)
     if not held or held[""] != file_hash(run.folder / LOCK):

@@ -14,7 +14,10 @@ class Commit:
     """One commit of the repository around `folder`; paths are relative to `folder`. `blobs`: Git's ids of its files,
     which are the same wherever their content is."""
 
-    def __init__(self, folder: Path, commit: str):
+    def __init__(self, folder: Path | None, commit: str):
+        """`folder` as `AuditedRun.repository` is."""
+        if folder is None:
+            raise UserError("the run lies in no Git repository of its own")
         self.folder, self.commit = folder, commit
         listed = self._git("ls-tree", "-r", "-z", commit, check=f"commit {commit[:12]} is not in this repository")
         self.blobs: dict[str, str] = {}

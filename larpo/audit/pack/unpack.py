@@ -16,11 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from larpo.audit.pack import BUNDLE, CHECKSUMS, FORMAT, METADATA, PACK, README, Facts
-from larpo.audit.pack.bundle import clone_bundle, run_git
+from larpo.audit.pack.allowed import Allowed
+from larpo.audit.pack.bundle import clone_bundle
+from larpo.config import yaml12
 from larpo.errors import UserError, one_line
-from larpo.hashing import dvc_hash, dvc_object
+from larpo.hashing import dvc_hash, dvc_object, file_hash
 from larpo.workspace.dvc import own_cache
 from larpo.workspace.dvc_lock import LOCK, LockedNode, read_lock
+from larpo.workspace.git import isolated_git
 
 TOP = frozenset({PACK, README, METADATA, BUNDLE, CHECKSUMS})
 BELOW = ("run", "audit")
@@ -42,13 +45,17 @@ class Unpacked:
     files: int
     facts: Facts
     absent: list[str] = field(default_factory=list)
+    uncommitted: list[str] = field(default_factory=list)
+    shut: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         left = {x.path for x in self.facts.left_out}
         lines = [f"not in the pack: {p}" + (" (left out by its sender)" if p in left else "") for p in self.absent]
         lines += [f"needed to run again: {x.path} ({x.why})" for x in self.facts.needed]
-        lines += [f"uncommitted when it was packed: {path}" for path in self.facts.uncommitted]
-        return [*lines, f"{self.folder}: commit {self.commit[:12]}, {self.files} files, every byte as dvc.lock says"]
+        lines += [f"not as in the commit: {path}" for path in self.uncommitted]
+        lines += [f"not opened: {path} (no output, declared data, judgement or code)" for path in self.shut]
+        lines = [*lines, f"{self.folder}: commit {self.commit[:12]}, {self.files} files, every byte as dvc.lock says"]
+        return [one_line(line) for line in lines]
 
 
 @contextmanager
@@ -82,12 +89,13 @@ def unpack(file: Path, folder: Path) -> Unpacked:
         clone_bundle(scratch / "members" / BUNDLE, scratch / "clone", facts.commit)
         project = scratch / "clone" / facts.folder
         _check_project(project, scratch / "clone", facts)
-        absent = _place(scratch / "members", members, project, facts)
+        opened = Unpacked(folder / facts.folder, facts.commit, len(members), facts)
+        _place(scratch / "members", members, project, opened)
         _keep(scratch / "members", members, project)
         os.replace(scratch / "clone", folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return Unpacked(folder / facts.folder, facts.commit, len(members), facts, absent)
+    return opened
 
 
 def check_name(name: str) -> PurePosixPath:
@@ -171,24 +179,25 @@ def _check_project(project: Path, clone: Path, facts: Facts) -> None:
     if not (project / ".dvc").is_dir():
         raise UserError(f"commit {facts.commit[:12]}: no .dvc folder in {facts.folder or 'its top'}")
     prefix = f"{facts.folder}/" if facts.folder else ""
-    for path in run_git(clone, "ls-files", "-z").decode("utf-8", "replace").split("\0"):
+    for path in isolated_git(clone, "ls-files", "-z").decode("utf-8", "replace").split("\0"):
         inside = path.removeprefix(f"{prefix}.dvc/")
         if (inside != path and inside.split("/")[0] not in COMMITTED_DVC) or path.split("/")[0] == ".larpo":
             raise UserError(f"commit {facts.commit[:12]}: holds {path}, which would be believed; not opened")
 
 
-def _place(members: Path, md5s: dict[str, str], project: Path, facts: Facts) -> list[str]:
-    """Move run/ into the project and fill its cache; returns outputs of dvc.lock that are not in the pack.
-
-    Every output has to have the hash of dvc.lock.
-    """
+def _place(members: Path, md5s: dict[str, str], project: Path, opened: Unpacked) -> None:
+    """Move what of run/ may be opened into the project, fill its cache, and note in `opened` what is absent,
+    uncommitted or stays shut. Every output has to have the hash of dvc.lock."""
     lock = members / "run" / LOCK
     nodes = read_lock(lock) if lock.is_file() else {}
     if not nodes:
         raise UserError(f"run/{LOCK}: not in the pack")
-    objects, absent = _objects(nodes, {name[4:]: md5 for name, md5 in md5s.items() if name.startswith("run/")})
-    for left in facts.left_out:  # their files' hashes are known all the same
-        if left.path in absent and left.files:
+    params = members / "run/params.yaml"
+    allowed = Allowed(nodes.values(), yaml12.read(params) if params.is_file() else None)
+    inside = {name[4:]: md5 for name, md5 in md5s.items() if name.startswith("run/")}
+    objects, opened.absent = _objects(nodes, inside)
+    for left in opened.facts.left_out:  # their files' hashes are known all the same
+        if left.path in opened.absent and left.files:
             objects[dvc_hash(left.files)] = dvc_object(left.files)
     cache = project / ".dvc/cache/files/md5"
     for md5, content in objects.items():
@@ -200,16 +209,19 @@ def _place(members: Path, md5s: dict[str, str], project: Path, facts: Facts) -> 
             shutil.copyfile(members / "run" / content, place)
         place.chmod(0o444)
     own_cache(project)
-    for name in md5s:
-        if name.startswith("run/"):
-            target = project / name[4:]
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(members / name, target)
-            except OSError as error:  # a file of the commit where a folder is needed, or the reverse
-                raise UserError(f"{name}: does not fit the commit ({error.strerror})") from None
-            target.chmod(0o644)
-    return absent
+    for path, md5 in inside.items():
+        target, kind = project / path, allowed.kind(path)
+        if kind is None:
+            opened.shut.append(path)
+            continue
+        try:
+            if kind in ("frame", "code") and not (target.is_file() and file_hash(target) == md5):
+                opened.uncommitted.append(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(members / "run" / path, target)
+        except OSError as error:  # a file of the commit where a folder is needed, or the reverse
+            raise UserError(f"run/{path}: does not fit the commit ({error.strerror})") from None
+        target.chmod(0o644)
 
 
 def _objects(nodes: dict[str, LockedNode], found: dict[str, str]) -> tuple[dict[str, bytes | str], list[str]]:

@@ -15,17 +15,17 @@ from typing import IO
 from larpo.audit.lineage.commits import CODE, Commit
 from larpo.audit.open import PARAMS, AuditedRun
 from larpo.audit.pack import BUNDLE, CHECKSUMS, METADATA, PACK, README, Facts, LeftOut, Needed
-from larpo.audit.pack.bundle import run_git, write_bundle
+from larpo.audit.pack.allowed import FRAME, Allowed
+from larpo.audit.pack.bundle import write_bundle
 from larpo.audit.pack.crate import describe
 from larpo.benchmarks.judge import store_folder
-from larpo.errors import UserError
+from larpo.errors import UserError, one_line
 from larpo.hashing import digest, dvc_hash
 from larpo.workspace.clone import named_paths
 from larpo.workspace.dvc_lock import LOCK, read_yaml
+from larpo.workspace.git import isolated_git
 from larpo.workspace.progress import progress
 
-FRAME = ("dvc.yaml", str(LOCK), PARAMS, "requirements/lock.txt")
-"""Packed as they lie, whether committed or not."""
 CARD = ("report/audit.json", "report/audit.html")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 GIB = 2**30
@@ -53,6 +53,7 @@ class Member:
     size: int = 0
     md5: str = ""
     sha256: str = ""
+    within: Path | None = None  # a folder that no link above the file may lead out of
 
     def hashed(self) -> Member:
         md5, sha, size = hashlib.md5(), hashlib.sha256(), 0
@@ -67,7 +68,8 @@ class Member:
     def open(self) -> IO[bytes]:
         if self.source is None:
             return io.BytesIO(self.content)
-        if self.source.is_symlink():
+        outside = self.within and not self.source.resolve().is_relative_to(self.within.resolve())
+        if self.source.is_symlink() or outside:
             raise UserError(f"{self.source}: a symbolic link; a pack holds files, replace it by what it points to")
         return open(self.source, "rb")
 
@@ -88,7 +90,8 @@ class Packed:
         lines += [f"not in the pack, needed to run again: {x.path} ({x.why})" for x in facts.needed]
         lines += [f"uncommitted, packed as it lies: {path}" for path in facts.uncommitted]
         lines += [f"a manifest names commit {c[:12]}, which is in no history here" for c in facts.unknown_commits]
-        return [*lines, f"{self.path}: {self.files} files, {_mib(self.size)}", f"sha256 {self.sha256}"]
+        lines += [f"{self.path}: {self.files} files, {_mib(self.size)}", f"sha256 {self.sha256}"]
+        return [one_line(line) for line in lines]
 
 
 def _mib(size: int) -> str:
@@ -118,9 +121,9 @@ def pack(run: AuditedRun, out: Path, *, checkpoints: bool = True, data_limit: in
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / BUNDLE
         named = {c for manifest in run.manifests.values() if (c := manifest.git.commit)}
-        head, unknown = write_bundle(run.folder, named, bundle)
+        head, unknown = write_bundle(run.repository, named, bundle)
         uncommitted, needed = _beside(run, members, head, data_limit)
-        prefix = run_git(run.folder, "rev-parse", "--show-prefix").decode().strip().rstrip("/")
+        prefix = isolated_git(run.repository, "rev-parse", "--show-prefix").decode().strip().rstrip("/")
         facts = Facts(
             commit=head,
             folder=prefix,
@@ -149,7 +152,10 @@ def _outputs(run: AuditedRun, members: dict[str, Member], checkpoints: bool) -> 
         if not (place.is_dir() if folder else place.is_file()):
             raise UserError(f"{name}: not there; `dvc checkout` or `dvc repro {node.name}`, then pack")
         files = [f"/{file}" for file in run.files(entry.path)] if folder else [""]
-        inside = [Member(f"run/{entry.path}{file}", run.folder / f"{entry.path}{file}").hashed() for file in files]
+        # Of one's own run an output may lie on another disk; a stranger's link leads nowhere.
+        within = None if run.own else run.folder
+        places = {f"run/{entry.path}{file}": run.folder / f"{entry.path}{file}" for file in files}
+        inside = [Member(name, place, within=within).hashed() for name, place in places.items()]
         listing = {m.name.removeprefix(f"run/{entry.path}/"): m.md5 for m in inside}
         if (md5 := dvc_hash(listing) if folder else inside[0].md5) != entry.md5:
             raise UserError(f"{name}: not what {LOCK} records (expected {entry.md5}, found {md5}); `dvc checkout`")
@@ -166,24 +172,24 @@ def _beside(run: AuditedRun, members: dict[str, Member], head: str, data_limit: 
 
     Returns the uncommitted files, and what a reader has to bring.
     """
-    commit = Commit(run.folder, head)
-    changed = run_git(run.folder, "diff", "--name-only", "-z", "--relative", "--diff-filter=d", head).decode()
+    commit = Commit(run.repository, head)
+    changed = isolated_git(run.repository, "diff", "--name-only", "-z", "--relative", "--diff-filter=d", head).decode()
     code = [path for path in run.sources if path.startswith(CODE) or path.endswith(".py")]
     beside = {path for path in changed.split("\0") if path} | {path for path in FRAME if (run.folder / path).exists()}
     for path in code:
         committed = commit.files(path)
         lying = run.files(path) if (run.folder / path).is_dir() else [""]
         beside |= {f"{path}/{file}" if file else path for file in lying if file not in committed}
-    uncommitted = []
-    for path in sorted(beside):
-        member = Member(f"run/{path}", run.folder / path).hashed()
+    uncommitted, tree = [], read_yaml(run.folder / PARAMS)
+    allowed = Allowed(run.nodes, tree)
+    for path in sorted(path for path in beside if allowed.kind(path) in ("frame", "code", "data")):
+        member = Member(f"run/{path}", run.folder / path, within=run.folder).hashed()
         as_committed = commit.files(path).get("") == member.md5
         if not as_committed:
             uncommitted.append(path)
         if not as_committed or path in FRAME:
             members.setdefault(member.name, member)
     needed = []
-    tree = read_yaml(run.folder / PARAMS)
     data = [run.folder / path for path in run.sources if path not in code]
     # What manifests name comes first: whether it exists here must not decide whether a reader is told of it.
     places = [*data, *_recorded(run), *named_paths(tree, run.folder)]
@@ -193,7 +199,8 @@ def _beside(run: AuditedRun, members: dict[str, Member], head: str, data_limit: 
     for judge in run.params.judges.values():
         for folder in (run.folder / "judgements", store_folder()):
             for file in sorted(folder.glob(f"*-{digest(judge.model, length=6)}.jsonl")):
-                members.setdefault(f"run/judgements/{file.name}", Member(f"run/judgements/{file.name}", file).hashed())
+                name = f"run/judgements/{file.name}"
+                members.setdefault(name, Member(name, file, within=folder).hashed())
     return uncommitted, needed
 
 
@@ -213,7 +220,9 @@ def _add_data(run: AuditedRun, members: dict[str, Member], commit: Commit, place
     size = sum((run.folder / f).stat().st_size for f in files)
     if size > limit:
         return Needed(path=path, why=f"{_mib(size)}, over the limit of {_mib(limit)}")
-    members |= {f"run/{f}": Member(f"run/{f}", run.folder / f).hashed() for f in files}
+    allowed = Allowed(run.nodes, read_yaml(run.folder / PARAMS))
+    files = [f for f in files if allowed.kind(f)]
+    members |= {f"run/{f}": Member(f"run/{f}", run.folder / f, within=run.folder).hashed() for f in files}
     return None
 
 

@@ -17,7 +17,7 @@ from larpo.hashing import dvc_hash, file_hash
 from larpo.workspace.clone import named_paths
 from larpo.workspace.dvc import kind_of
 from larpo.workspace.dvc_lock import LOCK, Entry, LockedNode, read_yaml
-from larpo.workspace.git import find_commit, git, top_of
+from larpo.workspace.git import find_commit, git, isolated_git
 
 FICLONE = 0x40049409  # Linux: a copy that shares its blocks until one of the two is written
 DEPTH = "1/2/3"  # a path `../../x` of params.yaml stays within the temporary folder
@@ -85,16 +85,16 @@ class Clone:
 
     def __init__(self, run: AuditedRun, commit: str, home: Path):
         self.run, self.commit = run, commit
-        if top_of(run.folder) is None:
+        if run.repository is None:
             raise Unfit(f"{run.folder} lies in no Git repository")
-        if find_commit(run.folder, commit) is None:
+        if find_commit(run.repository, commit) is None:
             raise Unfit(f"commit {commit[:12]} of its manifest is not in the repository")
         self.top = home / DEPTH / commit[:12]
         self.top.parent.mkdir(parents=True, exist_ok=True)
-        self.folder = clone_at(run.folder, commit, self.top)
+        self.folder = clone_at(run.repository, commit, self.top, run.own)
         self._lay_over()
         self._link()
-        self.code = AuditedRun(self.folder)
+        self.code = AuditedRun(self.folder, home=None if run.own else Path(tempfile.mkdtemp(dir=home)))
 
     def _lay_over(self) -> None:
         for name in (PARAMS, LOCK):
@@ -117,8 +117,9 @@ class Clone:
         Changed
             An input, or code, is not what dvc.lock records.
         """
-        git(self.top, "checkout", "--quiet", "--force", "HEAD", "--", ".")
-        git(self.top, "clean", "-ffdxq", "-e", "__pycache__")
+        call = git if self.run.own else isolated_git
+        call(self.top, "checkout", "--quiet", "--force", "HEAD", "--", ".")
+        call(self.top, "clean", "-ffdxq", "-e", "__pycache__")
         self._lay_over()
         self._link()
         given, added = set(self.run.sources), []

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from larpo.audit.chain import meta_of, only_executed, whole_chain
 from larpo.audit.compare.rules import Comparison, compare, worst
+from larpo.audit.isolation import network_cut, stripped
 from larpo.audit.open import AuditedRun
 from larpo.audit.record import Manifest
 from larpo.audit.rerun.clone import Changed, Clone, Unfit, temporary
@@ -30,6 +31,7 @@ from larpo.workspace.processes import Commands
 from larpo.workspace.repro import BAD_INPUT
 
 PART = "again"
+GIVEN = "none of your variables, an empty home"
 WORKSPACE = Path(".larpo/audit-again")
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -150,6 +152,8 @@ class Executor:
         command, added = clone.command(node), clone.stage(node)
         with tempfile.TemporaryDirectory(dir=self.home) as store:
             variables = self._environment(node, clone, Path(store))
+            if not self.run.own:
+                self.say(f"{node.name}: a stranger's code, run as you with {GIVEN} and {network_cut()[1]}")
             self.say(f"{node.name}: {command} (took {manifest.seconds} s when recorded)")
             start = time.monotonic()
             status, line = self._execute(command, clone.folder, variables)
@@ -157,6 +161,8 @@ class Executor:
         if status:
             return self._failed(node, status, line)
         facts = [f"{seconds:.1f} s (recorded: {manifest.seconds} s)"]
+        if not self.run.own:
+            facts.append(f"a stranger's code, run with {GIVEN} and {network_cut()[1]}")
         if added:
             facts.append(f"uncommitted, taken from the run's folder: {', '.join(added)}")
         elif manifest.git.dirty:
@@ -166,6 +172,8 @@ class Executor:
     def _environment(self, node: LockedNode, clone: Clone, store: Path) -> dict[str, str]:
         """`store`: an empty folder for what a judge answers; without a copy of the recorded answers there are none."""
         clean = {k: v for k, v in environment().items() if k not in ("LARPO_WARM", "PYTHONPATH", "DVC_STAGE")}
+        if not self.run.own:
+            clean = stripped(clean, store)
         variables = clean | QUIET | {"LARPO_JUDGEMENTS": str(store)} | self.variables
         judge = judge_of(self.run.params, node.name)
         if judge is None:
@@ -191,7 +199,8 @@ class Executor:
             if last.startswith("error:"):
                 refusal = last.removeprefix("error:").strip()
 
-        status = Commands().run(["sh", "-c", command], folder, variables, hear)
+        words = [] if self.run.own else network_cut()[0]
+        status = Commands().run([*words, "sh", "-c", command], folder, variables, hear)
         return status, refusal or last
 
     def _failed(self, node: LockedNode, status: int, line: str) -> Check:

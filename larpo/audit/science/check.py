@@ -7,6 +7,7 @@ relative to it.
 import contextlib
 from collections.abc import Callable, Iterator
 
+from larpo.audit import isolation
 from larpo.audit.lineage.code import untrusted
 from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude, unchecked
@@ -62,11 +63,15 @@ def check_numbers(run: AuditedRun, name: str, trusted: bool = False) -> Check:
     with contextlib.chdir(run.folder):
         if loads and (why := untrusted(run, folders, trusted, TOKENIZER if name == TEXTS else EVERY)):
             return unchecked(PART, name, why)
+        tried = len(isolation.refused)
         try:
             return CHECKS[name](run, name)
         except OwnCodeError as error:
             return unchecked(PART, name, error.reason)
-        except UserError as error:
+        except (UserError, OSError) as error:
+            if len(isolation.refused) > tried:
+                why = f"it needs {isolation.refused[-1]}, and nothing is fetched for a run that is not this project's"
+                return unchecked(PART, name, why)
             return conclude(PART, name, 1, "a table or a file cannot be read", [str(error)])
         except Exception as error:  # noqa: BLE001 - the run may have been written by anyone, and other checks go on
             line = f"{type(error).__name__}: {one_line(error)}"

@@ -8,8 +8,8 @@ import pytest
 
 from larpo.audit.bytes.check import check_bytes
 from larpo.audit.lineage.check import check_lineage
-from larpo.audit.open import AuditedRun, open_run
-from larpo.audit.run import Selection, audit, is_own, parts, reproducibility_card
+from larpo.audit.open import AuditedRun, is_own, open_run
+from larpo.audit.run import Selection, audit, parts, reproducibility_card
 from larpo.audit.science.check import BEST_OF_N, CHECKS, check_numbers, check_science
 from larpo.errors import UserError
 from tests.larpo.audit.forgery import agree, check_of, edit_json, edit_text, flip

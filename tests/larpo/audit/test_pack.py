@@ -15,13 +15,14 @@ from larpo.audit.bytes.check import check_bytes
 from larpo.audit.lineage.check import check_lineage
 from larpo.audit.open import AuditedRun
 from larpo.audit.pack import CHECKSUMS
-from larpo.audit.pack.bundle import clone_bundle, run_git, write_bundle
+from larpo.audit.pack.bundle import clone_bundle, write_bundle
 from larpo.audit.pack.unpack import check_name, open_pack, unpack
 from larpo.audit.pack.write import pack
 from larpo.audit.science.check import check_science
 from larpo.benchmarks.judge import JudgeClient
 from larpo.errors import UserError
 from larpo.hashing import file_hash
+from larpo.workspace.git import isolated_git
 from tests.conftest import Project, larpo_command
 from tests.larpo.audit.forgery import flip
 
@@ -79,10 +80,10 @@ def test_a_pack_opens_elsewhere_as_the_same_run(honest, unpacked):
             assert run.files(path) == other.files(path)
     verdicts = {c.name: c.verdict for c in [*check_bytes(other), *check_lineage(other)]}
     assert verdicts == dict.fromkeys(verdicts, "holds")
-    assert run_git(unpacked, "status", "--porcelain") == b"", "the commit as it was"
-    assert b"dangling" not in run_git(unpacked, "fsck", "--strict")
-    assert run_git(unpacked, "log", "--format=%H") == run_git(run.folder, "log", "--format=%H")
-    assert run_git(unpacked, "remote") == b"" and not (unpacked / ".git/hooks").exists()
+    assert isolated_git(unpacked, "status", "--porcelain") == b"", "the commit as it was"
+    assert b"dangling" not in isolated_git(unpacked, "fsck", "--strict")
+    assert isolated_git(unpacked, "log", "--format=%H") == isolated_git(run.folder, "log", "--format=%H")
+    assert isolated_git(unpacked, "remote") == b"" and not (unpacked / ".git/hooks").exists()
     there = object.__new__(Project)
     there.folder = unpacked
     assert "up to date" in there.dvc("status").stdout
@@ -91,7 +92,7 @@ def test_a_pack_opens_elsewhere_as_the_same_run(honest, unpacked):
 def test_the_same_run_makes_the_same_bytes(copy, packed, unpacked, tmp_path):
     for place in (copy.folder, unpacked):
         # Times, and how Git happens to store its objects, are no part of a run.
-        run_git(place, "repack", "-a", "-d", "-f", "-q", "--window=0")
+        isolated_git(place, "repack", "-a", "-d", "-f", "-q", "--window=0")
         os.utime(place / "data/lists/1.parquet")
         assert pack(AuditedRun(place), tmp_path / "again.tar").path.read_bytes() == packed.read_bytes(), place
 
@@ -172,8 +173,8 @@ def test_only_plain_files(packed, tmp_path):
 def hostile(copy: Project, packed: Path, entries: dict[str, tuple[str, bytes]], file: Path) -> Path:
     """The pack with a commit on top that holds `entries` (path → mode and content), made without touching the files."""
     for path, (mode, content) in entries.items():
-        blob = run_git(copy.folder, "hash-object", "-w", "--stdin", given=content).decode().strip()
-        run_git(copy.folder, "update-index", "--add", "--cacheinfo", f"{mode},{blob},{path}")
+        blob = isolated_git(copy.folder, "hash-object", "-w", "--stdin", given=content).decode().strip()
+        isolated_git(copy.folder, "update-index", "--add", "--cacheinfo", f"{mode},{blob},{path}")
     copy.run("git", "commit", "-q", "-m", "hostile")
     bundle = file.with_suffix(".bundle")
     head, _ = write_bundle(copy.folder, [], bundle)
@@ -222,7 +223,7 @@ def test_history_that_manifests_name_goes_in(copy, tmp_path):
     head, unknown = write_bundle(copy.folder, [side, "0" * 40], tmp_path / "b")
     assert unknown == ["0" * 40]
     clone_bundle(tmp_path / "b", tmp_path / "clone", head)
-    assert run_git(tmp_path / "clone", "cat-file", "-t", side) == b"commit\n"
+    assert isolated_git(tmp_path / "clone", "cat-file", "-t", side) == b"commit\n"
     with pytest.raises(UserError, match=f"its branch is at commit {head[:12]}"):
         clone_bundle(tmp_path / "b", tmp_path / "other", side)
 
