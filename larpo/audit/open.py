@@ -284,6 +284,7 @@ def _checked_out(project: Path, run: str, home: Path | None) -> Iterator[Path]:
         if home is None:
             share_cache(project, folder)
         else:
+            (folder / ".dvc/config").write_text("", "utf-8")  # no setting of a stranger's
             own_cache(folder, cache_folder(project))
         try:
             dvc(folder, "checkout", "--force")

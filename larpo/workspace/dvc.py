@@ -49,12 +49,11 @@ def share_cache(project: Path, clone: Path) -> None:
 
 
 def own_cache(folder: Path, cache: Path | None = None) -> None:
-    """Let the project in `folder` use the cache that lies in it, or `cache`, and no committed setting of DVC's: of a
-    stranger's project each may lead to a program or to pickles."""
+    """Let the project in `folder` use the cache that lies in it, or `cache`, whatever its committed configuration
+    says."""
     from configobj import ConfigObj
     from dvc.dirs import site_cache_dir
 
-    (folder / ".dvc/config").write_text("", "utf-8")
     paths = {"core": {"site_cache_dir": site_cache_dir()}, "cache": {"dir": str(cache or "cache")}}
     local = ConfigObj()  # what DVC reads it with: a path may hold a comma or a quote
     for section, values in paths.items():
