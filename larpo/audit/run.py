@@ -135,13 +135,16 @@ def _facts(run: AuditedRun) -> dict[str, Any]:
 
 def reproducibility_card(run: AuditedRun, checks: list[Check]) -> list[Answer]:
     """The seven variables from the run's manifests and from what the audit found."""
+    home = run.repository
     return card(
         Evidence(
             manifests=run.manifests,
             sources=origins(run),
             params=run.params.model_dump(mode="json"),
             checks=checks,
-            remote=_address(git(run.repository or Path(), "config", "--get", "remote.origin.url", check=False)),
+            remote=_address(
+                git(at, "config", "--get", "remote.origin.url", check=False) if (at := run.repository) else ""
+            ),
             licence=run.licence,
             lock=next((name for name in LOCKS if (run.folder / name).is_file()), None),
         )

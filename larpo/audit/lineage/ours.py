@@ -48,7 +48,7 @@ def their_code(run: AuditedRun) -> Check:
     for name in dict.fromkeys(m.git.commit for m in run.manifests.values() if m.git.commit):
         nodes = [node for node in run.nodes if run.recorded(node.name).git.commit == name]
         try:
-            commit = Commit(run.folder, name)
+            commit = Commit(run.repository, name)
             theirs = {f"{top}/{file}": md5 for top in EXECUTED for file, md5 in commit.files(top).items()}
             other = stages(commit.content(GRAPH))
         except UserError as error:

@@ -116,6 +116,10 @@ def pack(run: AuditedRun, out: Path, *, checkpoints: bool = True, data_limit: in
     """
     if run.missing:
         raise UserError(f"{run.missing[0]}: not in {LOCK}, so the run is not finished; `dvc repro {run.missing[0]}`")
+    if run.repository is None:
+        raise UserError(
+            f"{run.folder}: a pack holds the run's commits, and there is none here; `git init`, then commit"
+        )
     members: dict[str, Member] = {}
     left_out = _outputs(run, members, checkpoints)
     with tempfile.TemporaryDirectory() as scratch:
@@ -179,7 +183,8 @@ def _beside(run: AuditedRun, members: dict[str, Member], head: str, data_limit: 
     for path in code:
         committed = commit.files(path)
         lying = run.files(path) if (run.folder / path).is_dir() else [""]
-        beside |= {f"{path}/{file}" if file else path for file in lying if file not in committed}
+        places = {f"{path}/{file}" if file else path: committed.get(file) for file in lying}
+        beside |= {place for place, md5 in places.items() if md5 != run.file_md5(run.folder / place)}
     uncommitted, tree = [], read_yaml(run.folder / PARAMS)
     allowed = Allowed(run.nodes, tree)
     for path in sorted(path for path in beside if allowed.kind(path) in ("frame", "code", "data")):
