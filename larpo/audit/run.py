@@ -135,7 +135,6 @@ def _facts(run: AuditedRun) -> dict[str, Any]:
 
 def reproducibility_card(run: AuditedRun, checks: list[Check]) -> list[Answer]:
     """The seven variables from the run's manifests and from what the audit found."""
-    home = run.repository
     return card(
         Evidence(
             manifests=run.manifests,

@@ -59,7 +59,7 @@ REFUSED = [
     ("POST", "work_pools/local/get_scheduled_flow_runs", {}),
 ]
 ANOTHER_USER = """
-import json, os, sys, urllib.error, urllib.request, websockets.sync.client
+import encodings.idna, json, os, sys, urllib.error, urllib.request, websockets.sync.client
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
 url, asked, told = sys.argv[1], json.loads(sys.argv[2]), []
 for header in ("", "Basic bGFycG86", "Basic Og==", "Bearer x"):
