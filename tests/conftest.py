@@ -36,10 +36,16 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 ROOT = Path(__file__).resolve().parent.parent
 
 
+LONGEST = """test_graph flows/test_study flows/test_run security/test_remote_code_run larpo/audit/test_rerun
+test_docs_examples tasks/test_launch flows/test_serve larpo/audit/test_audit larpo/audit/test_forged security/test_keys
+test_resume test_new_node larpo/audit/test_diff larpo/plan/test_plan_study tasks/test_reward larpo/audit/test_pack"""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadfile`: the longest file first, and last the one that waits for what the first makes."""
-    order = {"test_graph.py": 0, "test_resume.py": 2}
-    items.sort(key=lambda item: order.get(item.path.relative_to(ROOT / "tests").as_posix(), 1))
+    """With `-n 2 --dist loadfile`: the longest files first, so that no process waits for the other at the end. The
+    first one makes the finished run that many others copy; the second needs none."""
+    order = {f"{name}.py": i for i, name in enumerate(LONGEST.split())}
+    items.sort(key=lambda item: order.get(item.path.relative_to(ROOT / "tests").as_posix(), len(order)))
 
 
 CHAT_TEMPLATE = (

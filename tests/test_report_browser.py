@@ -1,6 +1,7 @@
 """The report in a real browser: it renders without a network, every chart is there, nothing runs, and it can be read on
 a desk and on a telephone, by day and by night."""
 
+import contextlib
 import html
 import json
 import re
@@ -72,11 +73,18 @@ def chromium(tmp_path):
     return call
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A run and its report."""
+    with contextlib.chdir(folder := tmp_path_factory.mktemp("run")):
+        build(params())
+        report.main()
+    return folder
+
+
 @pytest.fixture
-def page(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    build(params())
-    report.main()
+def page(made, monkeypatch):
+    monkeypatch.chdir(made)
 
 
 def test_every_chart_is_drawn(page, chromium):

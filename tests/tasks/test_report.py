@@ -1,5 +1,6 @@
 """Node `report` and `larpo.report.summary` on the real files of a small run."""
 
+import contextlib
 import csv
 import json
 import re
@@ -15,6 +16,22 @@ from larpo.report import summary
 from larpo.report.write import PAGE, RECALL_CSV, SCORES, SCORES_CSV, TRAINING_CSV
 from tasks import report
 from tests.report_run import COMMIT, build, params, prompt
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run of the usual parameters and its report; never changed."""
+    with contextlib.chdir(folder := tmp_path_factory.mktemp("run")):
+        build(params())
+        report.main()
+    return folder
+
+
+@pytest.fixture
+def html(finished, monkeypatch) -> str:
+    """Its page; the working folder is the run's."""
+    monkeypatch.chdir(finished)
+    return Path(PAGE).read_text("utf-8")
 
 
 @pytest.fixture
@@ -39,8 +56,7 @@ def rows_of_tsv(path: str) -> list[dict[str, str]]:
         return list(csv.DictReader(f, delimiter="\t"))
 
 
-def test_numbers_are_those_of_the_files(run):
-    html = run()
+def test_numbers_are_those_of_the_files(html):
     scores = json.loads(Path(SCORES).read_text())
     for p in "012":
         metrics = json.loads(Path(f"data/evaluate/{p}-held_out.json").read_text())
@@ -58,17 +74,15 @@ def test_numbers_are_those_of_the_files(run):
     assert float(recall[3]["recall"]) == pytest.approx(scores["held_out"]["0"]["pass_k"])
 
 
-def test_training_curves_are_a_plot(run):
-    """Three steps in each of two iterations: one axis from 1 to 6."""
-    run(steps=3)
+def test_training_curves_are_a_plot(html):
+    """Six steps in each of two iterations: one axis from 1 to 12."""
     table = rows(TRAINING_CSV)
-    assert [(r["iteration"], r["step"]) for r in table] == list(zip("111222", "123456", strict=True))
+    assert [(r["iteration"], r["step"]) for r in table] == [(str(1 + i // 6), str(i + 1)) for i in range(12)]
     told = rows_of_tsv("data/train/2/plots/metrics/loss.tsv")
-    assert [float(r["loss"]) for r in table[3:]] == [float(r["loss"]) for r in told]
+    assert [float(r["loss"]) for r in table[6:]] == [float(r["loss"]) for r in told]
 
 
-def test_records_of_nodes_are_shown(run):
-    html = run()
+def test_records_of_nodes_are_shown(html):
     lists_hash = tree_hash("data/lists/2.parquet")
     assert f'title="{lists_hash}"><code>{lists_hash[:8]}' in html
     assert f'title="data/lists/2.parquet: {lists_hash}"><code>{lists_hash[:8]}' in html
@@ -79,11 +93,11 @@ def test_records_of_nodes_are_shown(run):
     assert "no manifest" not in html
 
 
-def test_one_arrow_per_input_that_a_node_makes(run):
+def test_one_arrow_per_input_that_a_node_makes(html):
     """Arrows per iteration: sample 2, score 3, candidates 3, lists 2, reference 3, train 4 = 17; two iterations make
     34, and one more is that of reference@2 from policy 0, which iteration 1 starts from. Per policy: generate 2
     (policy, items), evaluate 2 (items, outputs): three make 12."""
-    assert len(re.findall('class="edge"', run())) == 47
+    assert len(re.findall('class="edge"', html)) == 47
 
 
 def test_without_manifests(run):
@@ -94,8 +108,7 @@ def test_without_manifests(run):
     assert "First loss" not in html and "Environment" not in html
 
 
-def test_what_a_model_wrote_is_text(run):
-    html = run()
+def test_what_a_model_wrote_is_text(html):
     assert "<script" not in html
     assert "&lt;script&gt;document.body" in html
 
@@ -110,8 +123,7 @@ def test_several_benchmarks_and_a_single_policy(run):
     assert [r["benchmark"] for r in rows(SCORES_CSV)] == ["held_out"]
 
 
-def test_same_bytes_again(run):
-    run()
+def test_same_bytes_again(html):
     files = [Path(p) for p in (PAGE, SCORES, SCORES_CSV, RECALL_CSV)]
     first = [p.read_bytes() for p in files]
     report.main()
@@ -156,9 +168,7 @@ def test_broken_input_is_named(run, spoil, message):
         report.main()
 
 
-def test_summary(run, capsys):
-    run()
-    capsys.readouterr()
+def test_summary(html, capsys):
     summary.main()
     out = capsys.readouterr().out
     entry = json.loads(Path(SCORES).read_text())["held_out"]["2"]
