@@ -209,7 +209,8 @@ def training(iterations: list[Iteration], metric: str, colours: dict[str, str], 
     if not rows:
         return None
     longest = max(map(len, curves.values()))
-    axis = alt.Axis(format="d", tickMinStep=1)
+    first, last = (int(of(row["step"] for row in rows)) for of in (min, max))
+    axis = alt.Axis(format="d", **({"values": list(range(first, last + 1))} if last - first < 8 else {}))
     chart = (
         alt.Chart(pd.DataFrame(rows))
         .mark_line(strokeWidth=1.6, point=_points(22) if longest <= 24 else False)

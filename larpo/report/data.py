@@ -16,6 +16,8 @@ from larpo.statistics import pass_at_n, share_interval
 Interval = Callable[[np.ndarray], tuple[float, float]]
 PLAIN = ("mean_length", "mean_reward", "truncated", "unparsed", "length_reward_correlation")
 """Measures of a checkpoint that have no interval."""
+HEADLINES = ("overall", "lc_win_rate")
+"""Scores of a benchmark's own that stand for it; its metrics file holds them in the order of the alphabet."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,8 @@ def policy_score(metrics: dict[str, Any], evaluations: pd.DataFrame) -> PolicySc
     passes = {int(n): Estimate.read(entry) for n, entry in (metrics.get("pass") or {}).items()}
     sampled = first[first["sample"] >= 0]
     outputs = first if sampled.empty else sampled[sampled["temperature"] == sampled["temperature"].iloc[0]]
-    own = {name: Estimate.read(entry) for name, entry in (metrics.get("scores") or {}).items()}
+    scores = metrics.get("scores") or {}
+    own = {name: Estimate.read(scores[name]) for name in sorted(scores, key=lambda name: name not in HEADLINES)}
     return PolicyScore(
         policy=str(metrics["policy"]),
         items=metrics.get("items"),

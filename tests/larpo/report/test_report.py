@@ -92,6 +92,13 @@ def test_pass_k_is_the_largest_budget():
     assert (flat["k"], flat["pass_k"]) == (16, 0.7)
 
 
+def test_the_score_of_a_benchmark_is_its_headline():
+    """Its metrics file is sorted: `free_form` stands before `overall`."""
+    scores = {"free_form": {"value": 0.1}, "multiple_choice": {"value": 0.3}, "overall": {"value": 0.2}}
+    found = policy_score({"policy": "0", "scores": scores}, evaluations(np.array([2]), np.array([1])))
+    assert list(found.measures()) == ["overall", "free form", "multiple choice"] and found.flat()["score"] == 0.2
+
+
 def test_spread_by_hand():
     """0..100: the p-th percentile is p."""
     assert vars(spread(np.arange(101))) == {"p5": 5, "p25": 25, "p50": 50, "p75": 75, "p95": 95}
