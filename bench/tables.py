@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import yaml
 
@@ -55,6 +56,14 @@ def candidates(prompts: int, seed: int = 0) -> Iterator[pa.Table]:
             yield pa.table(columns, schema=schema)
 
 
+def questions(prompts: int) -> pd.DataFrame:
+    messages = [{"role": "user", "content": "?"}]
+    ids = [f"{i * 2_654_435_761:016x}" for i in range(prompts)]
+    return pd.DataFrame({"prompt_id": ids, "source": "s", "messages": [messages] * prompts}).assign(
+        answer=None, solution=None
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompts", nargs="?", type=int, default=60_000)
@@ -70,6 +79,7 @@ def main() -> None:
         params = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
         last = list(params["iterations"])[-1]
         rows = tables.write_parts(candidates(prompts), "candidates", project / f"data/candidates/{last}.parquet")
+        tables.write(questions(prompts), "prompts", project / f"data/prompts/{last}.parquet")
         start = time.perf_counter()
         command = [sys.executable, "-m", "tasks.lists", str(last)]
         process = subprocess.Popen(command, cwd=project, env=os.environ | {"LARPO_WARM": ""})

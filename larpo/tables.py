@@ -274,7 +274,8 @@ def scan(table: str, path: str | Path, columns: Sequence[str] | None = None, emp
                 )
             stored = {field.name: field.type for field in file.schema_arrow}
             declared = {field.name: field.type for field in SCHEMAS[table]}
-            if not stored.items() <= declared.items() or declared.keys() - stored.keys() - set(LATER):
+            twice = len(stored) < len(file.schema_arrow)
+            if twice or not stored.items() <= declared.items() or declared.keys() - stored.keys() - set(LATER):
                 yield check(file.read().to_pandas(), table, str(path)).select(schema.names)
                 return
             keys = [SCHEMAS[table].empty_table().select(KEYS[table])]

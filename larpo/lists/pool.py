@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 
 from larpo import tables
 
-COLUMNS = ["prompt_id", "response_id", "iteration", "temperature", "token_ids"]
-COLUMNS += ["finish_reason", "origin", "reward", "correct"]
+AS_THEY_ARE = ["prompt_id", "response_id", "iteration", "temperature", "reward"]
+COLUMNS = [*AS_THEY_ARE, "token_ids", "finish_reason", "origin", "correct"]
 BATCH = 1 << 13  # responses whose tokens are hashed at once
 
 
@@ -28,8 +28,8 @@ class Pool:
     ----------
     rows
         One per response: prompt (place of its id among `prompts`), response_id, iteration, temperature, n_tokens,
-        tokens (equal for equal token ids), cut (whether it was cut off), gold, reward, correct (0, 1,
-        or NaN: not verifiable).
+        tokens (equal for equal token ids), cut (whether it was cut off), gold, reward, correct (0, 1, or NaN: not
+        verifiable).
     prompts
         (P,) prompt ids in rising order; some may have no row.
     """
@@ -82,7 +82,7 @@ def _rows(part: pa.RecordBatch | pa.Table, weights: Weights) -> pd.DataFrame:
     lists = part["token_ids"]
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
     hashes = weights.hashes(pc.list_flatten(lists).to_numpy(), lengths)
-    kept = part.select(["prompt_id", "response_id", "iteration", "temperature", "reward"]).to_pandas()
+    kept = part.select(AS_THEY_ARE).to_pandas()
     return kept.assign(
         n_tokens=lengths,
         hash_0=hashes[0],

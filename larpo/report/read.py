@@ -1,11 +1,14 @@
 """A run's tables, metrics and records, read from its folder (the working directory) as the report's data."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from larpo import tables
 from larpo.config.params import Params
@@ -157,18 +160,60 @@ def examples(
     return out
 
 
+LISTED = [
+    "response_id",
+    "prompt_id",
+    "iteration",
+    "temperature",
+    "text",
+    "token_ids",
+    "finish_reason",
+    "origin",
+    "correct",
+]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What the `candidates` table says of one iteration, read as columns: the responses in the lists as rows, of all
+    others a number each."""
+
+    listed: pd.DataFrame  # LISTED
+    lengths: np.ndarray  # (R,) tokens of the responses that the policy wrote in this iteration
+    gold: set[str]  # ids of this iteration's gold solutions
+    gold_wrong: int
+
+
+def sampled(path: str, s: str, listed: pd.Series) -> Sampled:
+    """The candidates of iteration s; `listed` are the ids of the responses in its lists."""
+    ids, rows, lengths, gold, wrong = pa.array(listed), [], [], set(), 0
+    for part in tables.scan("candidates", path, LISTED):
+        rows.append(part.filter(pc.is_in(part["response_id"], ids)))
+        own = part.filter(pc.equal(part["iteration"], int(s)))
+        is_gold = pc.equal(own["origin"], "gold")
+        lengths.append(pc.list_value_length(own["token_ids"].filter(pc.invert(is_gold))).to_numpy())
+        found = own.filter(is_gold)
+        gold.update(found["response_id"].to_pylist())
+        wrong += int((~pc.fill_null(found["correct"], True).to_numpy()).sum())
+    return Sampled(pa.concat_tables(rows).to_pandas(), np.concatenate(lengths), gold, wrong)
+
+
+def rewarded(path: str, gold: set[str]) -> tuple[np.ndarray, float | None]:
+    """Rewards of what the policy wrote, without gold solutions, and the share that is correct; None where the reward
+    cannot tell."""
+    found = pa.concat_tables(tables.scan("rewards", path, ["response_id", "reward", "correct"]))
+    found = found.filter(pc.invert(pc.is_in(found["response_id"], pa.array(sorted(gold), pa.string()))))
+    return found["reward"].to_numpy(), pc.mean(found["correct"].cast(pa.float64())).as_py()
+
+
 def iteration(params: Params, s: str, prompts: dict[str, pd.DataFrame], data_hash: str) -> Iteration:
     """Everything that the page says about iteration s."""
     lists = tables.read("lists", f"data/lists/{s}.parquet")
-    candidates = tables.read("candidates", f"data/candidates/{s}.parquet")
-    scores = tables.read("rewards", f"data/score/{s}.parquet")
+    found = sampled(f"data/candidates/{s}.parquet", s, lists["response_id"])
+    rewards, correct = rewarded(f"data/score/{s}.parquet", found.gold)
     # The memory: a list may hold a prompt of an earlier iteration.
     known = pd.concat([prompts[p] for p in params.iterations if int(p) <= int(s)], ignore_index=True)
     reference = tables.read("reference", f"data/reference/{s}.parquet")
-    own = candidates[candidates["iteration"] == int(s)]
-    gold, own = own[own["origin"] == "gold"], own[own["origin"] != "gold"]
-    # What the policy wrote, and nothing else.
-    scores = scores[~scores["response_id"].isin(gold["response_id"])]
     notes = {
         node: (manifest(f"data/{node}/{s}.manifest.json") or {}).get("notes") or {} for node in ("reference", "train")
     }
@@ -177,22 +222,22 @@ def iteration(params: Params, s: str, prompts: dict[str, pd.DataFrame], data_has
         previous=params.iterations[s].previous,
         temperatures=list(params.iterations[s].temperatures),
         prompts=len(prompts[s]),
-        rewards=scores["reward"].to_numpy(dtype=float),
-        correct=float(scores["correct"].astype(float).mean()) if scores["correct"].notna().any() else None,
-        lengths=spread(own["token_ids"].map(len).to_numpy()),
+        rewards=rewards,
+        correct=correct,
+        lengths=spread(found.lengths),
         lists=int(lists["prompt_id"].nunique()),
         list_rows=len(lists),
         data_hash=data_hash,
         step0_loss=notes["train"].get("step0_loss"),
         step0_expected=notes["train"].get("step0_expected"),
         training=training_curves(f"data/train/{s}"),
-        examples=examples(lists, candidates, known, params.report.examples, params.seed),
-        hardness=measure(lists, candidates, reference, params.lists.negatives),
+        examples=examples(lists, found.listed, known, params.report.examples, params.seed),
+        hardness=measure(lists, found.listed, reference, params.lists.negatives),
         drift=notes["reference"].get("drift"),
         exactness={node: told["exactness"] for node, told in notes.items() if "exactness" in told},
         computed=notes["train"].get("computed"),
         weights_changed=notes["train"].get("weights_changed"),
-        gold=(len(gold), int((gold["correct"].astype(float) == 0).sum())),
+        gold=(len(found.gold), found.gold_wrong),
     )
 
 

@@ -114,6 +114,13 @@ def test_a_row_of_a_later_group_is_refused_when_it_is_read(tmp_path, column, val
         tables.read("rewards", path)
 
 
+def test_a_column_that_stands_twice_is_refused_when_it_is_read(tmp_path):
+    arrow = tables.check(REWARDS, "rewards", "test")
+    pq.write_table(arrow.append_column("reward", arrow["reward"]), tmp_path / "r.parquet")
+    with pytest.raises(UserError, match="'reward' appears twice"):
+        tables.read("rewards", tmp_path / "r.parquet")
+
+
 def may_be_null(field: pa.Field) -> pa.Field:
     return field.with_nullable(True)
 
