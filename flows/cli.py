@@ -12,6 +12,7 @@ from larpo.benchmarks.command import SCORE_HELP, score
 from larpo.errors import MachineError, UserError, one_line
 from larpo.plan.command import plan, study_command
 from larpo.workspace import project_folder
+from larpo.workspace.command import exp
 from larpo.workspace.processes import end_on_signals
 
 
@@ -52,6 +53,7 @@ def run_study(*arguments: Any) -> dict[str, str]:
 
 app.command(help=SCORE_HELP, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(score)
 app.command("audit")(audit_command)
+app.command("exp")(exp)
 app.command("plan")(plan)
 app.command("study")(study_command(project_folder, run_study))
 app.command("pack")(pack_command)

@@ -5,7 +5,8 @@ Whatever differs between kinds of nodes stands in their stages' `meta` and `desc
 DVC takes a stage's output from its cache where command, parameters, dependencies and output paths are equal to those
 of a stage that ran before. `keys` says the same from the declaration alone: a stage's key is made of its command, its
 outputs' paths, the values of the parameters that it names, and, per dependency, the keys of the stages that make it
-(the path itself where none does: code and data, which the runs of a study share). Two stages of equal key run once. DVC
+(the path itself where none does: code and data, which the runs of a study share, and the records that `inputs` makes of
+them, which are those of the parameters that the stage names). Two stages of equal key run once. DVC
 compares contents, so it shares more where different parameters happen to give equal files, never less.
 """
 
@@ -35,7 +36,6 @@ class Meta(BaseModel):
     heavy: bool = Field(False, description="loads a model: two on one machine are slow, or do not fit")
     retries: int = Field(0, ge=0, description="further tries under Prefect: long nodes resume, a judge may be back")
     shared: bool = Field(False, description="the same for all seeds of a study")
-    sources: bool = Field(False, description="something enters the run from outside; its manifest names the sources")
     learning_rate: str | None = Field(None, description="the parameter, where it trains")
     compare: dict[str, str] = Field({}, description="pattern of a file's name → its rule in larpo.audit.compare.rules")
     algorithm: dict[str, str] = Field({}, description="line of Algorithm 1 → the code that is it, as module:object")
@@ -55,6 +55,7 @@ class Stage:
     outs: tuple[str, ...]
     desc: str = ""
     meta: Meta = field(default_factory=Meta)
+    always: bool = False  # runs each time, for it looks at what lies outside of the graph
 
     @property
     def kind(self) -> str:
@@ -116,6 +117,7 @@ def unroll(declared: dict[str, Any], params: dict[str, Any]) -> dict[str, Stage]
                 fill(outs),
                 str(_filled(stage.get("desc", ""), scope, name)),
                 read_meta(name, _filled(stage.get("meta"), scope, name)),
+                bool(stage.get("always_changed", False)),
             )
     return out
 
@@ -213,7 +215,10 @@ def keys(stages: dict[str, Stage], params: dict[str, Any]) -> dict[str, str]:
         if name not in found:
             stage = stages[name]
             values = {p: value_at(params, p, "params.yaml") if p else params for p in stage.params}
-            deps = {dep: [key(maker) for maker in makers] or dep for dep, makers in needed[name].items()}
+            deps = {
+                dep: [key(maker) for maker in makers if not stages[maker].always] or dep
+                for dep, makers in needed[name].items()
+            }
             found[name] = digest("stage", stage.command, values, deps, stage.outs)
         return found[name]
 

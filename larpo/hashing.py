@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(f, "md5").hexdigest()
 
 
-def file_hashes(path: str | Path, only: Iterable[str] | None = None) -> dict[str, str]:
+def file_hashes(
+    path: str | Path, only: Iterable[str] | None = None, hash_of: Callable[[Path], str] = file_hash
+) -> dict[str, str]:
     """MD5 of every file in a folder by its relative name; of a file itself under the name "".
 
     Parameters
@@ -39,9 +42,41 @@ def file_hashes(path: str | Path, only: Iterable[str] | None = None) -> dict[str
     """
     path = Path(path)
     if path.is_file():
-        return {"": file_hash(path)}
+        return {"": hash_of(path)}
     files = sorted(p for p in path.rglob("*") if p.is_file() and (only is None or p.name in set(only)))
-    return {p.relative_to(path).as_posix(): file_hash(p) for p in files}
+    return {p.relative_to(path).as_posix(): hash_of(p) for p in files}
+
+
+class HashMemory:
+    """MD5s of files that are looked at often: one whose size, time and place on the disk are as they were is not read
+    again. `save` keeps them in a file for the next process; one that cannot be read is as good as none."""
+
+    SETTLED = 2_000_000_000
+    """Nanoseconds after which a file that is written once more has another time."""
+
+    def __init__(self, path: Path):
+        self.path, self._seen = path, {}
+        try:
+            self._known: dict[str, list] = dict(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            self._known = {}
+
+    def file_hash(self, path: Path) -> str:
+        stat, place = path.stat(), str(path.resolve())
+        state = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        *before, known = self._known.get(place) or [None]
+        md5 = known if before == state else file_hash(path)
+        if time.time_ns() - stat.st_mtime_ns > self.SETTLED:
+            self._seen[place] = [*state, md5]
+        return md5
+
+    def tree_hash(self, path: str | Path) -> str:
+        return tree_hash_of(file_hashes(path, hash_of=self.file_hash))
+
+    def save(self) -> None:
+        if self._seen != self._known:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self._seen), "utf-8")
 
 
 def tree_hash(path: str | Path, only: Iterable[str] | None = None) -> str:

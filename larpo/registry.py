@@ -1,27 +1,34 @@
-"""Things that a parameter names: ours by a short name, anybody's own by a dotted path, imported when they are used.
+"""Things that a parameter names: ours by a short name, anybody's own by its module or its file, imported when used.
 
     REWARDS = Registry("reward", {"exact_match": "larpo.rewards.rules:ExactMatch"})
     REWARDS.load("exact_match")
     with own_code():
         REWARDS.load("mypackage.rewards:Mine")
+        REWARDS.load("mine/brief.py:reward")
 
 To look a name up imports nothing, so that a wrong one is refused before a library is loaded. Own code is imported where
 somebody says so and nowhere else: a node of the run does, whoever reads the parameters of a stranger's run does not.
 """
 
+import ast
 import contextlib
 import hashlib
 import importlib
+import importlib.util
+import inspect
+import pkgutil
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from larpo.errors import ParameterError, one_line, unknown
 
-_OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_OWN = re.compile(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)*|[^:\s]+\.py):[A-Za-z_]\w*")
+_OURS = frozenset({"larpo", "tasks", "flows", "tests"})
 _PACKAGES: ContextVar[set[str] | None] = ContextVar("own packages that were loaded; None: none may be", default=None)
 
 
@@ -38,10 +45,12 @@ class Registry(Mapping[str, Any]):
         The kind, for errors.
     entries
         Ours; a new one is one line here.
+    plain
+        `module:function` that makes a thing of this kind of a plain function of somebody's own.
     """
 
-    def __init__(self, what: str, entries: dict[str, Any]):
-        self.what, self.entries = what, entries
+    def __init__(self, what: str, entries: dict[str, Any], plain: str | None = None):
+        self.what, self.entries, self.plain = what, entries, plain
 
     def __getitem__(self, name: str) -> Any:
         return self.entries[name]
@@ -78,27 +87,46 @@ class Registry(Mapping[str, Any]):
         if packages is None:
             raise OwnCodeError(key, f"{self.what} {name} is code of the run's own, which is not run here")
         try:
-            made = getattr(importlib.import_module(module), attribute)
+            imported = _import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+            made = getattr(imported, attribute)
+            if self.plain is not None and inspect.isfunction(made):
+                made = pkgutil.resolve_name(self.plain)(made)
         except Exception as error:  # noqa: BLE001 - whatever an own module raises when it is imported
             raise ParameterError(key, f"{self.what} {name}: cannot be loaded ({one_line(error)[:160]})") from None
-        packages.add(module.partition(".")[0])
+        packages.add(imported.__name__.partition(".")[0])
         return made
+
+
+def _import_file(path: Path) -> ModuleType:
+    """A file as a module of its stem's name; what lies beside it can be imported by it."""
+    if path.stem in sys.modules and Path(sys.modules[path.stem].__file__ or "").resolve() == path.resolve():
+        return sys.modules[path.stem]
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if path.stem in sys.modules or spec is None or spec.loader is None:
+        raise ImportError(f"a module {path.stem!r} is loaded already; give the file another name")
+    if (beside := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(beside)
+    sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    return module
 
 
 @contextlib.contextmanager
 def own_code(folder: Path = Path()) -> Iterator[None]:
     """Let own objects be loaded in this block, from modules in `folder` or installed ones."""
-    place = str(folder.resolve())
-    added = place not in sys.path
-    if added:
+    place, before = str(folder.resolve()), list(sys.path)
+    if place not in sys.path:
         sys.path.append(place)
     token = _PACKAGES.set(set())
     try:
         yield
     finally:
         _PACKAGES.reset(token)
-        if added:
-            sys.path.remove(place)
+        sys.path[:] = before
 
 
 def own_modules() -> dict[str, str]:
@@ -114,12 +142,60 @@ def own_modules() -> dict[str, str]:
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is a dotted path, `package.module:object`, of code that is not ours."""
+    """Whether a name is one of code that is not ours: `package.module:object` or `folder/file.py:object`."""
     return _OWN.fullmatch(name) is not None
 
 
-def own_file(name: str, folder: Path = Path()) -> Path | None:
-    """The file in `folder` that an own object's module is read from; None where it is installed elsewhere. Nothing is
-    imported to find it."""
-    stem = folder.joinpath(*name.partition(":")[0].split("."))
-    return next((p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()), None)
+def own_files(name: str, folder: Path = Path()) -> dict[str, Path]:
+    """The files that an own object is read from, by their name relative to `folder` (or to where it is installed): its
+    module's, and those that this imports from the same place. Nothing is imported to find them; empty where there is
+    no such module."""
+    module = name.partition(":")[0]
+    if module.endswith(".py"):
+        start = folder / module
+        home = folder if start.resolve().is_relative_to(folder.resolve()) else start.parent
+        files = [start] if start.is_file() else []
+        homes = (home, start.parent)
+    else:
+        homes = (folder, *map(Path, sys.path))
+        home, files = next(((h, found) for h in homes if (found := _files_of(module, h))), (folder, []))
+        homes = (home,)
+    installed = None if home == folder else module.partition(".")[0]
+    found: dict[str, Path] = {}
+    while files:
+        file = files.pop()
+        relative = file.relative_to(home).as_posix()
+        if relative in found:
+            continue
+        found[relative] = file
+        for other in _imports(file, home):
+            top = other.partition(".")[0]
+            if top not in _OURS and installed in (None, top):
+                files += next((f for h in homes if (f := _files_of(other, h))), [])
+    return dict(sorted(found.items()))
+
+
+def _files_of(module: str, home: Path) -> list[Path]:
+    """What is read from `home` to import a module: itself and the packages around it."""
+    parts = module.split(".")
+    stems = [home.joinpath(*parts[: i + 1]) for i in range(len(parts))]
+    files = [next((p for p in (s / "__init__.py", s.with_name(s.name + ".py")) if p.is_file()), None) for s in stems]
+    return [f for f in files if f] if files[-1] else []
+
+
+def _imports(file: Path, home: Path) -> set[str]:
+    """Modules that a file may import, whatever its functions do when they run."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return set()  # told when it is imported
+    package = list(file.relative_to(home).parent.parts)
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names} - {""}
+    return {name for name in names if name}

@@ -8,7 +8,6 @@ import numpy as np
 from larpo.retrieval.corpus import read_passages, read_queries
 from larpo.retrieval.encoder import Encoder
 from larpo.retrieval.index import shards
-from larpo.sources import provenance
 from larpo.workspace.files import rename, write_json
 from larpo.workspace.progress import say
 from tasks.frame.files import is_whole_array, read_json_part
@@ -44,8 +43,6 @@ def main(name: str) -> None:
             say(f"{node.stage}: {encoder.cut} texts are longer than {limit} tokens; their ends are cut")
         node.note(cut_since_start=encoder.cut)  # shards that were there when a stopped node went on are not looked at
         os.replace(parts, node.out("embed"))
-        given = [provenance.dataset(path) for path in (wanted.corpus, wanted.queries)]
-        node.note(sources=[encoder.checkpoint.record(), *given])
         node.rows(read=count + len(queries), written=count + len(queries))
 
 

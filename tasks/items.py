@@ -3,7 +3,6 @@
 from larpo import tables
 from larpo.benchmarks import build_benchmark
 from larpo.errors import at
-from larpo.sources import provenance
 from tasks.frame.node import Node, command
 
 
@@ -15,8 +14,6 @@ def main(benchmark: str) -> None:
         with at(f"benchmarks.{benchmark}"):
             items = bench.items()
         tables.write(items, "items", node.out("items"))
-        given = getattr(bench, "source", None)  # the prompts' own held-out part has none
-        node.note(sources=[provenance.dataset(given)] if given else provenance.prompts(params.prompts))
         node.rows(read=len(items), written=len(items))
 
 

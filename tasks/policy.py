@@ -16,7 +16,7 @@ def main() -> None:
         params = node.params.policy
         checkpoint = node.checkpoints["policy.model"] = initial_checkpoint(params, node.scratch)
         facts = fetch_initial_policy(params, node.out("policy"), checkpoint)
-        node.note(**facts, sources=[checkpoint.record()])
+        node.note(**facts)
         empty = pd.DataFrame(columns=tables.SCHEMAS["candidates"].names)
         tables.write(empty, "candidates", node.out("candidates"))
 

@@ -8,7 +8,6 @@ from larpo.config.params import Params
 from larpo.errors import at
 from larpo.hashing import seed_of
 from larpo.rewards import check_answers, parts
-from larpo.sources import provenance
 from larpo.sources.contamination import draw_apart
 from tasks.frame.node import Node, command
 
@@ -21,8 +20,11 @@ def main(iteration: str) -> None:
         node.seed = seed_of(params.seed, "prompts", iteration if params.prompts.draw == "fresh" else "same")
         frame, dropped = draw_apart(params.prompts, node.seed, lambda: _items(params))
         check_answers(parts(params.score), frame, "prompts")
+        if params.reward.model is not None:  # a head on a policy reads prompts as the policy does
+            from larpo.rewards.checkpoint import check_template, reward_checkpoint
+
+            check_template(params.reward, reward_checkpoint(params.reward, None, node.scratch), frame["messages"])
         tables.write(frame, "prompts", node.out("prompts"))
-        node.note(sources=provenance.prompts(params.prompts))
         own = [m[0]["role"] == "system" and m[0]["content"] != params.prompts.system for m in frame["messages"]]
         if any(own):
             node.note(own_system_messages=sum(own))

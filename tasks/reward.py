@@ -13,8 +13,8 @@ from larpo.models.remote_code import settle
 from larpo.models.resolve import Checkpoint
 from larpo.rewards.accuracy import pair_accuracy
 from larpo.rewards.checkpoint import check_template, fetch_classifier, reward_checkpoint, write_identity
-from larpo.sources import provenance
 from larpo.sources.pairs import Pair, read_pairs
+from larpo.sources.prompts import conversation
 from larpo.workspace.files import write_json
 from larpo.workspace.progress import say
 from tasks.frame.node import Node, command
@@ -37,7 +37,7 @@ def main() -> None:
         folder = node.out("reward")
         start = None if params.policy is None else node.checkpoint("policy")
         checkpoint = node.checkpoints["reward.model"] = reward_checkpoint(params, start, node.scratch)
-        check_template(params, checkpoint, node.params.prompts.system)
+        check_template(params, checkpoint, [conversation(node.params.prompts, "x")])
         if params.train:
             from larpo.training.determinism import deterministic
 
@@ -57,14 +57,7 @@ def main() -> None:
             say(f"{node.stage}: held-out accuracy {words(metrics['held_out'])}")
         for name, found in metrics.get("checks", {}).items():
             say(f"{node.stage}: {name}: accuracy {words(found)}")
-        from_outside = [checkpoint.record()] if params.model else []  # a policy of this run is an input of the node
-        node.note(reward=identity, sources=from_outside + sources(params), **metrics)
-
-
-def sources(params: RewardParams) -> list[provenance.Source]:
-    """Where its pairs come from."""
-    sections = [*params.checks.values(), *([params.train.data] if params.train else [])]
-    return [provenance.dataset(s.data) if s.data else provenance.generated(f"pairs: {s.source}") for s in sections]
+        node.note(reward=identity, **metrics)
 
 
 def read_check(params: RewardParams, name: str) -> tuple[list[Pair], dict[str, int]]:

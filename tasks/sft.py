@@ -3,6 +3,8 @@
 Like the node `policy` it writes an empty memory, for an iteration may start from it.
 """
 
+from collections import Counter
+
 import pandas as pd
 
 from larpo import tables
@@ -10,7 +12,6 @@ from larpo.errors import UserError
 from larpo.hashing import seed_of
 from larpo.models.chat import end_tokens, gold_token_ids, render_prompts, turn_end
 from larpo.models.load import load_model, load_tokenizer
-from larpo.sources import provenance
 from larpo.sources.prompts import draw
 from larpo.training.arguments import training_arguments
 from larpo.training.changes import share_changed
@@ -34,7 +35,9 @@ def main(name: str) -> None:
     with node:
         policy = node.checkpoint("policy")
         args = training_arguments(this, f"sft.{name}", "examples", node.scratch / "checkpoints", seed)
-        frame = draw(this.data, this.examples, seed, held_out=False, section=f"sft.{name}.data")
+        again: Counter[str] = Counter()
+        section, asked = f"sft.{name}.data", f"sft.{name}.examples"
+        frame = draw(this.data, this.examples, seed, held_out=False, section=section, refused=again, asked=asked)
         if (lost := frame["solution"].isna()).any():
             raise UserError(
                 f"params.yaml: sft.{name}.data.solution_field: {int(lost.sum())} of {len(frame)} prompts have no "
@@ -62,15 +65,15 @@ def main(name: str) -> None:
         if not node.leads:
             return
         tables.write(pd.DataFrame(columns=tables.SCHEMAS["candidates"].names), "candidates", node.out("candidates"))
-        node.note(sources=provenance.prompts(this.data))
         node.note(steps=trainer.state.global_step, response_tokens=sum(len(e.response_ids) for e in kept))
         node.note(weights_changed=share_changed(policy, weights))
         dropped = {
             "blank_solution": rows - len(frame),
             "unknown_tokens": len(frame) - len(examples),
             "too_long": len(examples) - len(kept),
+            **again,
         }
-        node.rows(read=rows, written=len(kept), dropped=dropped)
+        node.rows(read=rows + again.total(), written=len(kept), dropped=dropped)
 
 
 if __name__ == "__main__":

@@ -228,6 +228,22 @@ def project(tmp_path: Path, tiny_policy: Path) -> Project:
     return Project(tmp_path / "project", tiny_policy)
 
 
+@pytest.fixture
+def inputs_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a node that a test runs in this process: `inputs`, as DVC would run it."""
+    import tasks.inputs
+    from tasks.frame.node import RECORDS, Node
+
+    enter = Node.__enter__
+
+    def entered(node: Node) -> Node:
+        if any(path.is_relative_to(RECORDS) for path in node.inputs):
+            tasks.inputs.main()
+        return enter(node)
+
+    monkeypatch.setattr(Node, "__enter__", entered)
+
+
 @pytest.fixture(scope="session")
 def warm_nodes() -> Iterator[dict[str, str]]:
     """Variables with which nodes of any project start warm; that they make the same bytes so is test_warm.py's."""

@@ -114,7 +114,8 @@ def wrong_path(text: str) -> str | None:
         return None
     kind = re.match(r"data/([^/]+)(/|$)", text)
     if kind and kind[1] not in ("samples", "README.md"):
-        made = {out.split("/")[1] for stage in STAGES.values() for out in stage.get("do", stage).get("outs", [])}
+        outs = [out for stage in STAGES.values() for out in stage.get("do", stage).get("outs", [])]
+        made = {(out if isinstance(out, str) else next(iter(out))).split("/")[1] for out in outs}
         return None if kind[1] in made else f"{text}: no node makes data/{kind[1]}"
     pattern = re.sub(r"\b[A-Z][A-Z-]+\b", "*", text.split(":")[0])
     return None if list(ROOT.glob(pattern.rstrip("/"))) else f"{text}: not found"

@@ -133,6 +133,7 @@ FRAME = {
     "larpo.models.remote_code",
     "larpo.models.resolve",
     "larpo.registry",
+    "larpo.sources.hub",
     "larpo.sources.provenance",
     "larpo.tables",
     "larpo.workspace",
@@ -158,6 +159,9 @@ NOT_TRACKED = {
     ("train", "tasks.frame.launch"),
     ("sft", "tasks.frame.launch"),
     ("prompts", "larpo.rewards"),
+    ("prompts", "larpo.rewards.checkpoint"),
+    ("prompts", "larpo.models.chat"),
+    ("prompts", "larpo.models.load"),
     ("generate", "larpo.benchmarks.judge"),
     ("generate", "larpo.benchmarks"),
 }

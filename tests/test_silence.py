@@ -10,7 +10,8 @@ from tests.conftest import ROOT
 PAGE = ROOT / "docs/faults.md"
 # Where rows are dropped, and the node whose manifest says so.
 CODE = {
-    "sft": ["tasks/sft.py"],
+    "prompts": ["larpo/sources/prompts.py"],
+    "sft": ["tasks/sft.py", "larpo/sources/prompts.py"],
     "sample": ["larpo/models/chat.py"],
     "reward": ["tasks/reward.py", "larpo/sources/pairs.py"],
     "lists": ["tasks/lists.py", "larpo/lists/recipes.py"],

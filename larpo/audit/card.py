@@ -109,8 +109,9 @@ def _datasets(e: Evidence) -> Answer:
     evidence, missing = {}, {}  # in order, each once
     for node, sources in e.sources.items():
         for source in sources:
-            if source.kind == "generated":
-                evidence[f"{node}: {source.name}, made by the committed code"] = None
+            if source.kind in ("generated", "code"):
+                made = "made by the committed code" if source.kind == "generated" else "code of the run's own"
+                evidence[f"{node}: {source.name}, {made}"] = None
                 continue
             version = f" {source.version}" if source.version else ""
             evidence[f"{node}: {source.name}{version}, {source.licence or 'licence not stated'}"] = None

@@ -14,8 +14,9 @@ COMPUTED = ("prompts", "items", "sample", "score", "candidates", "lists", "refer
 
 
 def only_executed(run: AuditedRun) -> list[LockedNode]:
-    """Nodes whose outputs nothing but an execution makes again: what enters from outside, trainings, vectors."""
-    skipped = (*COMPUTED, "best_of_n", *(["reward"] if run.params.reward.source is None else []))
+    """Nodes whose outputs nothing but an execution makes again: what enters from outside, trainings, vectors. What
+    `inputs` recorded, the lineage compares with what lies there."""
+    skipped = (*COMPUTED, "best_of_n", "inputs", *(["reward"] if run.params.reward.source is None else []))
     return [node for node in run.nodes if kind_of(node.name) not in skipped]
 
 

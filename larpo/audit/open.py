@@ -16,14 +16,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from larpo.audit.draw import Draw
 from larpo.audit.pack import PACK, Facts
 from larpo.audit.pack.unpack import KEPT, open_pack
-from larpo.audit.record import UNREADABLE, Manifest
+from larpo.audit.record import UNREADABLE, Manifest, Source
 from larpo.config.params import Params
-from larpo.errors import UserError, nearest
+from larpo.errors import UserError, nearest, one_line
 from larpo.hashing import dvc_hash, file_hash, tree_hash_of
 from larpo.load import load_params
 from larpo.models.resolve import Checkpoint
@@ -34,7 +34,7 @@ from larpo.workspace.foreign import sanitised, stand_in
 from larpo.workspace.git import experiments, find_commit, git, isolated_git, top_of
 
 PARAMS = "params.yaml"
-AUDITS = Path(".larpo/audit")
+AUDITS, RECORDS = Path(".larpo/audit"), "data/inputs"
 NO_FILE = "no file"
 T = TypeVar("T")
 
@@ -125,8 +125,38 @@ class AuditedRun:
         return sorted({path for node in self.nodes for path in node.deps if not self._made(path)})
 
     def _made(self, path: str) -> bool:
-        """Whether a node makes it, or what lies in it (the report reads whole folders)."""
-        return path in self.producer or any(out.startswith(f"{path}/") for out in self.producer)
+        """Whether a node makes it, what it lies in, or what lies in it (the report reads whole folders)."""
+        within = self.around(path) is not None
+        return path in self.producer or within or any(out.startswith(f"{path}/") for out in self.producer)
+
+    def around(self, path: str) -> str | None:
+        """The output that a path lies in; None where there is none."""
+        return next((out for out in self.producer if path.startswith(f"{out}/")), None)
+
+    def inputs_of(self, node: LockedNode) -> list[Source] | None:
+        """What a node takes from outside, as the records of the node `inputs` that it depends on say; None where it
+        depends on none.
+
+        Raises
+        ------
+        UserError
+            A record that cannot be read.
+        """
+        found: list[Source] | None = None
+        for path in (p for p in node.deps if p.startswith(f"{RECORDS}/")):
+            place = self.folder / path
+            for file in sorted(place.rglob("*.json")) if place.is_dir() else [place]:
+                try:
+                    found = (found or []) + TypeAdapter(list[Source]).validate_json(file.read_bytes())
+                except (OSError, ValueError) as error:
+                    raise UserError(f"{path}: not a record of inputs ({one_line(error)[:120]})") from None
+        return found
+
+    @cached_property
+    def given(self) -> list[Path]:
+        """Files and folders from outside that the nodes' manifests name: data, models, the run's own code."""
+        names = {path for m in self.manifests.values() for source in m.notes.sources for path in source.paths}
+        return sorted(Path(os.path.normpath(self.folder / name)) for name in names)
 
     def manifest(self, node: LockedNode) -> Manifest:
         """The node's record of itself.

@@ -6,13 +6,24 @@ from pydantic import BaseModel, Field
 
 
 class Source(BaseModel):
-    """As larpo.sources.provenance writes it."""
+    """As larpo.sources.provenance writes it. `files`: of the run's own code, path → MD5."""
 
     name: str
     kind: str
     version: str | None
-    licence: str | None
+    licence: str | None = None
     hash: str | None
+    files: dict[str, str] = {}
+
+    @property
+    def fact(self) -> tuple[str | None, ...]:
+        """What it is, whatever else is said of it."""
+        return self.kind, self.name, self.version, self.hash
+
+    @property
+    def paths(self) -> list[str]:
+        """The files and folders that it is, as parameters name them."""
+        return list(self.files) if self.kind == "code" else [self.name] if self.kind in ("file", "folder") else []
 
 
 class Notes(BaseModel):

@@ -38,15 +38,16 @@ class HeldOut:
         if rule is None or not is_verifiable(rule[0]):
             raise ParameterError(
                 "options.rule",
-                f"{named or params.score.reward} is no rule, and accuracy needs right "
-                "and wrong; expected a rule's name, such as final_number",
+                f"{named or params.score.reward} is no rule, and accuracy needs right and wrong; set it to a rule's "
+                "name, such as final_number or exact_match",
             )
         self.rule, self.named_rule = rule[0], rule
         self.reward = build_reward(*rule)
 
     def items(self) -> pd.DataFrame:
         with at("prompts", file="params.yaml"):
-            frame = draw(self.params.prompts, self.entry.items, seed_of(self.params.seed, "held_out"), held_out=True)
+            seed, asked = seed_of(self.params.seed, "held_out"), "`items` of the benchmark held_out"
+            frame = draw(self.params.prompts, self.entry.items, seed, held_out=True, asked=asked)
         check_answers([self.named_rule], frame, "held-out prompts")
         return frame.drop(columns="solution").assign(meta=None)
 

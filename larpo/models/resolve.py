@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from larpo.errors import ParameterError
-from larpo.sources import provenance
+from larpo.hashing import tree_hash
+from larpo.sources import hub, provenance
 
 SCRATCH = "scratch"
 
@@ -62,15 +63,16 @@ class Checkpoint:
     def __fspath__(self) -> str:
         return self.source
 
-    def record(self) -> provenance.Source:
-        """Its record for a manifest's sources."""
+    def record(self, hash_of: provenance.Hash = tree_hash) -> provenance.Source:
+        """Its record for the node `inputs`; of a hub model as `options` name its revision."""
         if self.source == SCRATCH:
             return provenance.generated("random weights")
         if self.package is not None:
-            return provenance.package(self.package, Path(self.source, self.options.get("gguf_file", "")))
+            return provenance.package(self.package, Path(self.source, self.options.get("gguf_file", "")), hash_of)
         if Path(self.source).is_dir():
-            return provenance.local(self.source)
-        return provenance.hub(self.source, self.options.get("revision"))
+            return provenance.local(self.source, hash_of)
+        revision = self.options.get("revision")
+        return provenance.of_hub(self.source, "model", revision, None)
 
 
 Model = str | Path | Checkpoint
@@ -100,6 +102,8 @@ def resolve(name: str, revision: str | None = None) -> Checkpoint:
         return Checkpoint(name, facts={"origin": "folder"})
     if name.startswith((".", "/")) or name.count("/") != 1:
         raise ParameterError("", f"{name!r} is no folder, no hub id (owner/name) and no pypi:NAME")
+    hub.offline_where_unreachable()
+    revision = hub.revision_of(name, "model", revision)
     return Checkpoint(name, {"revision": revision} if revision else {}, {"origin": "hub", "revision": revision})
 
 

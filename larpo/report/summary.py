@@ -87,11 +87,16 @@ def main() -> None:
     for path in (SCORES, PAGE):
         if not Path(path).is_file():
             raise UserError(f"{path}: not found; run `dvc repro report` from the project's folder")
+    print_scores(SCORES)
+    print(PAGE)
+
+
+def print_scores(path: str | Path) -> None:
+    """The tables of a report's scores.json."""
     console = Console(highlight=False)
     console.width = max(console.width, 88)  # a narrower table would lose its figures
-    for benchmark, policies in read_json(SCORES).items():
+    for benchmark, policies in read_json(path).items():
         console.print(table(benchmark, policies))
-    print(PAGE)
 
 
 if __name__ == "__main__":

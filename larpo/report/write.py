@@ -6,14 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from larpo.config.params import Params
-from larpo.report.data import Iteration
+from larpo.config.params import Params, policy_key
+from larpo.report.data import BenchmarkScores, Iteration
 from larpo.report.page import render
 from larpo.report.read import read_report
 
 PAGE, SCORES, HARDNESS = "report/index.html", "report/scores.json", "report/hardness.json"
+METRICS = "report/metrics.json"
 SCORES_CSV, RECALL_CSV, TRAINING_CSV = "report/scores.csv", "report/recall.csv", "report/training.csv"
-OUTPUTS = [PAGE, SCORES, HARDNESS, SCORES_CSV, RECALL_CSV, TRAINING_CSV]
+OUTPUTS = [PAGE, SCORES, HARDNESS, METRICS, SCORES_CSV, RECALL_CSV, TRAINING_CSV]
 
 
 def write_report(params: Params, list_hashes: dict[str, str], place: Callable[[str], Path]) -> tuple[int, int]:
@@ -24,6 +25,7 @@ def write_report(params: Params, list_hashes: dict[str, str], place: Callable[[s
     data = read_report(params, list_hashes)
     scores = {b.name: {p.policy: p.flat() for p in b.policies} for b in data.benchmarks}
     write_json(place(SCORES), scores)
+    write_json(place(METRICS), headline(data.benchmarks))
     write_json(place(HARDNESS), {it.name: hardness_entry(it) for it in data.iterations})
     # `dvc plots` cannot choose rows: its files hold the first benchmark of params.yaml, scores.json has all.
     first = data.benchmarks[0]
@@ -40,6 +42,23 @@ def write_report(params: Params, list_hashes: dict[str, str], place: Callable[[s
     write_csv(place(TRAINING_CSV), training, ["iteration", "step", *names])
     place(PAGE).write_text(render(data), "utf-8")
     return sum(len(it.rewards) for it in data.iterations), sum(map(len, scores.values()))
+
+
+def headline(benchmarks: list[BenchmarkScores], columns: int = 9) -> dict[str, dict[str, float]]:
+    """What `dvc exp show` and `dvc metrics diff` compare runs by, at most `columns` numbers: of each benchmark the last
+    policy's score and what it gained on the first; of the first benchmark also Pass@1, mean reward and length."""
+    numbers: list[tuple[str, str, float | None]] = []
+    for benchmark in benchmarks:
+        first, *_, last = [p.flat() for p in sorted(benchmark.policies, key=lambda p: policy_key(p.policy))] * 2
+        was, now = (p["greedy_accuracy"] if p["score"] is None else p["score"] for p in (first, last))
+        more = ("pass_1", "mean_reward", "mean_length") if benchmark is benchmarks[0] else ()
+        gain = None if None in (was, now) else now - was
+        numbers += [(benchmark.name, "score", now), (benchmark.name, "gain", gain)]
+        numbers += [(benchmark.name, name, last[name]) for name in more]
+    out: dict[str, dict[str, float]] = {}
+    for benchmark, name, value in [n for n in numbers if n[2] is not None][:columns]:
+        out.setdefault(benchmark, {})[name] = value
+    return out
 
 
 def write_json(path: Path, content: Any) -> None:

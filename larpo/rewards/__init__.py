@@ -53,6 +53,7 @@ REWARDS = Registry(
         "pairrm": "larpo.rewards.pairrm:PairRMReward",
         "sum": "larpo.rewards.combined:Sum",
     },
+    plain="larpo.rewards.plain:plain",
 )
 
 MODELS = ("sequence_classification", "pairrm")

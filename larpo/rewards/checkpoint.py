@@ -7,6 +7,7 @@ that of a policy which got a head where `policy.trust_remote_code` does; it then
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,15 +53,15 @@ def where(params: RewardParams) -> str:
     return f"params.yaml: reward.{'model' if params.policy is None else 'start'}: {params.source!r}"
 
 
-def check_template(params: RewardParams, checkpoint: Checkpoint, system: str | None) -> None:
-    """Refuse a model whose chat template takes no system message where `prompts.system` puts one before every prompt:
-    told before its weights are loaded and anything is sampled for it."""
-    if params.kind == "pairrm" or not system:
+def check_template(params: RewardParams, checkpoint: Checkpoint, prompts: Iterable[list[dict[str, str]]]) -> None:
+    """Refuse a model whose chat template refuses one of these prompts with a response, one of each order of roles: told
+    before its weights are loaded and anything is sampled for it."""
+    if params.kind == "pairrm":
         return
     tokenizer = open_tokenizer(checkpoint, where(params))
-    if tokenizer.chat_template:
-        asked = [{"role": "system", "content": system}, {"role": "user", "content": "x"}]
-        apply_template(tokenizer, [*asked, {"role": "assistant", "content": "y"}], where(params))
+    for messages in {tuple(m["role"] for m in prompt): prompt for prompt in prompts}.values():
+        if tokenizer.chat_template:
+            apply_template(tokenizer, [*messages, {"role": "assistant", "content": "y"}], where(params))
 
 
 def fetch_classifier(

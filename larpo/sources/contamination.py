@@ -230,13 +230,15 @@ def draw_apart(
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """A `prompts` table of prompts to train on that hold no question of a benchmark, and how many were left out, by
     reason. `items` gives the benchmarks' tables; asked for once the prompts are there."""
-    frame = draw(params, params.per_iteration, seed, held_out=False)
-    questions, dropped = Questions(items()), Counter()
+    dropped: Counter[str] = Counter()
+    frame = draw(params, params.per_iteration, seed, held_out=False, refused=dropped)
+    questions = Questions(items())
 
     def holds(messages: list[dict[str, str]]) -> str | None:
         found = questions.found(messages)
         return None if found is None else f"question of {found[0]}"
 
     if any(map(holds, frame["messages"])):
+        dropped.clear()
         frame = draw(params, params.per_iteration, seed, held_out=False, refuse=holds, refused=dropped)
     return frame, dict(dropped)

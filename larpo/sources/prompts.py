@@ -147,11 +147,13 @@ def draw(
     section: str = "prompts",
     refuse: Callable[[Messages], str | None] = lambda _: None,
     refused: Counter[str] | None = None,
+    asked: str = "prompts.per_iteration",
 ) -> pd.DataFrame:
     """Draw `count` different prompts of one part, a `prompts` table in the source's order.
 
-    `count` None takes all of a dataset; a generator has no end, so it needs a number. `section` of params.yaml is what
-    errors name. A prompt for which `refuse` gives a reason is left out and counted in `refused`.
+    `count` None takes all of a dataset; a generator has no end, so it needs a number. `section` of params.yaml and the
+    key `asked` of the number are what errors name. A prompt for which `refuse` gives a reason is left out and counted
+    in `refused`; so is, as `other_answer`, one that comes again with another answer or solution: the first counts.
 
     Raises
     ------
@@ -160,6 +162,7 @@ def draw(
     """
     seen: dict[str, tuple] = {}
     out: dict[str, str] = {}
+    again = 0
     # A small generator repeats itself; give up when it stops yielding new prompts.
     limit = None if count is None else 64 * count + 65_536
     with at(section, "params.yaml"):
@@ -169,6 +172,7 @@ def draw(
                 continue
             key = prompt_id(source_name, messages)
             if key in seen or key in out:
+                again += key in seen and seen[key][2:] != (answer, solution)
                 continue
             if reason := refuse(messages):
                 out[key] = reason
@@ -178,14 +182,27 @@ def draw(
                 break
         counts = Counter(out.values())
         if refused is not None:
-            refused.update(counts)
+            dropped = {"other_answer": again} if again else {}
+            refused.update(counts, **dropped)
         if not seen or (count is not None and len(seen) < count):
-            part = "held-out" if held_out else "training"
-            raise ParameterError(
-                "",
-                f"{count or 'some'} {part} prompts asked for, the source has {len(seen)}"
-                + "".join(f" and {n} more that hold a {reason}" for reason, n in counts.items())
-                + "; ask for fewer, widen tasks, or change held_out",
-            )
+            raise _too_few(params, len(seen), count, held_out, counts, asked)
     rows = [(key, *value) for key, value in seen.items()]
     return pd.DataFrame(rows, columns=["prompt_id", "source", "messages", "answer", "solution"])
+
+
+def _too_few(
+    params: SourceParams, found: int, count: int | None, held_out: bool, refused: Counter[str], asked: str
+) -> ParameterError:
+    """The error for a source that has fewer prompts than asked for: both keys, and the number that would do."""
+    if params.source == "dataset":
+        key, widen = "dataset", "more rows"
+    else:
+        key, widen = ("tasks", "wider tasks") if params.source == "reasoning_gym" else ("source", "another source")
+    share = f"in the held-out share {params.held_out:g}" if held_out else f"outside of held_out {params.held_out:g}"
+    less = f"at most {found} there, or " if found else ""
+    return ParameterError(
+        key,
+        f"{getattr(params, key) if key != 'tasks' else 'the generators'}: {found} different prompts {share}"
+        + "".join(f" and {n} more that hold a {reason}" for reason, n in refused.items())
+        + f", {'some' if count is None else count} asked for by {asked}; expected {less}{widen}",
+    )

@@ -1,34 +1,68 @@
-"""Where what a run starts from comes from: one record per model or dataset, for a node's manifest.
+"""What a run takes from outside, one record per thing: by content, by commit or by version.
 
-Keys: name, kind (package, folder, file, hub, generated), version, licence, hash. What is not known is null and shown as
-such; nothing is looked up over a network.
+    key       the parameter that names it
+    name      as it is named there
+    kind      file, folder, package, hub, code (of the run's own), generated (by this project's code)
+    version   of a package, or the commit of a hub repository
+    hash      MD5 of a file, or of a folder's files with their names
+    type, revision    of a hub repository: model or dataset; the revision that was asked for
+    files     of own code: path → MD5
+
+The node `inputs` writes them; nodes depend on them. They hold neither times nor places of a machine, so that the same
+inputs are the same bytes. A licence may be known later than the thing itself, and is no input: `with_licence`.
 """
 
 import importlib.metadata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from larpo.config.sections import SourceParams
 from larpo.hashing import tree_hash
+from larpo.sources import hub
 
 Source = dict[str, Any]
+Hash = Callable[[str | Path], str]
 
 
-def _source(name: str, kind: str, version: str | None, licence: str | None, hash_: str | None) -> Source:
-    return {"name": name, "kind": kind, "version": version, "licence": licence, "hash": hash_}
+def record(name: str, kind: str, version: str | None = None, hash_: str | None = None, **more: Any) -> Source:
+    return {"name": name, "kind": kind, "version": version, "hash": hash_, **more}
 
 
 def generated(name: str) -> Source:
-    """Made by the run's own code."""
-    return _source(name, "generated", None, None, None)
+    """Made by this project's code."""
+    return record(name, "generated")
 
 
-def package(name: str, path: Path | None = None) -> Source:
-    """An installed distribution; `hash` is that of the file or folder in it that is read, where there is one."""
-    version = importlib.metadata.version(name)
-    return _source(name, "package", version, package_licence(name), None if path is None else tree_hash(path))
+def package(name: str, path: Path | None = None, hash_of: Hash = tree_hash) -> Source:
+    """An installed distribution; `path` is the file or folder in it that is read, where there is one."""
+    return record(name, "package", importlib.metadata.version(name), None if path is None else hash_of(path))
+
+
+def local(path: str | Path, hash_of: Hash = tree_hash) -> Source:
+    """A file or a folder."""
+    return record(str(path), "folder" if Path(path).is_dir() else "file", None, hash_of(path))
+
+
+def of_hub(name: str, kind: hub.Kind, revision: str | None, commit: str | None) -> Source:
+    """A hub repository at a commit."""
+    return record(name, "hub", commit, None, type=kind, revision=revision)
+
+
+def with_licence(source: Source) -> Source:
+    """A record as a manifest names it, with the licence that the thing states, as far as that is known here."""
+    name, kind, licence = source["name"], source["kind"], None
+    if kind == "package":
+        licence = package_licence(name)
+    elif kind in ("file", "folder"):
+        licence = card_licence(Path(name) if kind == "folder" else Path(name).parent)
+    elif kind == "hub":
+        from huggingface_hub import try_to_load_from_cache
+
+        card = try_to_load_from_cache(name, "README.md", revision=source["version"], repo_type=source["type"])
+        licence = card_licence(Path(card).parent) if isinstance(card, str) else None
+    return source | {"licence": licence}
 
 
 def package_licence(name: str) -> str | None:
@@ -41,13 +75,6 @@ def package_licence(name: str) -> str | None:
     return classifiers[0].rsplit(" :: ", 1)[-1] if classifiers else None
 
 
-def local(path: str | Path) -> Source:
-    """A file or a folder; its licence is that of the front matter of a README.md in the folder."""
-    path = Path(path)
-    folder = path if path.is_dir() else path.parent
-    return _source(str(path), "folder" if path.is_dir() else "file", None, card_licence(folder), tree_hash(path))
-
-
 def card_licence(folder: Path) -> str | None:
     """`license` in the front matter of a model or dataset card; None without one."""
     card = folder / "README.md"
@@ -58,26 +85,3 @@ def card_licence(folder: Path) -> str | None:
         return None
     licence = front.get("license") if isinstance(front, dict) else None
     return str(licence) if licence else None
-
-
-def hub(name: str, revision: str | None, kind: str = "model") -> Source:
-    """A hub repository, its licence from the card in the local cache, where it is; `revision` null is not pinned."""
-    from huggingface_hub import try_to_load_from_cache
-
-    card = try_to_load_from_cache(name, "README.md", revision=revision, repo_type=kind)
-    licence = card_licence(Path(card).parent) if isinstance(card, str) else None
-    return _source(name, "hub", revision, licence, None)
-
-
-def dataset(name: str) -> Source:
-    """What a parameter names as a dataset: a file, a folder or a hub id (which has no pinned version here)."""
-    return local(name) if Path(name).exists() else hub(name, None, "dataset")
-
-
-def prompts(params: SourceParams) -> list[Source]:
-    """Where the prompts of a section come from."""
-    if params.source == "reasoning_gym":
-        return [package("reasoning-gym")]
-    if params.source == "dataset" and params.dataset:
-        return [dataset(params.dataset)]
-    return [generated(f"prompts: {params.source}")]

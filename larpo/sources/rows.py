@@ -15,7 +15,6 @@ import gzip
 import json
 import re
 import reprlib
-import socket
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,14 +22,13 @@ from decimal import Decimal
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlparse
-from urllib.request import getproxies
 
 import numpy as np
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from larpo.errors import ParameterError, first_error, one_line
+from larpo.sources import hub
 
 R = TypeVar("R", bound=BaseModel)
 Row = dict[str, Any]
@@ -168,16 +166,15 @@ def check_exists(data: str) -> str:
 
 def hub_file(repository: str, name: str) -> Path:
     """One file of a hub dataset, from its cache where it is there."""
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    wanted: dict[str, Any] = {"repo_type": "dataset", "revision": hub.revision_of(repository, "dataset")}
     try:
         with suppress(LocalEntryNotFoundError):
-            return Path(hf_hub_download(repository, name, repo_type="dataset", local_files_only=True))
-        if not getproxies():
-            # Without a network this fails at once, where the hub's client would try for half a minute.
-            socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
-        return Path(hf_hub_download(repository, name, repo_type="dataset"))
+            return Path(hf_hub_download(repository, name, local_files_only=True, **wanted))
+        hub.offline_where_unreachable()
+        return Path(hf_hub_download(repository, name, **wanted))
     except Exception as error:  # noqa: BLE001 - the hub's errors have no common base
         raise ParameterError(
             "", f"cannot fetch {name} of the hub dataset {repository} ({one_line(error)[:120]}); name a local copy"
@@ -256,6 +253,9 @@ def _dataset(data: str, what: str, split: str, config: str | None) -> Any:
         local, source = True, table | {"data_files": data, "split": "train"}
     if local and not Path(data).exists():
         raise ParameterError("", f"{data}: not found; expected {what}")
+    if not Path(data).exists():
+        hub.offline_where_unreachable()
+        source["revision"] = hub.revision_of(data, "dataset")
     try:
         if source["path"] == "parquet":
             pq.read_schema(data)  # of a file that is none, the library would write a line of its own

@@ -8,6 +8,7 @@ import configparser
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,19 +129,33 @@ def check_recorded(hashes: dict[Path, dict[str, str]], stage: str) -> None:
     raise UserError(f"{path}, needed by {stage}: its content is not what {producer} made (see dvc.lock); {fix}")
 
 
-def _objects(md5: str) -> list[Path]:
-    """The files in DVC's cache that hold an output, as far as they are there."""
+def recorded_file(folder: Path, name: str) -> bytes | None:
+    """A file of an output's folder: as it lies there, else as DVC's cache holds it of what dvc.lock names; None where
+    neither is."""
+    with suppress(OSError):
+        return (folder / name).read_bytes()
+    try:
+        outs = (node.outs.get(folder.as_posix()) for node in read_lock(Path(LOCK)).values())
+        entry = next(filter(None, outs))
+        listing = {row["relpath"]: row["md5"] for row in json.loads(_object(entry.md5).read_text("utf-8"))}
+        return _object(listing[name]).read_bytes()
+    except (UserError, StopIteration, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _object(md5: str) -> Path:
+    """Where DVC's cache holds what has that hash."""
     config = configparser.ConfigParser(interpolation=None)
     config.read([".dvc/config", ".dvc/config.local"])
-    cache = Path(".dvc") / config.get("cache", "dir", fallback="cache") / "files/md5"
-    first = cache / md5[:2] / md5[2:]
-    names = [first]
+    return Path(".dvc") / config.get("cache", "dir", fallback="cache") / "files/md5" / md5[:2] / md5[2:]
+
+
+def _objects(md5: str) -> list[Path]:
+    """The files in DVC's cache that hold an output, as far as they are there."""
+    names = [first := _object(md5)]
     if md5.endswith(".dir"):
-        try:
-            rows = json.loads(first.read_text("utf-8"))
-            names += [cache / row["md5"][:2] / row["md5"][2:] for row in rows]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # absent, or damaged, which its own hash tells
+        with suppress(OSError, ValueError, KeyError, TypeError):  # absent, or damaged, which its own hash tells
+            names += [_object(row["md5"]) for row in json.loads(first.read_text("utf-8"))]
     return [name for name in names if name.is_file()]
 
 

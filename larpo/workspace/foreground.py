@@ -9,6 +9,8 @@ from pathlib import Path
 from larpo.errors import UserError, one_line
 from larpo.report import summary
 from larpo.workspace.dvc import environment
+from larpo.workspace.dvc_lock import LOCK
+from larpo.workspace.git import git
 from larpo.workspace.mend import mend
 from larpo.workspace.processes import end_on_signals, start, stop
 
@@ -36,6 +38,8 @@ def run() -> int:
         stop(repro)
     if status == 0:
         summary.main()
+        if git(".", "status", "--porcelain", "--", LOCK, check=False):
+            print(f"next: git add {LOCK} && git commit -m run   (what experiments are then compared with)")
     return status
 
 

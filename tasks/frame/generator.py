@@ -9,10 +9,12 @@ import math
 import pandas as pd
 
 from larpo.engines import Engine, Sampling, build_engine
+from larpo.engines.check import check_heads
 from larpo.errors import ParameterError, UserError
 from larpo.hashing import seed_of
 from larpo.models.chat import render_prompts
 from larpo.models.load import load_tokenizer, positions_of
+from larpo.models.remote_code import config_of
 from larpo.models.resolve import Checkpoint
 from larpo.workspace.progress import say
 from tasks.frame.node import Node
@@ -28,6 +30,7 @@ class Generator:
 
     def __init__(self, node: Node, checkpoint: Checkpoint):
         self.node, self.checkpoint, self.params = node, checkpoint, node.params.engine
+        check_heads(self.params.options, config_of(checkpoint), str(checkpoint))
         self.tokenizer = load_tokenizer(checkpoint)
         self._engine: Engine | None = None
 

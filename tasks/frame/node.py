@@ -13,7 +13,9 @@ inputs and parameters: scratch of other inputs is never resumed.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import json
 import os
 import resource
 import shutil
@@ -21,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from larpo.load import load_params
 from larpo.models import remote_code
 from larpo.models.resolve import Checkpoint
 from larpo.registry import own_code, own_modules
+from larpo.sources import hub, provenance
 from larpo.workspace.dvc_lock import check_recorded, plain
 from larpo.workspace.files import write_json
 from larpo.workspace.git import git_state
@@ -43,6 +47,8 @@ from tasks.frame.files import check_writable, disk_fault, publish
 
 SCRATCH, DATA = Path("scratch"), Path("data")
 CODE, MANIFEST = ("larpo/", "tasks/"), ".manifest.json"
+RECORDS = DATA / "inputs"
+"""What the node `inputs` found outside; a node takes the commits of the hub that its records name."""
 
 
 class Node:
@@ -76,6 +82,7 @@ class Node:
             raise missing(kind, key, graph, settings)
         declared = stages[self.stage]
         self.inputs = [Path(plain(path, Path.cwd())) for path in data_of(declared, stages)]
+        self.code = [Path(path) for path in declared.deps if path.startswith(CODE)]
         (self.manifest_path,) = (Path(path) for path in declared.outs if path.endswith(MANIFEST))
         self.outputs = [path for path in map(Path, declared.outs) if path != self.manifest_path]
         # An empty key is the whole file.
@@ -84,7 +91,9 @@ class Node:
         self.seed: int | None = None
         # Of several processes (tasks/frame/launch.py) the first one clears, writes and publishes.
         self.leads = os.environ.get("RANK", "0") == "0"
+        self._keeps = False
         self._lock = Lock(SCRATCH / f"{self.stage}.lock", self.stage)
+        self._held = contextlib.ExitStack()
         self._rows: dict[str, Any] = {}
         self._notes: dict[str, Any] = {}
         # The models that it reads, with what of their own code may run.
@@ -99,6 +108,16 @@ class Node:
         so."""
         return self.checkpoints.get(self[name]) or Checkpoint(self[name])
 
+    @cached_property
+    def sources(self) -> list[provenance.Source]:
+        """What it takes from outside, as the records among its inputs name it."""
+        paths = [p for p in self.inputs if p.is_relative_to(RECORDS)]
+        files = [f for p in paths for f in (sorted(p.rglob("*.json")) if p.is_dir() else [p])]
+        try:
+            return [source for file in files for source in json.loads(file.read_text("utf-8"))]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{RECORDS}: not what `inputs` wrote ({one_line(error)}); run `dvc repro inputs`") from None
+
     def __enter__(self) -> Node:
         self._started, self._wall = datetime.now(UTC), time.perf_counter()
         for path in self.inputs:
@@ -108,10 +127,12 @@ class Node:
                 )
         if self.leads:
             self._lock.acquire()
+        self._held.callback(self._lock.release)
         try:
+            self._held.enter_context(hub.pinned(self.sources))
             self._open()
         except BaseException:
-            self._lock.release()
+            self._held.close()
             raise
         return self
 
@@ -173,6 +194,10 @@ class Node:
         """Record rows in, rows out, and rows dropped by reason."""
         self._rows = {"in": read, "out": written, "dropped": dropped or {}}
 
+    def keep_if_unchanged(self) -> None:
+        """Leave what lies there, and the record of who made it, where the same code would put the same in its place."""
+        self._keeps = True
+
     def note(self, **facts: Any) -> None:
         """Record further facts (an engine's settings, a reward's identity) in the manifest."""
         self._notes.update(facts)
@@ -182,13 +207,16 @@ class Node:
             if kind is None and self.leads:
                 self._publish()
         finally:
-            self._lock.release()
+            self._held.close()
 
     def _publish(self) -> None:
         missing = [p for p in self.outputs if not (self.scratch / "publish" / p).exists()]
         if missing:
             raise RuntimeError(f"{self.stage} made no {', '.join(map(str, missing))}")
         record = self._manifest()
+        if self._keeps and self._is_kept(record):
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            return
         # Killed from here on, old outputs must not stand beside a new manifest, nor new ones beside an old.
         self.manifest_path.unlink(missing_ok=True)
         for path in self.outputs:
@@ -200,7 +228,22 @@ class Node:
         counts = f"{rows['in']} rows in, {rows['out']} out" + (f" ({dropped})" if dropped else "") if rows else ""
         say(f"{self.stage}: done in {record['seconds']:.1f} s" + (f", {counts}" if counts else ""))
 
+    def _is_kept(self, record: dict[str, Any]) -> bool:
+        """Whether the outputs that lie there were made of the same by the same code."""
+        try:
+            before = json.loads(self.manifest_path.read_text("utf-8"))
+            same = all(before[key] == record[key] for key in ("inputs", "params", "outputs"))
+            lying = {path.as_posix(): tree_hash(path) for path in self.outputs}
+            return same and before["notes"]["code"] == record["notes"]["code"] and lying == record["outputs"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
     def _manifest(self) -> dict[str, Any]:
+        if self._keeps:
+            files = {(p / name).as_posix(): md5 for p in self.code for name, md5 in file_hashes(p).items()}
+            self.note(code=digest({path: md5 for path, md5 in files.items() if "__pycache__" not in path}))
+        if self.sources:
+            self.note(sources=[provenance.with_licence(source) for source in self.sources])
         ran = {"remote_code": remote_code.record(self.checkpoints.values()), "own_code": own_modules()}
         return {
             "node": self.stage,

@@ -9,7 +9,7 @@ from tests.conftest import Project
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished_project: Project) -> Path:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished_project: Project, inputs_first) -> Path:
     """A copy of a finished run, without Git and DVC, as the working folder."""
     folder = tmp_path / "run"
     folder.mkdir()

@@ -54,9 +54,11 @@ def refused(case: Case) -> str:
 
 
 def snapshot() -> dict[str, str]:
-    """Hash of every file of the working folder by name; what is no output, scratch and a judge's replies, left out."""
+    """Hash of every file of the working folder by name; what is no output of the node, scratch, a judge's replies and
+    the records of `inputs`, left out."""
     files = (p for p in Path().rglob("*") if p.is_file() and p.parts[0] not in ("scratch", "judgements"))
-    return {p.as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    kept = (p for p in files if not p.as_posix().startswith("data/inputs"))
+    return {p.as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in kept}
 
 
 def invoke(arguments: list[str]) -> tuple[int, str]:

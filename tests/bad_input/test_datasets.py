@@ -49,7 +49,7 @@ WRONG_DATA = rows(
       ("prompts.dataset", "no.jsonl", "not found")),
     ("not named", param("prompts", {"source": "dataset", "per_iteration": 6}), "prompts 1", ("prompts.dataset",
       "hub id", "found nothing")),
-    ("a hub dataset without a network", dataset("", "x/y"), "prompts 1", ("prompts.dataset", "cannot load 'x/y'")),
+    ("a hub dataset without a network", dataset("", "x/y"), "prompts 1", ("prompts.dataset", "x/y: the hub cannot")),
     ("bad JSON line", dataset(lines(GOOD) + '{"prompt": "x"\n'), "prompts 1", ("prompts.dataset", "mine.jsonl")),
     ("empty", dataset(""), "prompts 1", ("prompts", "mine.jsonl")),
     ("wrong columns", dataset(lines([{"question": "x", "answer": "1"}])), "prompts 1", ("mine.jsonl",
@@ -84,7 +84,7 @@ WRONG_DATA = rows(
     ("the system message of other problems", dataset(lines(GOOD), system="You are a calculator."), "prompts 1",
       ("prompts.system", "-S prompts.system=null")),
     ("prompts that are a benchmark's", both(dataset(lines(GOOD)), benchmark("gsm8k", lines([{"question": r["prompt"],
-      "answer": r["answer"]} for r in GOOD]))), "prompts 1", ("6 training prompts asked for, the source has 0",
+      "answer": r["answer"]} for r in GOOD]))), "prompts 1", ("6 asked for by prompts.per_iteration",
       "hold a question of b")),
     ("a folder", both(dataset(lines(GOOD), "set/a.txt"), param("prompts.dataset", "set")), "prompts 1",
       ("no column 'prompt'",)),
@@ -125,7 +125,7 @@ WRONG_DATA = rows(
       ("reward.train.data.data", "no pair that states a preference")),
     ("metadata that is text", pairs(lines([{**PAIR, "chosen": 3, "metadata": "m"}])), "reward",
       ("pairs.jsonl, line 1",)),
-    ("pairs that are no file", pairs("", "x"), "reward", ("reward.train.data.data", "cannot load 'x'", "hub")),
+    ("pairs that are no file", pairs("", "x"), "reward", ("reward.train.data.data", "x: not found", "hub")),
     ("pairs on one side of the split", pairs(lines([PAIR])), "reward", ("reward.train.held_out", "some of both")),
 )  # fmt: skip
 

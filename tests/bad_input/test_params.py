@@ -51,6 +51,9 @@ WRONG_PARAMETERS = rows(
     ("pairs of all that there are", params({"train.objective": "simpo", "train.objective_options": {},
       "lists.recipe": "top_rest", "lists.top": 1}), "prompts 1", ("train.objective",
       "simpo takes 2 responses per list")),
+    ("GPUs that do not share the heads", param("engine.options", {"tensor_parallel_size": 3}), "prompts 1",
+      ("engine.options.tensor_parallel_size", "3 GPUs cannot share the 4 attention heads (2 of keys and values)",
+      "one of 1, 2, 4")),
     # YAML
     ("a key that stands twice", text("params.yaml", "seed: 0\nseed: 1\n"), "prompts 1", ("params.yaml",
       'found duplicate key "seed"')),

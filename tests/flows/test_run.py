@@ -18,6 +18,7 @@ from larpo.errors import UserError
 from larpo.workspace.clone import Workspace
 from larpo.workspace.overrides import changed_params
 from larpo.workspace.repro import Output
+from tests.conftest import larpo_command
 from tests.flows.conftest import NODES, ROOT, Project, Serving
 
 
@@ -72,7 +73,7 @@ def test_the_real_graph_is_found_up_to_date(finished_project, api: None, tmp_pat
     """Prefect's tasks for lists@1 and all that it needs, in the finished run of the tiny policy."""
     monkeypatch.chdir(finished_project.copy(tmp_path / "real").folder)
     needed = ["policy", "prompts@1", "sample@1", "reward", "score@1", "candidates@1", "lists@1"]
-    assert larpo(targets=["lists@1"]) == dict.fromkeys(needed, "UpToDate")
+    assert larpo(targets=["lists@1"]) == {"inputs": "Completed"} | dict.fromkeys(needed, "UpToDate")
 
 
 def test_bad_input_is_not_tried_again(project: Project, api: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +111,25 @@ def test_changed_parameters_make_an_experiment(finished: Project, api: None) -> 
     assert "learning_rate: 0.003" in (project.folder / "params.yaml").read_text()
     assert (project.folder / "data/evaluate/1-held_out.txt").is_file()
     assert "up to date" in project.dvc("status")
+
+
+def test_larpo_exp_leaves_the_folder_as_it_is(project: Project) -> None:
+    """Without Prefect, and with files that Git does not know."""
+    (project.folder / "mine.jsonl").write_text("{}")
+    state = (project.folder / "params.yaml").read_bytes(), project.call("git", "status", "--porcelain")
+    done = larpo_command(project.folder, "exp", "-S", "train.learning_rate=3e-3")
+    assert done.returncode == 0, done.stderr
+    assert sorted(project.started()) == sorted(NODES[:-1])
+    name = "learning-rate-3e-3"
+    said = done.stdout.splitlines()
+    assert said[-2] == f"compare: dvc metrics diff HEAD {name}; take it over: dvc exp apply {name}"
+    assert (
+        said[-3] == str(project.folder / f".larpo/reports/{name}/index.html") and "held_out: % of items" in done.stdout
+    )
+    assert state == ((project.folder / "params.yaml").read_bytes(), project.call("git", "status", "--porcelain"))
+    assert project.dvc("exp", "list", "--name-only").split() == [name]
+    again = larpo_command(project.folder, "exp", "--iterations", "1")
+    assert again.returncode == 2 and "nothing differs from params.yaml" in again.stderr
 
 
 def test_a_clone_sees_the_files_that_parameters_name_though_git_does_not_hold_them(project: Project) -> None:

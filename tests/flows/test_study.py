@@ -184,6 +184,6 @@ def test_a_run_that_fails_is_named_in_one_line_and_the_others_are_kept(project):
     done = project.run(*command, check=False)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith("failed: 1 of 2 runs failed: broken-cpu-listmle-s100"), done.stderr
-    assert "9 training prompts asked for, the source has 1" in last
+    assert "9 asked for by prompts.per_iteration" in last
     kept = [p.stem for p in (project.folder / ".larpo/studies/broken-cpu").glob("*.json")]
     assert kept == ["lambdarank-s100"]

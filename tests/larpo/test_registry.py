@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from larpo.errors import ParameterError, at
-from larpo.registry import OwnCodeError, Registry, is_own, own_code, own_file, own_modules
+from larpo.registry import OwnCodeError, Registry, is_own, own_code, own_files, own_modules
 from tests.conftest import tiny_params
 
 THINGS = Registry("thing", {"path": "pathlib:Path", "data": 3})
@@ -33,7 +33,9 @@ def test_own_code_runs_where_it_is_let_and_is_recorded(package):
     with pytest.raises(OwnCodeError, match=f"^p.yaml: a.b: thing {name} is code of the run's own"), at("a", "p.yaml"):
         THINGS.load(name, "b")
     assert "registry_test" not in sys.modules and own_modules() == {}
-    assert own_file(name) == Path("registry_test/things.py") and own_file("json:loads") is None
+    files = [f"registry_test/{file}.py" for file in ("__init__", "helper", "things")]
+    assert list(own_files(name)) == list(own_files("registry_test/things.py:Mine")) == files
+    assert own_files("registry_test.none:X") == own_files("none.py:X") == {}
     path = list(sys.path)
     with own_code():
         assert own_modules() == {}
@@ -44,6 +46,21 @@ def test_own_code_runs_where_it_is_let_and_is_recorded(package):
     assert set(recorded) == {"registry_test", "registry_test.things", "registry_test.helper"}
     with pytest.raises(OwnCodeError):
         THINGS.load(name)
+
+
+def test_own_code_by_its_file(package):
+    """With what lies beside it; a plain function becomes what its kind needs."""
+    Path("registry_test/alone_test.py").write_text("import helper\n\ndef mine():\n    return helper.TOLD\n")
+    adapted = Registry("thing", {}, plain="larpo.hashing:digest")
+    path = list(sys.path)
+    with own_code():
+        assert THINGS.load("registry_test/alone_test.py:mine")() == "mine"
+        recorded = own_modules()
+        with pytest.raises(ParameterError, match=r"is not JSON serializable"):
+            adapted.load("registry_test/alone_test.py:mine")
+    assert sys.path == path and list(recorded) == ["alone_test"]
+    for name in ("alone_test", "helper"):
+        del sys.modules[name]
 
 
 def test_what_is_no_name_is_one_line(package):

@@ -13,7 +13,7 @@ from tests.conftest import TINY_PARAMS
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_policy: Path) -> Path:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_policy: Path, inputs_first) -> Path:
     """The working folder: under Git, the tiny project's params.yaml, policy 0."""
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(TINY_PARAMS.format(policy=tiny_policy))

@@ -55,6 +55,7 @@ def test_questions_of_a_benchmark_are_dropped_and_counted(workspace):
     assert {int(a) for a in tables.read("prompts", "data/prompts/1.parquet")["answer"]} == set(range(4, 40))
     change(prompts=section("prompts") | {"per_iteration": 37})
     with pytest.raises(
-        UserError, match="37 training prompts asked for, the source has 36 and 4 more that hold a quest"
+        UserError,
+        match=r"mine\.jsonl: 36 different .* and 4 more that hold a .*, 37 asked for by prompts\.per_iteration",
     ):
         tasks.prompts.main("1")

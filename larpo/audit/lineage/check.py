@@ -4,12 +4,11 @@ from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from larpo.audit.chain import meta_of
 from larpo.audit.compare.values import different_values, value_at
 from larpo.audit.lineage.code import check_code
 from larpo.audit.lineage.commits import CODE, Commit
 from larpo.audit.lineage.ours import GRAPH, stages, their_code
-from larpo.audit.open import AuditedRun
+from larpo.audit.open import RECORDS, AuditedRun
 from larpo.audit.record import Source
 from larpo.audit.results import Check, conclude, unchecked
 from larpo.errors import UserError, one_line
@@ -48,12 +47,23 @@ def producers(run: AuditedRun) -> Check:
     failures, count = [], 0
     for node in run.nodes:
         for path, entry in node.deps.items():
-            if path in run.producer:
-                count += 1
-                made = run.lock[run.producer[path]].outs[path]
-                if made.md5 != entry.md5:
-                    failures.append(f"{node.name}: read {path} {entry.md5}, {run.producer[path]} made {made.md5}")
+            if (maker := run.producer.get(path)) is not None:
+                md5 = run.lock[maker].outs[path].md5
+            elif (home := run.around(path)) is not None:
+                maker = run.producer[home]
+                md5 = _within(run.listing(run.lock[maker].outs[home]) or {}, path.removeprefix(f"{home}/"))
+            else:
+                continue
+            count += 1
+            if md5 != entry.md5:
+                failures.append(f"{node.name}: read {path} {entry.md5}, {maker} made {md5}")
     return conclude(PART, "inputs are their producers' outputs", count, f"{count} edges of the graph", failures)
+
+
+def _within(listing: dict[str, str], name: str) -> str | None:
+    """The hash of a file or folder inside an output's folder; None where it has none of that name."""
+    inside = {n.removeprefix(f"{name}/"): md5 for n, md5 in listing.items() if n.startswith(f"{name}/")}
+    return dvc_hash(inside) if inside else listing.get(name)
 
 
 def records(run: AuditedRun) -> Check:
@@ -158,32 +168,62 @@ def _code_of(run: AuditedRun, node: LockedNode, commit: Commit) -> list[str]:
 
 
 def origins(run: AuditedRun) -> dict[str, list[Source]]:
-    """Sources of the run by the node at which they enter, as its manifest names them."""
-    return {node.name: run.recorded(node.name).notes.sources for node in run.nodes if meta_of(run, node.name).sources}
+    """Sources of the run by the node at which they enter, as its manifest names them. The node `inputs` looks at them
+    and takes none."""
+    taken = {node.name: run.recorded(node.name).notes.sources for node in run.nodes if RECORDS not in node.outs}
+    return {name: sources for name, sources in taken.items() if sources}
 
 
 def sources(run: AuditedRun) -> Check:
-    """Each thing from outside has a name and a licence, or it is said that none is stated; files and folders still have
-    the hash that was recorded. What entered is also an output with a hash: data/policy/0, data/prompts, data/items."""
+    """Each thing from outside has a name and a licence, or it is said that none is stated; manifests name what the
+    records of `inputs` name; files, folders and own code still have the hash that was recorded. What entered is also an
+    output with a hash: data/policy/0, data/prompts, data/items."""
     failures, count, licences = [], 0, {}
     for name, entered in origins(run).items():
-        if not entered and not (name == "reward" and run.params.reward.source is None):
-            failures.append(f"{name}: its manifest names no source")
         for source in entered:
             count += 1
             label = f"{source.name}{' ' + source.version if source.version else ''}"
-            licences[label] = source.licence or "licence not stated"
+            if source.kind == "code":
+                licences[label] = "code of the run's own"
+            else:
+                licences[label] = source.licence or "licence not stated"
             if source.kind == "hub" and not source.version:
                 licences[label] += f", revision not pinned: what was fetched is {name}'s output"
-            place = run.folder / source.name
-            try:
-                here = source.kind in ("file", "folder") and place.exists()
-                if here and (now := tree_hash(place)) != source.hash:
-                    failures.append(f"{name}: {source.name}: hash {now}, recorded {source.hash}")
-            except (OSError, ValueError) as error:  # no name for a file, or one that may not be read
-                failures.append(f"{name}: {source.name[:80]}: {one_line(error)[:120]}")
+            for path in source.paths:
+                recorded = source.files.get(path, source.hash)
+                try:
+                    place = run.folder / path
+                    if place.exists() and (now := tree_hash(place)) != recorded:
+                        failures.append(f"{name}: {path}: hash {now}, recorded {recorded}")
+                except (OSError, ValueError) as error:  # no name for a file, or one that may not be read
+                    failures.append(f"{name}: {path[:80]}: {one_line(error)[:120]}")
     detail = "; ".join(f"{label} ({licence})" for label, licence in licences.items())
-    return conclude(PART, "sources", count, detail or "none", failures)
+    return conclude(PART, "sources", count, detail or "none", failures + _unnamed(run))
+
+
+def _unnamed(run: AuditedRun) -> list[str]:
+    """Where a manifest's sources are not those of the records that its node depends on."""
+    failures = []
+    for node in run.nodes:
+        try:
+            recorded = run.inputs_of(node)
+        except UserError as error:
+            failures.append(f"{node.name}: {error}")
+            continue
+        if recorded is not None:
+            known = {source.fact: source.name for source in recorded}
+            named = {source.fact: source.name for source in run.recorded(node.name).notes.sources}
+            failures += [
+                f"{node.name}: its manifest does not name {name}, which {RECORDS} does"
+                for fact, name in known.items()
+                if fact not in named
+            ]
+            failures += [
+                f"{node.name}: its manifest names {name[:80]} otherwise than {RECORDS}"
+                for fact, name in named.items()
+                if fact not in known
+            ]
+    return failures
 
 
 def lock_committed(run: AuditedRun) -> Check:

@@ -186,6 +186,7 @@ class Description:
             if path not in self.outputs and path not in self.run.sources:
                 inside = [p for p in self.outputs if p.startswith(f"{path}/") and not p.endswith(MANIFEST)]
                 read += [self.outputs[p] for p in inside]
+        read += [self.outputs[out] for path in node.deps if (out := self.run.around(path)) is not None]
         read += [self.files[f"run/{path}"] for path in node.deps if f"run/{path}" in self.files]
         settings = [
             self.entity(

@@ -197,7 +197,7 @@ def _beside(run: AuditedRun, members: dict[str, Member], head: str, data_limit: 
     needed = []
     data = [run.folder / path for path in run.sources if path not in code]
     # What manifests name comes first: whether it exists here must not decide whether a reader is told of it.
-    places = [*data, *_recorded(run), *named_paths(tree, run.folder)]
+    places = [*data, *run.given, *named_paths(tree, run.folder)]
     for place in dict.fromkeys(places):
         if (lack := _add_data(run, members, commit, place, data_limit)) is not None:
             needed.append(lack)
@@ -229,13 +229,6 @@ def _add_data(run: AuditedRun, members: dict[str, Member], commit: Commit, place
     files = [f for f in files if allowed.kind(f)]
     members |= {f"run/{f}": Member(f"run/{f}", run.folder / f, within=run.folder).hashed() for f in files}
     return None
-
-
-def _recorded(run: AuditedRun) -> list[Path]:
-    """Local models and datasets that the nodes' manifests name."""
-    sources = [source for manifest in run.manifests.values() for source in manifest.notes.sources]
-    local = {source.name for source in sources if source.kind in ("folder", "file")}
-    return sorted(Path(os.path.normpath(run.folder / name)) for name in local)
 
 
 def _frame(run: AuditedRun, facts: Facts) -> list[Member]:

@@ -160,9 +160,9 @@ class Clone:
             raise Changed(f"{path}: md5 {md5}, dvc.lock records {entry.md5}")
 
     def _link(self) -> None:
-        """Link data and models that parameters name and neither Git nor a node provides."""
+        """Link data, models and own code that parameters name and neither Git nor a node provides."""
         home = self.top.parents[len(Path(DEPTH).parts)]
-        for path in named_paths(read_yaml(self.run.folder / PARAMS), self.run.folder):
+        for path in [*self.run.given, *named_paths(read_yaml(self.run.folder / PARAMS), self.run.folder)]:
             name = os.path.relpath(path, self.run.folder)
             here = Path(os.path.normpath(self.folder / name))
             ours = any(out == name or out.startswith(f"{name}/") for out in self.run.producer)

@@ -139,7 +139,7 @@ LINEAGE: Cases = {
     "no source": (
         tree("data/policy/0.manifest.json", lambda m: m["notes"].update(sources=[])),
         "sources",
-        "policy: its manifest names no source",
+        "policy: its manifest does not name ",
     ),
     "a source of no name": (source(kind="file", name="x" * 5000), "sources", f"prompts@1: {'x' * 80}: [Errno 36] "),
     "a source that changed": (another_source, "sources", "policy: other: hash "),

@@ -144,5 +144,5 @@ def test_such_prompts_are_left_out_and_counted(tmp_path):
     frame, dropped = draw_apart(params, 0, lambda: {"b": table(SHORT, "Where is Oslo?")})
     assert len(frame) == 2 and {m[-1]["content"] for m in frame["messages"]} == {texts[1], texts[3]}
     assert sum(dropped.values()) <= 2 and set(dropped) == {"question of b"}
-    with pytest.raises(UserError, match="2 training prompts asked for, the source has 0 and 4 more that hold a ques"):
+    with pytest.raises(UserError, match="0 different prompts outside of held_out 0 and 4 more that hold a question of"):
         draw_apart(params, 0, lambda: {"b": table(*texts)})

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from datetime import date, datetime
 
 import pandas as pd
@@ -63,7 +64,10 @@ def test_too_few_prompts_is_one_line():
             ).tasks
         }
     )
-    with pytest.raises(UserError, match=r"500 training prompts asked for, the source has \d+; ask for fewer"):
+    with pytest.raises(
+        UserError,
+        match=r"\d+ different prompts outside of held_out 0\.3, 500 asked for by prompts\.per_iteration; expected at",
+    ):
         draw(few, 500, 0, held_out=False)
 
 
@@ -81,8 +85,16 @@ def test_prompts_from_a_file_of_ones_own(tmp_path):
     assert trained + tested == 40 and trained and tested
     frame = draw(params, trained, 0, held_out=False)
     assert set(frame["answer"]) <= {str(i) for i in range(40)} and frame["source"].eq(params.dataset).all()
-    with pytest.raises(UserError, match="held-out prompts asked for"):
+    with pytest.raises(UserError, match=rf"{tested} different prompts in the held-out share 0\.5, {tested + 1} asked"):
         draw(params, tested + 1, 0, held_out=True)
+
+
+def test_a_prompt_that_comes_again_with_another_answer_is_counted(tmp_path):
+    said = Counter()
+    lines = [{"prompt": "1 + 1 =", "answer": answer} for answer in (2, 2, 3)]
+    params = rows(tmp_path, lines).model_copy(update={"held_out": 0.0})
+    assert len(draw(params, None, 0, held_out=False, refused=said)) == 1
+    assert said["other_answer"] in (1, 2), "the first of the shuffled rows counts: a 2, or the 3"
 
 
 def test_a_metadata_field_may_be_the_question():
