@@ -234,7 +234,8 @@ class Node:
             before = json.loads(self.manifest_path.read_text("utf-8"))
             same = all(before[key] == record[key] for key in ("inputs", "params", "outputs"))
             lying = {path.as_posix(): tree_hash(path) for path in self.outputs}
-            return same and before["notes"]["code"] == record["notes"]["code"] and lying == record["outputs"]
+            same &= before["notes"]["code"] == record["notes"]["code"] and lying == record["outputs"]
+            return same and not (_uncommitted(before) and not _uncommitted(record))
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -261,6 +262,11 @@ class Node:
             "resumed": self.resumed,
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
+
+
+def _uncommitted(record: dict[str, Any]) -> bool:
+    """Whether a manifest says that code differed from its commit: once it is committed the record is made anew."""
+    return any(path.startswith((*CODE, "dvc.yaml")) for path in record["git"]["changed"] or [])
 
 
 def data_of(stage: Stage, stages: dict[str, Stage]) -> list[str]:
