@@ -14,7 +14,7 @@ from larpo.audit.lineage.check import check_lineage
 from larpo.audit.lineage.code import NAME
 from larpo.audit.open import AuditedRun
 from larpo.audit.run import Selection, parts, reproducibility_card
-from larpo.audit.science.check import check_science
+from larpo.audit.science.check import OUTPUTS, REFERENCE, STEP0, check_science
 from tests.bad_input.harness import invoke, params
 from tests.conftest import Project
 from tests.larpo.audit.forgery import flip
@@ -123,7 +123,7 @@ def test_an_audit_of_a_strangers_run_runs_none(ran, monkeypatch):
     science = parts(run, Selection(), own=False, say=lambda line: None)["science"]
     checks = {c.name: c for c in science()}
     refused = {name: c.detail for name, c in checks.items() if c.verdict == "not checked"}
-    assert set(refused) == {"rewards", "reference log-probabilities", "losses at step 0"}
+    assert set(refused) == {"rewards", OUTPUTS, REFERENCE, STEP0}
     assert all("custom code (modeling_tiny.py)" in why and "--again" in why for why in refused.values()), refused
     assert {c.verdict for name, c in checks.items() if name not in refused} == {"holds", "counted"}
     assert executed.read_text() == before
@@ -148,6 +148,6 @@ def test_a_parameter_that_was_switched_off_stops_every_node_and_the_audit(ran, t
         status, said = invoke(node.split())
         assert status == 2 and "set reward.trust_remote_code: true in params.yaml" in said, said
     checks = {c.name: c for c in check_science(AuditedRun(copy.folder), trusted=True)}
-    for name in ("rewards", "reference log-probabilities", "losses at step 0"):
+    for name in ("rewards", OUTPUTS, REFERENCE, STEP0):
         assert checks[name].verdict == "not checked" and "trust_remote_code is false" in checks[name].detail
     assert executed.read_text() == before
