@@ -5,12 +5,13 @@ names, so the same rows are the same bytes.
 """
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from larpo.errors import UserError
@@ -100,6 +101,8 @@ the row of a list's first response, where params ask for it: log π_ref of the n
 evaluations `sample` is -1 for the greedy output (or the one judged in its place, at a temperature above 0), else 0..N-1
 at its temperature; `turn` is 0 for the first answer, r for the answer after r revisions."""
 
+ROW_GROUP = 1 << 16
+
 KEYS: dict[str, list[str]] = {
     "prompts": ["prompt_id"],
     "responses": ["response_id"],
@@ -146,12 +149,16 @@ def check(frame: pd.DataFrame, table: str, where: str) -> pa.Table:
             row = int(null.to_numpy().argmax())
             raise UserError(f"{where}, row {row}: column {field.name!r} is empty; expected {_EXPECTED[field.type]}")
     arrow = pa.table([_column(frame[field.name], field, where) for field in schema], schema=schema)
-    repeated = frame.duplicated(KEYS[table])
-    if repeated.any():
-        row = int(repeated.to_numpy().argmax())
-        key = ", ".join(f"{k}={_plain(frame[k].iloc[row])!r}" for k in KEYS[table])
-        raise UserError(f"{where}, row {row}: {key} appears twice; {'+'.join(KEYS[table])} must be unique")
+    _check_keys(arrow.select(KEYS[table]), where)
     return arrow
+
+
+def _check_keys(keys: pa.Table, where: str) -> None:
+    if len(keys.group_by(keys.column_names).aggregate([])) < len(keys):
+        frame = keys.to_pandas()
+        row = int(frame.duplicated().to_numpy().argmax())
+        key = ", ".join(f"{name}={_plain(value)!r}" for name, value in frame.iloc[row].items())
+        raise UserError(f"{where}, row {row}: {key} appears twice; {'+'.join(frame)} must be unique")
 
 
 _EXPECTED = {
@@ -216,29 +223,104 @@ def _are_messages(messages: object) -> bool:
 
 def write(frame: pd.DataFrame, table: str, path: str | Path) -> None:
     """Check and write a table. Rows keep the order they are given in."""
-    arrow = check(frame, table, str(path)).replace_schema_metadata(None)
+    write_parts([check(frame, table, str(path))], table, path)
+
+
+def write_parts(parts: Iterable[pa.Table], table: str, path: str | Path) -> int:
+    """Write parts of a table, as `scan` yields them, below one another, and return the rows: the bytes of the whole,
+    with one row group in memory. UserError where a key repeats."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(arrow, path, compression="zstd", version="2.6", row_group_size=1 << 16, store_schema=False)
+    schema, keys = SCHEMAS[table], []
+    rest = schema.empty_table()
+    with pq.ParquetWriter(path, schema, compression="zstd", version="2.6", store_schema=False) as writer:
+        for part in parts:
+            keys.append(part.select(KEYS[table]))
+            rest = pa.concat_tables([rest, pa.table(part.columns, schema=schema)])
+            while len(rest) >= ROW_GROUP:
+                writer.write_table(rest.slice(0, ROW_GROUP).combine_chunks())
+                rest = rest.slice(ROW_GROUP)
+        if len(rest) or not sum(map(len, keys)):
+            writer.write_table(rest.combine_chunks())
+    _check_keys(pa.concat_tables(keys), str(path))
+    return sum(map(len, keys))
 
 
-def read(table: str, path: str | Path, columns: list[str] | None = None, empty: bool = False) -> pd.DataFrame:
+def read(table: str, path: str | Path, empty: bool = False) -> pd.DataFrame:
     """Read and check a table; token ids come as int32 arrays, messages as lists of dicts. One without rows is refused
     unless it may be `empty`: what is made of it would be as empty, and nobody would know why."""
+    frame = pa.concat_tables(scan(table, path, empty=empty)).to_pandas()
+    if "messages" in frame:
+        frame["messages"] = [[dict(m) for m in messages] for messages in frame["messages"]]
+    return frame
+
+
+def scan(table: str, path: str | Path, columns: Sequence[str] | None = None, empty: bool = False) -> Iterator[pa.Table]:
+    """The row groups of a table, checked as `read` checks them, with no Python object per row.
+
+    Parameters
+    ----------
+    columns
+        The only columns that are read and checked, the key's among them; None: all.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: not found; run `dvc repro` for the node that makes it, or `dvc pull`")
+    schema = SCHEMAS[table] if columns is None else pa.schema([SCHEMAS[table].field(n) for n in columns])
     try:
-        frame = pq.read_table(path).to_pandas()
+        with pq.ParquetFile(path) as file:
+            if not file.metadata.num_rows and not empty:
+                raise UserError(
+                    f"{path}: table {table!r} has no rows; expected some, run `dvc repro` for the node that makes it"
+                )
+            stored = {field.name: field.type for field in file.schema_arrow}
+            declared = {field.name: field.type for field in SCHEMAS[table]}
+            twice = len(stored) < len(file.schema_arrow)
+            if twice or not stored.items() <= declared.items() or declared.keys() - stored.keys() - set(LATER):
+                yield check(file.read().to_pandas(), table, str(path)).select(schema.names)
+                return
+            keys = [SCHEMAS[table].empty_table().select(KEYS[table])]
+            yield schema.empty_table()
+            for group in range(file.num_row_groups):
+                part = file.read_row_group(group, [name for name in schema.names if name in stored])
+                if (fitting := _fitting(part, schema)) is None:
+                    break
+                keys.append(fitting.select(KEYS[table]))
+                yield fitting
+            else:
+                return _check_keys(pa.concat_tables(keys), str(path))
+            check(file.read().to_pandas(), table, str(path))  # says what is wrong, and where
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
             f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); "
             "restore it with `dvc checkout --force`"
         ) from None
-    frame = check(frame, table, str(path)).to_pandas()
-    if frame.empty and not empty:
-        raise UserError(
-            f"{path}: table {table!r} has no rows; expected some, run `dvc repro` for the node that makes it"
-        )
-    if "messages" in frame:
-        frame["messages"] = [[dict(m) for m in messages] for messages in frame["messages"]]
-    return frame if columns is None else frame[columns]
+    raise AssertionError(f"{path}: refused, but for no reason that `check` gives")
+
+
+def _fitting(part: pa.Table, schema: pa.Schema) -> pa.Table | None:
+    """Rows of a file in the order of `schema`; None where a value is not what `check` lets in."""
+    columns = []
+    for field in schema:
+        stored = field.name in part.column_names
+        columns.append(values := part[field.name] if stored else pa.chunked_array([pa.nulls(len(part), field.type)]))
+        if values.null_count and not field.nullable:
+            return None
+        for chunk in values.chunks:
+            if field.type == _FLOAT and not pc.all(pc.is_finite(chunk), min_count=0).as_py():
+                return None
+            if field.type == _IDS and chunk.flatten().null_count:
+                return None
+            if field.type == _MESSAGES and not _all_messages(chunk):
+                return None
+    return pa.table(columns, schema=schema)
+
+
+def _all_messages(lists: pa.ListArray) -> bool:
+    """`_are_messages` of a whole column."""
+    messages = lists.flatten()
+    role, content = (messages.field(name) for name in ("role", "content"))
+    if messages.null_count or role.null_count or content.null_count:
+        return False
+    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    last = content.take(pa.array(np.cumsum(lengths) - 1))
+    return bool((lengths > 0).all()) and pc.all(pc.not_equal(pc.utf8_trim_whitespace(last), ""), min_count=0).as_py()

@@ -3,7 +3,10 @@
 candidates@s = candidates@(previous of s) ∪ (sample@s ⋈ score@s)
 """
 
-import pandas as pd
+from itertools import chain
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from larpo import tables
 from larpo.errors import UserError
@@ -14,17 +17,20 @@ def main(iteration: str) -> None:
     """Write data/candidates/ITERATION.parquet."""
     with Node("candidates", iteration) as node:
         sample_path, score_path = node["sample"], node["score"]
-        responses, rewards = tables.read("responses", sample_path), tables.read("rewards", score_path)
-        new = responses.merge(rewards, on="response_id", how="inner", validate="one_to_one")
-        if not len(new) == len(responses) == len(rewards):
+        responses = pa.concat_tables(tables.scan("responses", sample_path))
+        rewards = pa.concat_tables(tables.scan("rewards", score_path))
+        places = pc.index_in(responses["response_id"], rewards["response_id"])
+        matched = len(responses) - places.null_count
+        if not matched == len(responses) == len(rewards):
             raise UserError(
                 f"{score_path}: {len(rewards)} rewards for {len(responses)} responses of {sample_path}, "
-                f"{len(new)} match; run `dvc repro --force score@{iteration}`"
+                f"{matched} match; run `dvc repro --force score@{iteration}`"
             )
-        earlier = tables.read("candidates", node["candidates"], empty=True)
-        frame = pd.concat([earlier, new], ignore_index=True) if len(earlier) else new
-        tables.write(frame, "candidates", node.out("candidates"))
-        node.rows(read=len(new) + len(earlier), written=len(frame))
+        scored = rewards.drop_columns("response_id").take(places)
+        new = pa.table([*responses.columns, *scored.columns], schema=tables.SCHEMAS["candidates"])
+        earlier = tables.scan("candidates", node["candidates"], empty=True)
+        rows = tables.write_parts(chain(earlier, [new]), "candidates", node.out("candidates"))
+        node.rows(read=rows, written=rows)
 
 
 if __name__ == "__main__":

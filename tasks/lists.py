@@ -4,7 +4,8 @@ from larpo import tables
 from larpo.errors import UserError
 from larpo.hashing import seed_of
 from larpo.lists.negatives import related
-from larpo.lists.recipes import build_lists, cut_off
+from larpo.lists.pool import read_pool
+from larpo.lists.recipes import build_lists
 from larpo.workspace.progress import say
 from tasks.frame.node import Node, command
 
@@ -17,8 +18,8 @@ def main(iteration: str) -> None:
         # One fixed preference set is one draw of lists, the same in every iteration that passes over it.
         node.seed = seed_of(params.seed, "lists", window[0] if params.lists.memory == "first" else iteration)
         source = node["candidates"]
-        candidates = tables.read("candidates", source)
-        inside = candidates[candidates["iteration"].isin([int(s) for s in window])]
+        candidates = read_pool(source)
+        inside = candidates.of([int(s) for s in window])
         similar = None
         if params.lists.negatives == "related":
             similar = related(tables.read("prompts", node["prompts"]), params.lists.related_model)
@@ -29,24 +30,23 @@ def main(iteration: str) -> None:
                 "never differs within a prompt: take easier prompts, more responses, or another temperature"
             )
         tables.write(built.lists, "lists", node.out("lists"))
-        outside = len(candidates) - len(inside)
+        outside = len(candidates.rows) - len(inside.rows)
         dropped = {**built.dropped_responses, **({"outside_memory": outside} if outside else {})}
         # A response to another prompt may stand in several lists: in + reused = out + dropped.
         used = built.lists["response_id"].nunique()
-        unused = len(inside) - sum(built.dropped_responses.values()) - used
-        node.rows(read=len(candidates), written=len(built.lists), dropped={**dropped, "not_chosen": unused})
-        cut = cut_off(built.lists, inside)
+        unused = len(inside.rows) - sum(built.dropped_responses.values()) - used
+        node.rows(read=len(candidates.rows), written=len(built.lists), dropped={**dropped, "not_chosen": unused})
         made = int(built.lists["prompt_id"].nunique())
-        if 2 * sum(cut.values()) > made:
-            only, alone = (cut.get(f"lists_{how}_cut_off", 0) for how in ("all", "ranked_by"))
+        if 2 * sum(built.cut_off.values()) > made:
+            only, alone = (built.cut_off.get(f"lists_{how}_cut_off", 0) for how in ("all", "ranked_by"))
             say(
                 f"{node.stage}: of {made} lists {only} hold only responses that were cut off, {alone} are ranked by "
                 "that alone; raise sample.max_new_tokens, or set lists.truncated=drop"
             )
         node.note(
-            **cut,
+            **built.cut_off,
             lists=made,
-            prompts=int(inside["prompt_id"].nunique()),
+            prompts=inside.rows["prompt"].nunique(),
             prompts_without_list=built.dropped_prompts,
             reused=len(built.lists) - used,
             window=[int(s) for s in window],

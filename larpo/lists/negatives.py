@@ -52,7 +52,9 @@ class Related:
         return found
 
 
-def draw(positives: pd.DataFrame, pool: pd.DataFrame, count: int, seed: int, related: Related | None) -> pd.DataFrame:
+def draw(
+    positives: pd.DataFrame, pool: pd.DataFrame, count: int, ids: np.ndarray, seed: int, related: Related | None
+) -> pd.DataFrame:
     """`count` responses of other prompts for each prompt that has positives.
 
     Without `related` each is drawn uniformly from all responses of all other prompts, with it from those of the
@@ -61,36 +63,36 @@ def draw(positives: pd.DataFrame, pool: pd.DataFrame, count: int, seed: int, rel
     Parameters
     ----------
     positives, pool
-        Rows with prompt_id, response_id, tokens (bytes that identify the token ids) and tie.
+        Rows with prompt (a place among `ids`, rising), response_id, tokens (which identifies the token ids) and tie.
+    ids
+        Prompt ids, in rising order.
     seed
         With the prompt's id it decides the draw, whatever the rows' order.
 
     Returns
     -------
-    Rows of `pool` with `prompt_id` that of the list, fewer than `count` of them where there are no more.
+    Rows of `pool` with `prompt` that of the list, fewer than `count` of them where there are no more.
     """
-    pool = pool.sort_values(["prompt_id", "tie"], kind="stable").reset_index(drop=True)
-    sizes = pool.groupby("prompt_id").size()
-    first = dict(zip(sizes.index, np.cumsum([0, *sizes])[:-1].tolist(), strict=True))
-    size = sizes.to_dict()
-    wanted = sorted(positives["prompt_id"].unique())
-    own = positives.groupby("prompt_id")["tokens"].agg(set).to_dict()
-    nearest = related.nearest(wanted, list(size)) if related else [None] * len(wanted)
+    pool = pool.iloc[np.lexsort([pool["tie"], pool["prompt"]])]
+    first = np.searchsorted(pool["prompt"], np.arange(len(ids) + 1)).tolist()
+    wanted, starts = np.unique(positives["prompt"].to_numpy(), return_index=True)
+    own = np.split(positives["tokens"].to_numpy(), starts)[1:]
+    there = np.unique(pool["prompt"].to_numpy())
+    nearest = related.nearest(list(ids[wanted]), list(ids[there])) if related else [None] * len(wanted)
+    place = {key: i for i, key in enumerate(ids)}
     tokens, taken, owners = pool["tokens"].to_numpy(), [], []
-    for prompt, source in zip(wanted, nearest, strict=True):
+    for prompt, banned, source in zip(wanted.tolist(), own, nearest, strict=True):
         if related is None:
-            start, length = first.get(prompt, len(pool)), size.get(prompt, 0)
-            places = _all_but(start, length)
-            available = len(pool) - length
+            start, length = first[prompt], first[prompt + 1] - first[prompt]
+            places, available = _all_but(start, length), len(pool) - length
         else:
-            places = _from(first[source]) if source is not None else _from(0)
-            available = size[source] if source is not None else 0
-        rows = _pick(
-            np.random.default_rng(seed_of(seed, "negatives", prompt)), available, places, tokens, own[prompt], count
-        )
+            start, end = (first[place[source]], first[place[source] + 1]) if source is not None else (0, 0)
+            places, available = _from(start), end - start
+        rng = np.random.default_rng(seed_of(seed, "negatives", ids[prompt]))
+        rows = _pick(rng, available, places, tokens, set(banned.tolist()), count)
         taken += rows
         owners += [prompt] * len(rows)
-    return pool.iloc[taken].assign(prompt_id=owners)
+    return pool.iloc[taken].assign(prompt=owners)
 
 
 def _all_but(start: int, length: int) -> Callable[[int], int]:

@@ -14,6 +14,7 @@ import pandas as pd
 from larpo.config.sections import ListsParams
 from larpo.hashing import seed_of
 from larpo.lists.negatives import Related, draw
+from larpo.lists.pool import BATCH, Pool
 from larpo.registry import OwnCodeError, Registry
 
 MARGIN = 1.0
@@ -80,22 +81,25 @@ class Built:
     lists: pd.DataFrame  # a `lists` table
     dropped_responses: dict[str, int]  # reason → rows
     dropped_prompts: dict[str, int]  # reason → prompts
+    cut_off: dict[str, int]  # what is odd → lists, see `cut_off`
 
 
 def tie_break(response_ids: pd.Series, seed: int) -> np.ndarray:
     """(N,) uint64 keys that order responses of equal reward: a seeded hash of the id, so that neither
     position nor iteration decides a tie."""
     key = f"{seed_of('tie', seed):016x}"[:16]
-    return pd.util.hash_array(response_ids.to_numpy(dtype=object), hash_key=key, categorize=False)
+    parts = [response_ids.iloc[i : i + BATCH].to_numpy(dtype=object) for i in range(0, len(response_ids), BATCH)]
+    keys = [pd.util.hash_array(part, hash_key=key, categorize=False) for part in parts]
+    return np.concatenate([np.empty(0, np.uint64), *keys])
 
 
-def build_lists(candidates: pd.DataFrame, params: ListsParams, seed: int, related: Related | None = None) -> Built:
+def build_lists(pool: Pool, params: ListsParams, seed: int, related: Related | None = None) -> Built:
     """Order each prompt's candidates by falling reward and apply the recipe.
 
     Parameters
     ----------
-    candidates
-        A `candidates` table that holds the memory window only (the caller picks the iterations).
+    pool
+        The responses of the memory window only (the caller picks the iterations).
     seed
         Decides ties, the random recipe and the draw of other prompts' responses.
     related
@@ -116,118 +120,115 @@ def build_lists(candidates: pd.DataFrame, params: ListsParams, seed: int, relate
             dropped[reason] = count
         return frame[mask]
 
-    columns = ["prompt_id", "response_id", "iteration", "reward", "correct", "token_ids", "finish_reason", "origin"]
-    columns += ["temperature"]
-    frame = candidates[columns]
-    frame = frame.assign(gold=frame["origin"] == "gold")
+    frame = pool.rows
     if positive != "gold":
         frame = keep(frame, ~frame["gold"], "gold")
     if params.truncated == "drop":
-        frame = keep(frame, frame["finish_reason"] != "length", "truncated")
-    frame = keep(frame, frame["token_ids"].map(len) > 0, "empty")
+        frame = keep(frame, ~frame["cut"], "truncated")
+    frame = keep(frame, frame["n_tokens"] > 0, "empty")
     if positive == "correct" or (positive == "gold" and params.negatives == "own"):
         frame = keep(frame, frame["correct"].notna() | frame["gold"], "not_verifiable")
-    tokens = frame["token_ids"].map(lambda ids: np.asarray(ids, np.int32).tobytes())
-    frame = frame.assign(tie=tie_break(frame["response_id"], seed), tokens=tokens)
+    frame = frame.assign(tie=tie_break(frame["response_id"], seed))
     if params.unique:
         # The newest of identical responses stays: its text is as likely under the current policy, and
         # its id is the one that this iteration's sampling recorded. A gold solution goes before a sample of it.
         # Their rewards differ only where the reward is not deterministic; then the best stays, whatever the seed.
-        order = ["gold", "iteration", "reward", "tie"]
-        frame = frame.sort_values(order, ascending=[False, False, False, True], kind="stable")
-        frame = keep(frame, ~frame.duplicated(["prompt_id", "tokens"]), "identical")
-    order = 0.0 if recipe.at_random else frame["reward"]
-    frame = frame.assign(order=order).sort_values(
-        ["prompt_id", "order", "tie"], ascending=[True, False, True], kind="stable"
-    )
-    prompts = candidates["prompt_id"].unique()
+        frame = _sorted(frame, ~frame["gold"], -frame["iteration"], -frame["reward"], frame["tie"])
+        frame = keep(frame, ~frame.duplicated(["prompt", "tokens"]), "identical")
+    order = () if recipe.at_random else (-frame["reward"],)
+    frame = _sorted(frame, frame["prompt"], *order, frame["tie"])
+    prompts = pool.rows["prompt"].nunique()
     if positive == "ranked" and params.negatives == "own":
         chosen, lost = _one_pool(frame, recipe, params, prompts)
     else:
-        chosen, lost = _two_pools(frame, recipe, params, prompts, positive, seed, related)
-    chosen = chosen.assign(rank=chosen.groupby("prompt_id", sort=False).cumcount())
+        chosen, lost = _two_pools(frame, recipe, params, prompts, positive, pool.prompts, seed, related)
+    chosen = chosen.assign(
+        rank=chosen.groupby("prompt", sort=False).cumcount(),
+        prompt_id=pd.Series(pool.prompts, dtype="str").iloc[chosen["prompt"]].array,
+    )
     return Built(
         chosen[["prompt_id", "rank", "response_id", "reward", "role"]].reset_index(drop=True),
         dropped,
         {reason: count for reason, count in lost.items() if count},
+        cut_off(chosen),
     )
 
 
-def cut_off(lists: pd.DataFrame, candidates: pd.DataFrame) -> dict[str, int]:
+def _sorted(frame: pd.DataFrame, *keys: pd.Series) -> pd.DataFrame:
+    """Rows in rising order of the first key, then of the second, …; equal ones as they were."""
+    return frame.iloc[np.lexsort([key.to_numpy() for key in reversed(keys)])]
+
+
+def cut_off(chosen: pd.DataFrame) -> dict[str, int]:
     """Lists that say little but that a response was cut off: `lists_all_cut_off` hold nothing else, and in
     `lists_ranked_by_cut_off` the finished ones share one reward, and so do the cut-off ones, so that only the penalty
     (or what a rule makes of an unfinished text) tells them apart."""
-    finish = candidates.drop_duplicates("response_id").set_index("response_id")["finish_reason"]
-    told = lists.assign(cut=(lists["response_id"].map(finish) == "length").to_numpy())
-    cut = told.groupby("prompt_id")["cut"]
-    rewards = told.groupby(["prompt_id", "cut"])["reward"].nunique().groupby("prompt_id").max()
+    cut = chosen.groupby("prompt")["cut"]
+    rewards = chosen.groupby(["prompt", "cut"])["reward"]
+    apart = (rewards.max() > rewards.min()).groupby("prompt").any()
     found = {
         "lists_all_cut_off": int(cut.all().sum()),
-        "lists_ranked_by_cut_off": int((cut.any() & ~cut.all() & (rewards == 1)).sum()),
+        "lists_ranked_by_cut_off": int((cut.any() & ~cut.all() & ~apart).sum()),
     }
     return {name: count for name, count in found.items() if count}
 
 
 def _one_pool(
-    frame: pd.DataFrame, recipe: Recipe, params: ListsParams, prompts: np.ndarray
+    frame: pd.DataFrame, recipe: Recipe, params: ListsParams, prompts: int
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Positives and negatives are the two ends of one ranking."""
     top, bottom = recipe.counts(params)
-    group = frame.groupby("prompt_id", sort=False)
+    group = frame.groupby("prompt", sort=False)
     rank, size = group.cumcount().to_numpy(), group["response_id"].transform("size").to_numpy()
     enough = size >= responses_needed(params)
     above = (size + 1) // 2 if top is None else top
     positive, negative = rank < above, rank >= (above if bottom is None else size - bottom)
     chosen = frame.assign(role=np.where(positive, "positive", "negative"))[(positive | negative) & enough]
-    rewards = chosen.groupby("prompt_id", sort=False)["reward"]
+    rewards = chosen.groupby("prompt", sort=False)["reward"]
     apart = (rewards.transform("max") > rewards.transform("min")).to_numpy(dtype=bool)
-    usable, lists = chosen["prompt_id"].nunique(), chosen[apart]
-    return lists, {
-        "too_few_candidates": len(prompts) - usable,
-        "all_rewards_equal": usable - lists["prompt_id"].nunique(),
-    }
+    usable, lists = chosen["prompt"].nunique(), chosen[apart]
+    return lists, {"too_few_candidates": prompts - usable, "all_rewards_equal": usable - lists["prompt"].nunique()}
 
 
 def _two_pools(
     frame: pd.DataFrame,
     recipe: Recipe,
     params: ListsParams,
-    prompts: np.ndarray,
+    prompts: int,
     positive: str,
+    ids: np.ndarray,
     seed: int,
     related: Related | None,
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Positives and negatives come from different responses: gold, correct, incorrect, or those of other prompts."""
     top, bottom = recipe.counts(params)
-    correct = (frame["correct"].astype(float) == 1.0).to_numpy()
+    correct = (frame["correct"] == 1.0).to_numpy()
     sampled = frame[~frame["gold"]]
     best = {"gold": frame[frame["gold"]], "correct": frame[correct & ~frame["gold"]], "ranked": sampled}[positive]
     if params.matched:
-        wrong_at = frame[~correct & ~frame["gold"]].groupby("prompt_id")["temperature"].nunique()
+        wrong_at = frame[~correct & ~frame["gold"]].groupby("prompt")["temperature"].nunique()
         everywhere = wrong_at.index[wrong_at == sampled["temperature"].nunique()]
-        best = best[best["prompt_id"].isin(everywhere)]
-    positives = _counted(best.groupby("prompt_id", sort=False).head(len(frame) if top is None else top), top)
-    with_positives = positives["prompt_id"].nunique()
+        best = best[best["prompt"].isin(everywhere)]
+    positives = _counted(best.groupby("prompt", sort=False).head(len(frame) if top is None else top), top)
+    with_positives = positives["prompt"].nunique()
     if params.negatives == "own":
-        wrong = frame[~correct & ~frame["gold"] & frame["prompt_id"].isin(positives["prompt_id"])]
+        wrong = frame[~correct & ~frame["gold"] & frame["prompt"].isin(positives["prompt"])]
         if params.negative_temperature is not None:
             wrong = wrong[wrong["temperature"] == params.negative_temperature]
-        taken = wrong.groupby("prompt_id", sort=False).tail(len(frame) if bottom is None else bottom)
+        taken = wrong.groupby("prompt", sort=False).tail(len(frame) if bottom is None else bottom)
     else:
-        floor = positives.groupby("prompt_id")["reward"].min() - MARGIN
-        taken = draw(positives, sampled, bottom, seed, related if params.negatives == "related" else None)
-        taken = taken.assign(reward=taken["prompt_id"].map(floor).astype(float))
+        floor = positives.groupby("prompt")["reward"].min() - MARGIN
+        taken = draw(positives, sampled, bottom, ids, seed, related if params.negatives == "related" else None)
+        taken = taken.assign(reward=taken["prompt"].map(floor).astype(float))
     negatives = _counted(taken, bottom)
-    positives = positives[positives["prompt_id"].isin(negatives["prompt_id"])]
-    lowest = positives.groupby("prompt_id")["reward"].min()
-    highest = negatives.groupby("prompt_id")["reward"].max().reindex(lowest.index)
+    positives = positives[positives["prompt"].isin(negatives["prompt"])]
+    lowest = positives.groupby("prompt")["reward"].min()
+    highest = negatives.groupby("prompt")["reward"].max().reindex(lowest.index)
     apart = lowest.index[lowest > highest]
     lists = pd.concat([positives.assign(role="positive"), negatives.assign(role="negative")], ignore_index=True)
-    lists = lists[lists["prompt_id"].isin(apart)].sort_values(
-        ["prompt_id", "reward", "tie"], ascending=[True, False, True], kind="stable"
-    )
-    return lists, {
-        "too_few_positives": len(prompts) - with_positives,
+    lists = lists[lists["prompt"].isin(apart)]
+    return _sorted(lists, lists["prompt"], -lists["reward"], lists["tie"]), {
+        "too_few_positives": prompts - with_positives,
         "too_few_negatives": with_positives - len(lowest),
         "positive_not_above_negatives": len(lowest) - len(apart),
     }
@@ -237,4 +238,4 @@ def _counted(rows: pd.DataFrame, count: int | None) -> pd.DataFrame:
     """Rows of the prompts that have as many as asked for."""
     if count is None:
         return rows
-    return rows[(rows.groupby("prompt_id", sort=False)["prompt_id"].transform("size") == count).to_numpy(dtype=bool)]
+    return rows[(rows.groupby("prompt", sort=False)["prompt"].transform("size") == count).to_numpy(dtype=bool)]

@@ -21,6 +21,7 @@ from larpo.benchmarks import build_benchmark
 from larpo.benchmarks.items import join_items
 from larpo.config.params import Params
 from larpo.hashing import seed_of, tree_hash
+from larpo.lists.pool import read_pool
 from larpo.lists.recipes import build_lists
 from larpo.load import load_params
 from larpo.models.load import load_tokenizer
@@ -75,7 +76,7 @@ def listed_again(folder: Path) -> None:
         earlier = tables.read("candidates", folder / f"data/candidates/{iteration.previous}.parquet", empty=True)
         known = pd.concat([earlier, new], ignore_index=True) if len(earlier) else new
         tables.write(known[tables.SCHEMAS["candidates"].names], "candidates", folder / f"data/candidates/{s}.parquet")
-        inside = known[known["iteration"].isin([int(w) for w in params.memory_window(s)])]
+        inside = read_pool(folder / f"data/candidates/{s}.parquet").of([int(w) for w in params.memory_window(s)])
         made = build_lists(inside, params.lists, seed_of(params.seed, "lists", s), None).lists
         tables.write(made[tables.SCHEMAS["lists"].names], "lists", folder / f"data/lists/{s}.parquet")
 

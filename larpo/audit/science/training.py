@@ -15,6 +15,7 @@ from larpo.audit.results import Check, conclude, unchecked
 from larpo.audit.science.rewards import AT_ONCE, drawn
 from larpo.hashing import seed_of
 from larpo.lists.negatives import related
+from larpo.lists.pool import read_pool
 from larpo.lists.read import read_lists, response_lists
 from larpo.lists.recipes import build_lists
 from larpo.lists.training import read_training_lists
@@ -51,13 +52,12 @@ def lists(run: AuditedRun, name: str) -> Check:
     for s in params.iterations:
         path = f"data/lists/{s}.parquet"
         recorded = tables.read("lists", path)
-        known = tables.read("candidates", f"data/candidates/{s}.parquet", empty=True)
         window = params.memory_window(s)
         seed = seed_of(params.seed, "lists", window[0] if params.lists.memory == "first" else s)
         similar = None
         if params.lists.negatives == "related":
             similar = related(tables.read("prompts", f"data/prompts/{s}.parquet"), params.lists.related_model)
-        inside = known[known["iteration"].isin([int(w) for w in window])]
+        inside = read_pool(f"data/candidates/{s}.parquet", empty=True).of([int(w) for w in window])
         again = build_lists(inside, params.lists, seed, similar).lists
         failures += different_rows(path, recorded, again, tables.SCHEMAS["lists"].names)
         count += len(recorded)

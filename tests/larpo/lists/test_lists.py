@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from larpo import tables
 from larpo.config.sections import ListsParams
-from larpo.lists.recipes import RECIPES, Built, build_lists, cut_off, responses_needed
+from larpo.lists.pool import Pool, pool_of
+from larpo.lists.recipes import RECIPES, Built, build_lists, responses_needed
 
 
 def candidates(rows: list[tuple]) -> pd.DataFrame:
@@ -32,14 +33,16 @@ def candidates(rows: list[tuple]) -> pd.DataFrame:
             "reward_name": "final_number",
         }
         full.append(row | (changes[0] if changes else {}))
-    frame = pd.DataFrame(full)
-    tables.check(frame, "candidates", "test")
-    return frame
+    return pd.DataFrame(full)
 
 
 def build(rows: list[tuple] | pd.DataFrame, seed: int = 0, **params) -> Built:
+    return build_lists(pool(rows), ListsParams(**params), seed)
+
+
+def pool(rows: list[tuple] | pd.DataFrame) -> Pool:
     frame = rows if isinstance(rows, pd.DataFrame) else candidates(rows)
-    return build_lists(frame, ListsParams(**params), seed)
+    return pool_of([tables.check(frame, "candidates", "test")])
 
 
 def shown(built: Built, prompt: str = "a") -> list[tuple[str, float, str]]:
@@ -208,7 +211,7 @@ PARAMS = st.builds(
 @given(ROWS, PARAMS, st.integers(0, 5), st.randoms(use_true_random=False))
 def test_properties(rows, params, seed, random):
     frame = candidates(rows)
-    built = build_lists(frame, params, seed)
+    built = build_lists(pool(frame), params, seed)
     tables.check(built.lists, "lists", "test")
 
     # every prompt is a list or counted; every response is used, dropped, or left by its prompt's recipe
@@ -231,12 +234,12 @@ def test_properties(rows, params, seed, random):
     # neither the rows' order nor their index decides anything
     order = list(range(len(frame)))
     random.shuffle(order)
-    shuffled = build_lists(frame.iloc[order], params, seed)
+    shuffled = build_lists(pool(frame.iloc[order]), params, seed)
     pd.testing.assert_frame_equal(built.lists, shuffled.lists)
     assert (built.dropped_responses, built.dropped_prompts) == (shuffled.dropped_responses, shuffled.dropped_prompts)
 
     # another seed may exchange equals only
-    other = build_lists(frame, params, seed + 1)
+    other = build_lists(pool(frame), params, seed + 1)
     if params.recipe != "random_correct_incorrect":
         columns = ["prompt_id", "rank", "reward", "role"]
         pd.testing.assert_frame_equal(built.lists[columns], other.lists[columns])
@@ -290,5 +293,4 @@ CUT = {"finish_reason": "length"}
     ],
 )
 def test_lists_that_penalties_alone_rank_are_counted(rows, counted):
-    frame = candidates(rows)
-    assert cut_off(build(frame, recipe="all", truncated="keep").lists, frame) == counted
+    assert build(rows, recipe="all", truncated="keep").cut_off == counted

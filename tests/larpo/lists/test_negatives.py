@@ -14,7 +14,7 @@ from larpo.lists.negatives import Related
 from larpo.lists.recipes import MARGIN, RECIPES, build_lists, positives_of, responses_needed
 from larpo.load import check_params
 from tests.conftest import tiny_params
-from tests.larpo.lists.test_lists import build, candidates, shown
+from tests.larpo.lists.test_lists import build, candidates, pool, shown
 from tests.report_run import params as run_params
 
 GOLD = {"origin": "gold", "temperature": None, "seed": None}
@@ -117,7 +117,7 @@ def test_related_is_the_nearest_prompt():
     """Angles 0°, 10°, 40°: a and b are each other's nearest, c's is b."""
     related = angles({"a": 0, "b": 10, "c": 40})
     built = build_lists(
-        candidates(ROWS), ListsParams(recipe="top_bottom", bottom=2, positive="gold", negatives="related"), 0, related
+        pool(ROWS), ListsParams(recipe="top_bottom", bottom=2, positive="gold", negatives="related"), 0, related
     )
     sources = {p: set(g["response_id"]) for p, g in built.lists[built.lists["role"] == N].groupby("prompt_id")}
     assert sources["b"] < {"r0", "r1", "r2"} and len(sources["b"]) == 2
@@ -140,10 +140,10 @@ def test_a_negative_is_never_the_positive_in_the_same_tokens():
     for negatives in ("random", "related"):
         made = ListsParams(recipe="best_worst", positive="gold", negatives=negatives)
         for seed in range(20):
-            built = build_lists(candidates(rows), made, seed, angles({"a": 0, "b": 5}))
+            built = build_lists(pool(rows), made, seed, angles({"a": 0, "b": 5}))
             assert [i for i, _, _ in shown(built)] == ["r0", "r3"]
         two = made.model_copy(update={"recipe": "top_bottom", "bottom": 2})
-        built = build_lists(candidates(rows), two, 0, angles({"a": 0, "b": 5}))
+        built = build_lists(pool(rows), two, 0, angles({"a": 0, "b": 5}))
         assert built.dropped_prompts == {"too_few_negatives": 1, "too_few_positives": 1}
 
 
@@ -179,7 +179,7 @@ TABLE = st.lists(
 def test_properties(rows, made, seed, random):
     frame = candidates(rows)
     related = angles({"a": 0, "b": 10, "c": 40, "d": 45})
-    built = build_lists(frame, made, seed, related)
+    built = build_lists(pool(frame), made, seed, related)
     tables.check(built.lists, "lists", "test")
 
     # every prompt is a list or counted once; every response is used, dropped with a reason, or not chosen
@@ -224,7 +224,7 @@ def test_properties(rows, made, seed, random):
     # neither the rows' order nor their index decides anything
     order = list(range(len(frame)))
     random.shuffle(order)
-    again = build_lists(frame.iloc[order], made, seed, related)
+    again = build_lists(pool(frame.iloc[order]), made, seed, related)
     pd.testing.assert_frame_equal(built.lists, again.lists)
     assert (built.dropped_responses, built.dropped_prompts) == (again.dropped_responses, again.dropped_prompts)
 
