@@ -41,6 +41,7 @@ from larpo.workspace.mend import mend
 from larpo.workspace.overrides import changed_params
 from larpo.workspace.processes import end_on_signals
 from larpo.workspace.repro import BadInput, NodeFailed, Repro
+from tasks.frame import warm
 
 STATE_NAMES = {"ran": "Completed", "restored": "Restored", "up-to-date": "UpToDate"}
 LIMIT = "larpo-heavy"
@@ -135,10 +136,12 @@ def run_graph(graph: dict[str, GraphNode], folder: Path) -> dict[str, str]:
     RunFailed
         Some nodes failed. Nodes that do not need them have run.
     """
-    runner, slots = Repro(folder), HeavySlots(heavy_slots())
-    delay = _number("LARPO_RETRY_DELAY_SECONDS", 10, least=0)
+    slots, delay = HeavySlots(heavy_slots()), _number("LARPO_RETRY_DELAY_SECONDS", 10, least=0)
     futures: dict[str, Any] = {}
-    with stopped_at_the_end(runner.stop):
+    with contextlib.ExitStack() as held:
+        # Each node has a DVC of its own, and all of them one server.
+        runner = Repro(folder, variables=held.enter_context(warm.server(libraries=warm.LIGHT)))
+        held.enter_context(stopped_at_the_end(runner.stop))
         for node in graph.values():
             prepared = run_node.with_options(name=node.kind, retries=node.meta.retries, retry_delay_seconds=delay)
             futures[node.name] = prepared.submit(

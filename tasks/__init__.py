@@ -7,12 +7,8 @@ import sys
 # lines of their own.
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
-if os.environ.get("DVC_STAGE") and sys.orig_argv[1:2] == ["-m"]:  # the command that DVC runs, no child of it
+if sys.orig_argv[1:2] == ["-m"]:  # a node's command, no child of it
     from larpo.workspace.processes import end_with_dvc
-
-    end_with_dvc()
-
-if address := os.environ.get("LARPO_WARM"):
     from tasks.frame.warm import delegate
 
-    delegate(address)
+    delegate(end_with_dvc() if os.environ.get("DVC_STAGE") else 0)

@@ -110,8 +110,8 @@ def end_with_parent() -> None:
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def end_with_dvc() -> None:
-    """End this process, which runs a stage of DVC, by SIGKILL, when DVC ends (Linux).
+def end_with_dvc() -> int:
+    """End this process, which runs a stage of DVC, by SIGKILL, when DVC ends (Linux). Returns the process id of DVC.
 
     DVC removes a stage's outputs before it runs it, so what a node would still make after DVC was killed is lost in
     any case, and would only be in the way of the next run.
@@ -120,13 +120,16 @@ def end_with_dvc() -> None:
     DVC dies. Then a thread waits for the end of the shell's parent.
     """
     end_with_parent()
+    dvc = os.getppid()
     # A kernel without pidfd_open (before 5.3), or DVC is gone and so is the shell.
     with contextlib.suppress(OSError, psutil.Error):
-        shell = psutil.Process(os.getppid())
+        shell = psutil.Process(dvc)
         arguments = shell.cmdline()  # sh -c 'python -m tasks.NODE ...'
         if sys.platform == "linux" and "-c" in arguments and "-m tasks." in arguments[-1]:
-            dvc = os.pidfd_open(shell.ppid())
-            threading.Thread(target=_end_after, args=(dvc,), daemon=True, name="end-with-dvc").start()
+            dvc = shell.ppid()
+            process = os.pidfd_open(dvc)
+            threading.Thread(target=_end_after, args=(process,), daemon=True, name="end-with-dvc").start()
+    return dvc
 
 
 def end_on_signals() -> None:

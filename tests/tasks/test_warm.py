@@ -1,14 +1,18 @@
 """Warm nodes: the same bytes as cold ones, their exit status, and nothing left when a client or the owner dies."""
 
+import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
+from tasks.frame import warm
 from tests.conftest import Project
 
 
@@ -20,6 +24,7 @@ def home(tmp_path_factory, tiny_policy) -> Project:
 @pytest.fixture
 def project(home):
     yield home
+    home.variables = {}
     home.run("git", "checkout", "-q", "--", "tasks")
 
 
@@ -38,6 +43,18 @@ def forks() -> list[psutil.Process]:
     """Nodes that run now: grandchildren, forks of the server."""
     servers = [p for p in psutil.Process().children() if "tasks.frame.warm" in p.cmdline()]
     return [child for p in servers for child in p.children()]
+
+
+def ended(process: psutil.Process) -> bool:
+    """Whether a process that is no child of this one ends within a while."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.1)
+                continue
+        return True
+    return False
 
 
 def test_a_warm_node_makes_the_same_bytes_and_its_code_is_read_afresh(project, warm_nodes, tmp_path):
@@ -79,6 +96,59 @@ def test_a_killed_node_is_a_failure(project, warm_nodes):
     assert client.wait(timeout=20) == 137
 
 
+PARENT = "import os\nprint(os.getppid())\n"
+
+
+def test_a_server_whose_libraries_have_changed_serves_no_more(project, tmp_path):
+    (tmp_path / "library.py").write_text("x = 1\n")
+    (project.folder / "tasks/prompts.py").write_text(PARENT)
+    with warm.server({"PYTHONPATH": str(tmp_path)}, ("library",)) as variables:
+        (server,) = [p.pid for p in psutil.Process().children() if variables["LARPO_WARM"] in p.cmdline()]
+        assert int(node(project, "tasks.prompts", **variables).communicate()[0]) == server
+        (tmp_path / "library.py").write_text("x = 22\n")
+        for _ in range(2):
+            assert int(node(project, "tasks.prompts", **variables).communicate()[0]) == os.getpid(), "cold"
+
+
+DVC = """
+import os, subprocess, sys, time
+for threads in "112":
+    variables = {"DVC_STAGE": f"prompts@{threads}", "OMP_NUM_THREADS": threads}
+    subprocess.run("python -m tasks.prompts", shell=True, env=os.environ | variables)
+time.sleep(60)
+"""
+
+
+def test_dvc_has_a_server_of_its_own_for_each_environment_and_they_end_with_it(project):
+    """A process that starts nodes as DVC does: two in one environment, one in another; then kill -9."""
+    (project.folder / "tasks/prompts.py").write_text(PARENT)
+    environment = {name: value for name, value in project.environment.items() if name != "LARPO_WARM"}
+    dvc = subprocess.Popen(
+        [sys.executable, "-c", DVC], cwd=project.folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    first, second, other = (int(dvc.stdout.readline()) for _ in range(3))
+    assert first == second != other
+    servers = [psutil.Process(pid) for pid in (first, other)]
+    for server in servers:
+        assert "tasks.frame.warm" in server.cmdline()
+        address = Path(server.cmdline()[3])
+        assert stat.S_ISSOCK(address.stat().st_mode) and stat.S_IMODE(address.parent.stat().st_mode) == 0o700
+    dvc.kill()
+    dvc.wait()
+    assert all(map(ended, servers))
+    assert not address.exists()
+
+
+def test_dvc_repro_is_warm_and_makes_the_bytes_of_cold_nodes(project):
+    made = {}
+    for warmth, variables in (("cold", {"LARPO_WARM": ""}), ("warm", {})):
+        project.variables = variables
+        out = project.dvc("repro", "--force", "prompts").stdout
+        assert out.count("prompts@") >= 2
+        made[warmth] = [(project.folder / f"data/prompts/{s}.parquet").read_bytes() for s in "12"]
+    assert made["warm"] == made["cold"]
+
+
 def test_the_server_ends_with_its_owner(tmp_path):
     """kill -9 of the owner closes the pipe that the server waits on."""
     code = (
@@ -90,7 +160,4 @@ def test_the_server_ends_with_its_owner(tmp_path):
     (server,) = [p for p in psutil.Process(owner.pid).children() if "tasks.frame.warm" in p.cmdline()]
     owner.kill()
     owner.wait()
-    deadline = time.monotonic() + 10
-    while server.is_running() and server.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
+    assert ended(server)
