@@ -50,9 +50,15 @@ def complete(path: Path) -> bool:
         return False
 
 
+AT_ONCE = "import tasks.frame.generator as g; g.SECONDS = 0; "  # each prompt is a part
 CASES = {
     # node: (code that runs it, outputs, what scratch must hold when it is killed, words of the second run)
-    "sample": ("import tasks.sample as t; t.main('1')", ["data/sample/1.parquet"], "*/0-t1-0000000*.part", "resuming"),
+    "sample": (
+        AT_ONCE + "import tasks.sample as t; t.main('1')",
+        ["data/sample/1.parquet"],
+        "*/0-t1-0000000*.part",
+        "resuming",
+    ),
     "score": ("import tasks.score as t; t.PART = 2; t.main('1')", ["data/score/1.parquet"], "*/part-*.part", ""),
     "train": (
         "import tasks.train as t; t.main('1')",
@@ -61,7 +67,7 @@ CASES = {
         "resuming",
     ),
     "generate": (
-        "import tasks.generate as t; t.main('0', 'held_out')",
+        AT_ONCE + "import tasks.generate as t; t.main('0', 'held_out')",
         ["data/generate/0-held_out.parquet"],
         "*/greedy-0000000*.part",
         "resuming",

@@ -123,6 +123,10 @@ class EngineParams(Section):
         ge=1,
         description="prompts per engine call; part of the recipe: in other batches a prompt may get other responses",
     )
+    replicas: int = Field(1, ge=1, description="engines side by side, each a process on GPUs of its own")
+    batch_invariant: bool = Field(
+        False, description="vLLM's kernels that give a prompt the same tokens in any batch; slower, newer GPUs only"
+    )
     options: dict[str, Any] = Field({}, description="passed to the engine as they are")
 
     @field_validator("options")

@@ -8,6 +8,10 @@ from larpo.errors import ParameterError
 def check(params: Params) -> None:
     """Refuse unknown engines, and temperatures that cannot share the responses or would make them all the same."""
     ENGINES.check(params.engine.name, "engine.name")
+    if params.engine.batch_invariant and params.engine.name != "vllm":
+        raise ParameterError(
+            "engine.batch_invariant", f"is a mode of vLLM, found engine.name {params.engine.name!r}; leave it false"
+        )
     k = params.sample.responses
     for s, iteration in params.iterations.items():
         key, temperatures = f"iterations.{s}.temperatures", iteration.temperatures

@@ -1,25 +1,31 @@
 """Resumable generation, shared by the nodes `sample` and `generate`.
 
-Work is cut into batches of `engine.batch_size` prompts. A batch depends on nothing but its prompts and its seed, so the
-result is the same however often the node was stopped.
+All prompts are one stream through the engine. What has finished is written every few seconds, and a stopped node goes
+on with the prompts that are left. Seeds belong to the places of prompts in the stream, so they are the same however
+often it was stopped. So are the tokens, where the engine computes a prompt alike whatever stands beside it: the
+embedded one makes its batches again as they were, vLLM does so with `engine.batch_invariant`.
 """
 
 import math
+import time
+from pathlib import Path
 
 import pandas as pd
 
-from larpo.engines import Engine, Sampling, build_engine
+from larpo.engines import Engine, Sampling, build_engine, stream
 from larpo.errors import ParameterError, UserError
 from larpo.hashing import seed_of
 from larpo.models.chat import render_prompts
 from larpo.models.load import load_tokenizer, positions_of
 from larpo.models.resolve import Checkpoint
-from larpo.workspace.progress import say
+from larpo.workspace.progress import progress, say
+from tasks.frame.files import read_part, write_part
 from tasks.frame.node import Node
-from tasks.frame.parts import batches, in_parts
 
 MOST = 0.5
 """Share of responses cut off from which on a line says so: what is sampled is then mostly unfinished."""
+SECONDS = 2.0
+"""What a kill can cost, beside what the engine has under way."""
 COLUMNS = ["prompt_id", "index", "seed", "prompt_token_ids", "token_ids", "finish_reason", "logp"]
 
 
@@ -47,25 +53,50 @@ class Generator:
         rendered = render_prompts(self.tokenizer, prompts["messages"].tolist())
         self._check_length(prompts, rendered, sampling.max_new_tokens)
 
-        def make(start: int, end: int) -> pd.DataFrame:
-            completions = self.engine.generate(rendered[start:end], sampling, seed_of(self.node.seed, tag, start))
-            if any(c.logp is not None and not math.isfinite(c.logp) for many in completions for c in many):
+        size, total = self.params.batch_size, len(prompts)
+        seeds = [seed_of(self.node.seed, tag, start) for start in range(0, total, size)]
+        place_of = {prompt_id: place for place, prompt_id in enumerate(prompts["prompt_id"])}
+        found = (read_part(path) for path in sorted(self.node.scratch.glob(f"{tag}-*.part")))
+        parts = [part for part in found if part is not None]
+        made = {place_of[prompt_id] for part in parts for prompt_id in part["prompt_id"]}
+        todo = [place for place in range(total) if place not in made]
+        if made:
+            say(f"{self.node.stage}: resuming {tag}, {len(made)} of {total} prompts are there")
+        rows: list[tuple] = []
+
+        def write() -> None:
+            first = place_of[rows[0][0]]
+            write_part(pd.DataFrame(rows, columns=COLUMNS).astype({"logp": float}), path := self._part(tag, first))
+            parts.append(read_part(path))
+            rows.clear()
+
+        ticks, written = progress(todo, f"{self.node.stage} {tag}", "prompts"), time.monotonic()
+        for place, many in stream(self.engine, rendered, sampling, seeds, todo, size) if todo else ():
+            next(ticks)
+            if any(c.logp is not None and not math.isfinite(c.logp) for c in many):
                 raise ParameterError(
                     "engine.dtype",
                     f"the model's logits are not finite in {self.params.dtype}; expected bfloat16 or float32",
                 )
-            asked = zip(prompts["prompt_id"].iloc[start:end], rendered[start:end], completions, strict=True)
-            rows = [
-                (prompt_id, index, c.seed, prompt_ids, c.token_ids, c.finish_reason, c.logp)
-                for prompt_id, prompt_ids, many in asked
+            prompt_id = prompts["prompt_id"].iloc[place]
+            rows += [
+                (prompt_id, index, c.seed, rendered[place], c.token_ids, c.finish_reason, c.logp)
                 for index, c in enumerate(many)
             ]
-            return pd.DataFrame(rows, columns=COLUMNS).astype({"logp": float})
-
-        frame = in_parts(self.node, batches(len(prompts), self.params.batch_size), make, tag, "prompts")
+            if time.monotonic() - written > SECONDS:
+                write()
+                written = time.monotonic()
+        if rows:
+            write()
+        next(ticks, None)
+        frame = pd.concat(parts, ignore_index=True)
         frame = frame.reindex(columns=COLUMNS)  # parts from before a column was there hold none
+        frame = frame.iloc[frame["prompt_id"].map(place_of).argsort(kind="stable")].reset_index(drop=True)
         frame["text"] = self.tokenizer.batch_decode(frame["token_ids"].tolist(), skip_special_tokens=True)
         return frame
+
+    def _part(self, tag: str, first: int) -> Path:
+        return self.node.scratch / f"{tag}-{first:08d}.part"
 
     def _check_length(self, prompts: pd.DataFrame, rendered: list[list[int]], new: int) -> None:
         """Refuse prompts that leave no room for an answer, before weights are loaded: beyond its positions a model

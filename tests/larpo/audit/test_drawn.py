@@ -24,9 +24,9 @@ def logits(rows: int, seed: int, spread: float = 3.0) -> torch.Tensor:
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_what_the_engine_draws_lies_in_its_range_and_nothing_else_does(temperature, top_p):
     sampling = Sampling(1, temperature, 4, top_p)
-    engine = Draw(200, sampling, 11, 5)
+    engine = Draw(200, sampling, 11)
     scores = logits(200, 1)
-    tokens = engine.drawn(torch.zeros(200, 5, dtype=torch.long), scores.clone())[:, 0]
+    tokens, _ = engine(0, torch.arange(200), scores)
     numbers = engine.uniform[0][:, 0]
     assert outside(scores, tokens, numbers, temperature, top_p).max() < EDGE["float32"] / 100
     # On another machine logits are off by rounding, and no draw is accused.

