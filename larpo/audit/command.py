@@ -36,6 +36,7 @@ def audit_command(
     ),
     seed: int | None = typer.Option(None, min=0, help="of what is drawn by lot; default: a random one, printed"),
     sample: int = typer.Option(ROWS, min=1, help="rows by lot of each table of a model's outputs or numbers"),
+    studies: bool = typer.Option(False, "--studies", help="not a run but this project's studies"),
     diff: tuple[str, str] | None = typer.Option(None, metavar="RUN_A RUN_B", help="why two runs' numbers differ"),
     out: Path = typer.Option(None, help="folder of audit.html and audit.json; default: report/ of this project"),
     as_json: bool = typer.Option(False, "--json", help="print JSON"),
@@ -59,6 +60,15 @@ def audit_command(
                 )
             status = print_diff(project, *diff, as_json)
         raise typer.Exit(status)  # which is a RuntimeError
+    if studies:
+        with refused():
+            if run or node or every or again is not None:
+                raise UserError("larpo audit: --studies takes neither a run nor nodes; leave them out")
+            from larpo.audit.studies import audit_studies
+
+            tree = audit_studies(project)
+        print(json.dumps(tree, indent=1, ensure_ascii=False)) if as_json else print_audit(tree)
+        raise typer.Exit(STATUS[tree["verdict"]])
     with refused():
         if sum((bool(node), every, again is False)) > 1:
             raise UserError("larpo audit: --node, --all and --no-again exclude each other; give one")

@@ -12,6 +12,7 @@ PARTS = {
     "lineage": "Does every input come from the recorded output, commit or source?",
     "science": "Do the numbers follow from the tables?",
     "again": "Does a node executed again make the same?",
+    "studies": "Do results follow from the runs, verdicts from the results, and pages from both?",
 }
 STATUS = {"holds": 0, "does not hold": 1, "holds, but not everything was checked": 3}
 """Verdict on a run → exit status; 2 is wrong input."""

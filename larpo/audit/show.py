@@ -30,7 +30,8 @@ def print_audit(audit: dict[str, Any], console: Console | None = None) -> None:
         console.width = 120
     first = f": {audit['first']}" if audit["first"] else ""
     console.print(Text(f"{audit['verdict']}{first}", style=STYLES[audit["verdict"]]), soft_wrap=True)
-    console.print(f"drawn by seed {audit['seed']} (--seed), {audit['sample']} rows of a table (--sample)")
+    if "seed" in audit:
+        console.print(f"drawn by seed {audit['seed']} (--seed), {audit['sample']} rows of a table (--sample)")
     for part in dict.fromkeys(c["part"] for c in audit["checks"]):
         checks = [c for c in audit["checks"] if c["part"] == part]
         _table(console, part, [(c["name"], c["verdict"], c["detail"]) for c in checks])
@@ -42,7 +43,8 @@ def print_audit(audit: dict[str, Any], console: Console | None = None) -> None:
             for line in check["behind"] if check["verdict"] != "not checked" else ():
                 console.print(Padding(Text(f"not checked: {line}", style="yellow"), (0, 0, 0, 4)))
     answers = [(a["variable"], a["answer"], "; ".join(a["missing"] or a["evidence"])) for a in audit["card"]]
-    _table(console, "reproducibility card", answers)
+    if answers:
+        _table(console, "reproducibility card", answers)
 
 
 def printable_tree(tree: Any) -> Any:

@@ -413,7 +413,7 @@ FORGERIES: Forgeries = {
         "data/policy/2: model.safetensors: tensor",
     ),
     "code: the page's template": (
-        code("larpo/report/page.html.j2", "Pass@1", "Pass@2"),
+        code("larpo/report/page.html.j2", "</main>", "<p>99.0 %</p></main>"),
         "report/index.html: other code laid it out than the auditor's",
     ),
 }
