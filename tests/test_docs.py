@@ -201,7 +201,7 @@ def test_every_command_exists_and_takes_what_it_is_given(tmp_path, monkeypatch):
             assert importlib.util.find_spec(words[2]), words
         elif words[0] == "larpo":
             known = get_command(app).commands[words[1]]
-            options = {o for p in known.params for o in p.opts}
+            options = {o for p in known.params for o in (*p.opts, *p.secondary_opts)}
             given = {w.partition("=")[0] for w in words if w.startswith("--")}
             assert words[1] == "score" or given <= options, words
             if words[1] == "exp":
