@@ -30,7 +30,7 @@ WRITTEN = ("studies/results", "docs/findings.md")
 def named_paths(tree: Any, root: Path) -> Iterator[Path]:
     """Files and folders below or outside `root` that parameters name: a local dataset, a corpus, a model.
 
-    A name without `/` is a file's: `reward` is not the folder that happens to be called so.
+    A name without `/` is a file's or a checkpoint's: `reward` is not the folder that happens to be called so.
     """
     if isinstance(tree, dict | list):
         for value in tree.values() if isinstance(tree, dict) else tree:
@@ -38,7 +38,7 @@ def named_paths(tree: Any, root: Path) -> Iterator[Path]:
     elif isinstance(tree, str) and tree:
         with suppress(OSError):  # a text too long for a name
             path = Path(os.path.normpath(root / tree))  # `..` must not lead out of a clone
-            if path.exists() if "/" in tree else path.is_file():
+            if path.exists() if "/" in tree else path.is_file() or (path / "config.json").is_file():
                 yield path
 
 

@@ -139,13 +139,18 @@ def test_a_clone_sees_the_files_that_parameters_name_though_git_does_not_hold_th
     own.write_text("{}")
     with (project.folder / ".gitignore").open("a") as file:
         file.write("/data/\n")
+    (project.folder / ".git/info/exclude").write_text("my-*\n")
+    (project.folder / "my-model").mkdir()
+    (project.folder / "my-model/config.json").write_text("{}")
     outside = project.folder.parent / "outside.txt"
     outside.write_text("x")
     params = yaml.safe_load((project.folder / "params.yaml").read_text())
     params["prompts"] |= {"dataset": "data/own/rows.jsonl", "prompt_field": "../outside.txt"}
+    params["policy"]["model"] = "my-model"
     workspace = Workspace(project.folder, "clone")
     workspace.open(yaml.safe_dump(params))
     assert (workspace.folder / "data/own/rows.jsonl").read_text() == "{}"
+    assert (workspace.folder / "my-model/config.json").is_file(), "a checkpoint's name needs no slash"
     assert not (workspace.folder.parent / "outside.txt").exists()
     workspace.close()
     assert own.read_text() == "{}", "closing removes the link, not what it leads to"
