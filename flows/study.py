@@ -81,7 +81,7 @@ def counts_of(rule: Rule, seeds: int | None, until_decided: bool, jobs: int) -> 
     from the first look on as many more as run side by side, up to `seeds` or four times the last look."""
     if until_decided:
         first, last = rule.looks[0], seeds or 4 * rule.looks[-1]
-        return [*range(first, last, max(2, jobs)), last] if last > first else [last]
+        return [*range(first, last, max(2, jobs)), last]
     return rule.looks if seeds is None else [seeds]
 
 

@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from flows.study import counts_of
 from larpo.studies import expand, load_study
+from larpo.studies.spec import Rule
 from larpo.workspace.study import Runner, alone
 from tests.conftest import Project, larpo_command
 
@@ -104,6 +106,16 @@ def test_only_what_is_missing_runs_again(project):
     assert {k: v["values"] for k, v in after.items()} == {k: v["values"] for k, v in before.items()}
     assert all(after[k] == before[k] for k in before if k != "listmle-s101")
     assert page.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("seeds", "until_decided", "expected"),
+    [(None, False, [8, 16]), (5, False, [5]), (13, True, [8, 10, 12, 13]), (6, True, [6])],
+)
+def test_when_a_study_is_read(seeds, until_decided, expected):
+    """At its looks, at a number that is asked for, or by the e-value with two more seeds each time."""
+    rule = Rule(primary="score", first_seed=100, looks=[8, 16], level=0.0294, margin=0.02)
+    assert counts_of(rule, seeds, until_decided, jobs=2) == expected
 
 
 def test_an_overlay_makes_other_runs(project):
