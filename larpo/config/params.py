@@ -73,6 +73,11 @@ class Params(Section):
             return "reward.trust_remote_code", self.reward.trust_remote_code
         return "policy.trust_remote_code", self.policy.trust_remote_code
 
+    @property
+    def training_dtype(self) -> str:
+        """In which log-probabilities of reference and policy are computed."""
+        return "bfloat16" if self.reference.autocast == "bfloat16" else self.policy.dtype
+
     def reference_policy(self, s: str) -> str:
         """The policy that log π_ref of iteration `s` comes from."""
         previous = self.iterations[s].previous

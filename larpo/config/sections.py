@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from larpo.config.options import ENGINE_TAKEN, TRAINER_TAKEN, without
+from larpo.config.training import one_size, tokens_field
 
 IterationName = Annotated[str, BeforeValidator(str), Field(pattern=r"^(0|[1-9][0-9]*)$", max_length=9)]
 # The first letter tells a fine-tuned policy from an iteration's, and no name holds the "-" of POLICY-BENCHMARK.
@@ -181,7 +182,17 @@ class ReferenceParams(Section):
     model: Literal["previous", "initial"] = Field(
         "previous", description="reference of the objective: π_β of Algorithm 1, or the first iteration's"
     )
-    lists_per_batch: int = Field(8, ge=1, description="lists in memory at once")
+    lists_per_batch: int | None = Field(None, ge=1, description="lists in memory at once; 8 where nothing is said")
+    tokens_per_batch: int | None = tokens_field("lists_per_batch")
+    one_size = one_size("lists_per_batch", "tokens_per_batch", 8)
+    autocast: Literal["none", "bfloat16"] = Field(
+        "none", description="compute dtype, that of train.autocast", exclude_if=lambda given: given == "none"
+    )
+    launch: str | None = Field(
+        None,
+        description="an Accelerate configuration; its processes share the lists, each with a whole model",
+        exclude_if=lambda given: given is None,
+    )
     mismatched: bool = Field(False, description="also score, per list, the next prompt's best response; kto needs it")
     drift_tolerance: float | None = Field(
         None,
@@ -200,6 +211,12 @@ class OptimizerParams(Section):
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps, rounded up, but never all of them")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="how the learning rate falls after the warm-up"
+    )
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor", "sgd"] = Field(
+        "adamw",
+        description="adamw: torch's fused kernel; adamw_8bit: moments of a byte, bfloat16 weights rounded at random "
+        "(torchao, docs/scale.md)",
+        exclude_if=lambda name: name == "adamw",
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's")
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to this norm")
@@ -229,9 +246,19 @@ class TrainParams(OptimizerParams):
     objective: str = Field("lambdarank", description="a name of docs/objectives.md, or your own `module:object`")
     objective_options: dict[str, Any] = Field({}, description="beta and the objective's own settings")
     lists_per_step: int = Field(16, ge=1, description="lists per optimizer step, over all devices")
-    lists_per_device_batch: int = Field(
-        8, ge=1, description="lists in memory at once; never changes the result, but kto's z is a mean over them"
+    lists_per_device_batch: int | None = Field(
+        None,
+        ge=1,
+        description="lists in memory at once, 8 where nothing is said; never changes the result, but kto's z is a mean "
+        "over them",
     )
+    tokens_per_device_batch: int | None = tokens_field("lists_per_device_batch")
+    one_size = one_size("lists_per_device_batch", "tokens_per_device_batch", 8)
+
+    @property
+    def checked_lists(self) -> int:
+        """So many of the lists are computed before the first step, to see that policy and reference agree."""
+        return self.lists_per_device_batch or 8
 
 
 class SFTParams(OptimizerParams):
@@ -242,7 +269,11 @@ class SFTParams(OptimizerParams):
     examples: int | None = Field(None, ge=1, description="so many; null: all of a dataset")
     seed: int = Field(0, ge=0, description="of draw and order; the run's own seed leaves it alone, so runs share it")
     examples_per_step: int = Field(16, ge=1, description="examples per optimizer step, over all devices")
-    examples_per_device_batch: int = Field(8, ge=1, description="examples in memory at once")
+    examples_per_device_batch: int | None = Field(
+        None, ge=1, description="examples in memory at once; 8 where nothing is said"
+    )
+    tokens_per_device_batch: int | None = tokens_field("examples_per_device_batch")
+    one_size = one_size("examples_per_device_batch", "tokens_per_device_batch", 8)
     max_length: int = Field(1024, ge=8, description="tokens; longer examples are dropped and counted")
 
 

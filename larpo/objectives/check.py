@@ -13,6 +13,12 @@ def check(params: Params) -> None:
             objective = build(params.train.objective, **params.train.objective_options)
         except OwnCodeError:
             return  # the node that trains looks again
+    if objective.needs_mismatched and params.train.tokens_per_device_batch is not None:
+        raise ParameterError(
+            "train.tokens_per_device_batch",
+            f"{objective.name}'s reference point is a mean over the lists in memory at once; expected null, and a "
+            "number in train.lists_per_device_batch",
+        )
     if objective.needs_mismatched and not params.reference.mismatched:
         raise ParameterError(
             "train.objective",

@@ -29,6 +29,7 @@ class Assumptions:
     gpus: int = 1
     gpu_memory_gib: float = 80.0
     gpu_reserved_gib: float = 2.0  # CUDA context, NCCL buffers, fragmentation
+    process_gib: float = 0.0  # of Python and its libraries, where the model lies in host memory
 
     bf16_flops: float = 989e12  # H100 SXM, dense; A100: 312e12
     fp32_flops: float = 67e12  # H100 SXM without TF32; A100: 19.5e12
@@ -43,6 +44,7 @@ class Assumptions:
     longest_prompt_tokens: int = 1280  # UltraFeedback: 99 % have at most 1,203
     response_tokens: float | None = None  # mean; None: half of max_new_tokens, at most 450
     list_share: float = 1.0  # share of prompts that make a list; 1: an upper bound
+    logits_at_once: int = 2**28  # in training, on a GPU; on a CPU 2**27 (larpo/training/forward.py)
     vllm_sequences: int = 256  # max_num_seqs
     vllm_batched_tokens: int = 8192  # max_num_batched_tokens
     characters_per_token: float = 4.4  # of English text; AlpacaEval's outputs: 4.47

@@ -9,7 +9,7 @@ from larpo.plan.architectures import Architecture
 from larpo.plan.context import Context
 from larpo.plan.formula import gib, total
 from larpo.plan.launch import read_launch
-from larpo.plan.memory import Sharding, training_memory
+from larpo.plan.memory import MicroBatch, Sharding, training_memory
 from larpo.plan.plans import Check, NodePlan
 from larpo.plan.sizes import rows_of
 
@@ -118,6 +118,9 @@ def launch_checks(context: Context, nodes: list[NodePlan]) -> Iterator[Check]:
     """Every training (train, sft, reward.train): its step is whole, its processes are there."""
     p, names, gpus = context.params, {node.name for node in nodes}, context.a.gpus
     trained: list[tuple[str, Any, str]] = []
+    if any(node.kind == "reference" for node in nodes):
+        processes = read_launch(p.reference.launch, context.file, "reference").processes
+        yield Check(processes <= gpus, f"reference.launch: {processes} process(es), {gpus} GPU(s)")
     if any(node.kind == "train" for node in nodes):
         trained.append(("train", p.train, "lists"))
     trained += [(f"sft.{name}", section, "examples") for name, section in p.sft.items() if f"sft@{name}" in names]
@@ -126,8 +129,9 @@ def launch_checks(context: Context, nodes: list[NodePlan]) -> Iterator[Check]:
     for key, section, unit in trained:
         launch = read_launch(section.launch, context.file, key)
         each, step = getattr(section, f"{unit}_per_device_batch"), getattr(section, f"{unit}_per_step")
-        line = f"{key}.{unit}_per_step: {step} is a multiple of {unit}_per_device_batch {each} · "
-        yield Check(step % (each * launch.processes) == 0, f"{line}{launch.processes} process(es)")
+        if each is not None:
+            line = f"{key}.{unit}_per_step: {step} is a multiple of {unit}_per_device_batch {each} · "
+            yield Check(step % (each * launch.processes) == 0, f"{line}{launch.processes} process(es)")
         yield Check(launch.processes <= gpus, f"{key}.launch: {launch.processes} process(es), {gpus} GPU(s)")
         if launch.processes < gpus and key != "reward.train":  # which is trained in one process
             yield Check(None, f"{key}: uses {launch.processes} of {gpus} GPUs; {key}.launch: {CONFIG_8}")
@@ -144,10 +148,6 @@ def format_checks(context: Context) -> Iterator[Check]:
         yield Check(None, f"train.autocast: none, but {launch.file} computes in bfloat16; say bfloat16")
     if p.train.autocast == "none" and p.policy.dtype == "float32" and policy is not None and policy.parameters > 1e9:
         yield Check(None, "train.autocast: none computes in float32; bfloat16 is many times faster on a GPU")
-    if p.policy.dtype == "bfloat16" and p.train.learning_rate < 1e-5:
-        line = f"policy.dtype: bfloat16 has 8 significant bits: steps of {p.train.learning_rate:g} round away in "
-        line += "weights above 256 times their size; float32 with train.autocast=bfloat16 keeps them"
-        yield Check(None, line)
 
 
 def judge_checks(context: Context) -> Iterator[Check]:
@@ -186,25 +186,27 @@ def memory_checks(context: Context, nodes: list[NodePlan]) -> Iterator[Check]:
         yield Check(need <= have, line)
 
 
-def options(arch: Architecture, tokens: int, predicted: int) -> dict[str, float]:
-    """Ways to train all weights with float32 master weights and bfloat16 compute, and each one's bytes per GPU."""
+def options(arch: Architecture, batch: MicroBatch) -> dict[str, float]:
+    """Ways to train all weights with bfloat16 compute, and each one's bytes per GPU."""
     ways = {
-        "AdamW on one GPU": ("adamw_torch", Sharding()),
-        "optim: adafactor on one GPU": ("adafactor", Sharding()),
-        f"AdamW with {CONFIG_1}": ("adamw_torch", Sharding("fsdp", 1, True, True)),
-        f"AdamW with {CONFIG_8}": ("adamw_torch", Sharding("fsdp", 8, False, True)),
+        "AdamW on one GPU": ("adamw_torch", "float32", Sharding()),
+        "train.optimizer adafactor on one GPU": ("adafactor", "float32", Sharding()),
+        "adamw_8bit and policy.dtype bfloat16 on one GPU": ("adamw_torch_8bit", "bfloat16", Sharding()),
+        f"AdamW with {CONFIG_1}": ("adamw_torch", "float32", Sharding("fsdp", 1, True, True)),
+        f"AdamW with {CONFIG_8}": ("adamw_torch", "float32", Sharding("fsdp", 8, False, True)),
     }
-    shape = {"tokens": tokens, "predicted": predicted, "dtype": "float32", "autocast": True, "checkpointing": True}
-    return {
-        way: total(training_memory(arch, **shape, optimizer=optimizer, sharding=sharding).values())
-        for way, (optimizer, sharding) in ways.items()
-    }
+    found = {}
+    for way, (optimizer, dtype, sharding) in ways.items():
+        numbers = {"dtype": dtype, "autocast": dtype == "float32", "checkpointing": True}
+        memory = training_memory(arch, batch, **numbers, optimizer=optimizer, sharding=sharding)
+        found[way] = total(memory.values())
+    return found
 
 
 def what_fits(context: Context) -> str:
     """The ways of `options` that fit, with one list per device batch."""
     m = context.list_size(max(map(context.window, context.params.iterations)))
-    ways = options(context.policy, context.longest(1, m), m * context.params.sample.max_new_tokens)
+    ways = options(context.policy, context.in_memory(m, 1))
     fitting = [f"{way} {gib(need)}" for way, need in ways.items() if need <= context.a.usable_bytes]
     advice = ", or ".join(fitting) or "nothing known does: lower sample.max_new_tokens or the list's length"
     return f"with one list per device batch, bfloat16 and gradient checkpointing: {advice}"

@@ -24,14 +24,19 @@ def plan(
     gpus: int = typer.Option(1, min=1, help="GPUs at hand"),
     gpu_memory: float = typer.Option(80, min=1, help="GiB of each"),
     assume: list[str] = typer.Option([], help="NAME=VALUE, an assumption to replace; repeat for more"),
-    formulas: bool = typer.Option(True, help="show where every number comes from"),
+    calibrate: bool = typer.Option(False, "--calibrate", help="measure this machine first, about a minute"),
+    formulas: bool = typer.Option(False, "--formulas", help="show where every number comes from"),
     as_json: bool = typer.Option(False, "--json", help="print JSON"),
 ) -> None:
     """What a run will need: memory, tokens, GPU hours, judges; exit code 1 where something does not fit."""
     from larpo.plan import Assumptions, build_plan, load_with, render_plan, to_json
 
-    assumptions = Assumptions(gpus=gpus, gpu_memory_gib=gpu_memory).override(assume)
-    made = build_plan(load_with(params, overlay), assumptions, str(params))
+    wanted, assumptions = load_with(params, overlay), Assumptions(gpus=gpus, gpu_memory_gib=gpu_memory)
+    if calibrate:
+        from larpo.plan.calibrate import calibrated
+
+        assumptions = calibrated(wanted, assumptions)
+    made = build_plan(wanted, assumptions.override(assume), str(params))
     print(json.dumps(to_json(made), indent=1, ensure_ascii=False) if as_json else render_plan(made, formulas), end="")
     raise typer.Exit(1 if made.failed else 0)
 
@@ -59,7 +64,9 @@ def study_command(find_project: Callable[[], Path], run: Callable[..., dict[str,
         gpus: int = typer.Option(None, min=1, help="dry run: GPUs at hand; default 1"),
         gpu_memory: float = typer.Option(None, min=1, help="dry run: GiB of each; default 80"),
         assume: list[str] = typer.Option([], help="dry run: NAME=VALUE, an assumption to replace; repeat for more"),
-        formulas: bool = typer.Option(True, help="dry run: show where every number of the first cell comes from"),
+        formulas: bool = typer.Option(
+            False, "--formulas", help="dry run: show where every number of the first cell comes from"
+        ),
         as_json: bool = typer.Option(False, "--json", help="dry run: print JSON"),
     ) -> None:
         """A table or figure of the paper: runs what is missing of it, writes its page, prints the verdicts.
@@ -79,9 +86,9 @@ def study_command(find_project: Callable[[], Path], run: Callable[..., dict[str,
             plans = plan_studies(project, name, scale, seeds, overlay, assumptions)
             print_plans(plans, name == "all", formulas, as_json)
             raise typer.Exit(1 if any(one.failed for one in plans) else 0)
-        if gpus or gpu_memory or assume or as_json or not formulas:
+        if gpus or gpu_memory or assume or as_json or formulas:
             raise UserError(
-                "larpo study: --gpus, --gpu-memory, --assume, --no-formulas and --json plan only; add --dry-run"
+                "larpo study: --gpus, --gpu-memory, --assume, --formulas and --json plan only; add --dry-run"
             )
         failed = []
         for one in studies_named(project, name, scale):

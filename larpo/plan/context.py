@@ -9,6 +9,7 @@ from larpo.lists.recipes import counts_of
 from larpo.plan.architectures import Architecture, find_architecture, scratch_architecture
 from larpo.plan.assumptions import Assumptions
 from larpo.plan.launch import Launch, read_launch
+from larpo.plan.memory import MicroBatch
 from larpo.plan.plans import Check
 from larpo.plan.sizes import of_characters
 
@@ -80,13 +81,26 @@ class Context:
         text = f"{prompts.per_iteration:,} prompts · {many} iterations in memory · {self.a.list_share:g} make a list"
         return round(prompts.per_iteration * many * self.a.list_share), text
 
-    def packed(self, lists: float, prompt: float, m: int, response: float) -> float:
-        """Tokens of packed lists: the prompt once, every response without its last token (larpo/training/logps.py)."""
-        return lists * (prompt + m * (response - 1))
+    def list_tokens(self, m: int) -> float:
+        """Mean tokens of a packed list: the prompt once, every response without its last token
+        (larpo/training/packing.py)."""
+        return self.prompt + m * (self.response - 1)
 
-    def longest(self, lists: int, m: int) -> int:
-        """Tokens of packed lists at most."""
-        return int(self.packed(lists, self.a.longest_prompt_tokens, m, self.params.sample.max_new_tokens))
+    def attended(self, m: int) -> float:
+        """Tokens that a mean token sees: a prompt's half of it, a response's the prompt and half of its own."""
+        p, r = self.prompt, self.response - 1
+        return (p * p / 2 + m * r * (p + r / 2)) / (p + m * r)
+
+    def in_memory(self, m: int, lists: int | None, tokens: int | None = None) -> MicroBatch:
+        """The longest micro-batch of lists of m responses: so many lists, or as many as there are in `tokens`, at least
+        one."""
+        prompt, response = self.a.longest_prompt_tokens, self.params.sample.max_new_tokens
+        longest = prompt + m * (response - 1)
+        if tokens is None:
+            return MicroBatch(lists * longest, lists * m * response, lists * m * prompt)
+        most = max(tokens, longest)
+        # Shorter lists fill it up: at most every token is predicted, and prompts have their share of the longest list.
+        return MicroBatch(most, most, round(most / longest * m * prompt))
 
     def items(self, name: str) -> int | None:
         """Items of a benchmark: counted where its data lie here, its public size where they are on the hub."""

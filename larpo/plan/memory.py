@@ -8,15 +8,15 @@ from larpo.plan.assumptions import Assumptions
 from larpo.plan.formula import GIB, Estimate, Unknown, number
 
 Memory = dict[str, Estimate]
+LOGITS = 2**28  # that exist at once on a GPU (larpo/training/forward.py)
+SCORES = 2**26  # the like of attention that is written out (larpo/training/attention.py)
 RELATIVE_TENSORS = 5  # of (heads, row, row): scores, both relative terms, their sum, one on its way
 OPTIMIZERS = {
     "adamw_torch": "2 · {parameters} · {size} B [AdamW]",
     "adamw_torch_fused": "2 · {parameters} · {size} B [AdamW]",
     "adafactor": "{rows_and_columns} · {size} B [Adafactor: rows, columns]",
     "sgd": "0 [SGD keeps nothing]",
-    "adamw_8bit": "2 · {parameters} · 1 B [8-bit AdamW; needs bitsandbytes]",
-    "adamw_bnb_8bit": "2 · {parameters} · 1 B [8-bit AdamW; needs bitsandbytes]",
-    "paged_adamw_8bit": "2 · {parameters} · 1 B [8-bit AdamW; needs bitsandbytes]",
+    "adamw_torch_8bit": "2 · {parameters} · (1 + 4/256) B [8-bit AdamW, a scale for 256 numbers]",
 }
 
 
@@ -36,35 +36,52 @@ class Sharding:
         return name + (" with CPU offload" if self.offload else "")
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """What is in memory at once.
+
+    Packed lists (`rows` 0): the tokens of one row, the T of them that are predicted, and the prompts' tokens once per
+    response, for their keys and values stand before each (larpo/training/attention.py). Otherwise padded rows, computed
+    by the model's own forward pass."""
+
+    tokens: int
+    predicted: int = 0
+    copied: int = 0
+    rows: int = 0
+
+
 def layer_activations(arch: Architecture) -> str:
     """Numbers that autograd keeps of one token in one layer, counted in transformers' code: three per norm and channel
     (input, normalised, scaled), four of the attention's width (q, k and v repeated to all heads, output), four of the
-    MLP's (gate, its activation, up, product). Left out: keys and values of the prompt once more for each of its
-    responses (larpo/training/attention.py), 9 % for lists of four responses of 400 tokens behind a prompt of 512."""
+    MLP's (gate, its activation, up, product)."""
     width = arch.heads * arch.head_dim
     return f"({3 * arch.norms_per_layer} · {arch.hidden:,} + 4 · {width:,} + 4 · {arch.intermediate:,})"
 
 
+def layer(arch: Architecture, batch: MicroBatch, size: int) -> str:
+    """Bytes of one layer's tensors. Packed lists have the output twice, by parts and as one row. The copied keys
+    and values are counted for all heads; a kernel that knows grouped heads copies fewer."""
+    parts, width = "", arch.heads * arch.head_dim
+    if batch.copied:
+        parts = f" + (2 · {batch.copied:,} [prompts' keys, values] + {batch.tokens:,} [parts' outputs]) · {width:,}"
+    return f"({batch.tokens:,} tokens · {layer_activations(arch)}{parts}) · {size} B"
+
+
 def training_memory(
     arch: Architecture,
+    batch: MicroBatch,
     *,
-    tokens: int,
-    predicted: int,
     dtype: str,
     autocast: bool,
     checkpointing: bool,
     optimizer: str,
     sharding: Sharding,
-    rows: int = 1,
+    logits_at_once: int = LOGITS,
 ) -> Memory:
     """Memory of one GPU at the peak of a step.
 
     Parameters
     ----------
-    tokens, predicted
-        N tokens of the packed micro-batch, and the T of them that are predicted (larpo/training/logps.py).
-    rows
-        Padded rows that the tokens stand in; a packed micro-batch is one.
     dtype
         Of the stored weights; gradients and optimizer state have it too.
     autocast
@@ -97,45 +114,66 @@ def training_memory(
         copies = f"{parameters} · 2 B [bfloat16 copies under autocast] + " if autocast and size > 2 else ""
         working = f"{copies}{3 - matrices} · {number(embedding)} · {size} B [the embedding's gradient on its way]"
     out["working"] = Estimate("B", working)
-    each = layer_activations(arch)
     if checkpointing or sharding.activation_checkpointing:
         stream = 2 if fsdp and autocast else size
-        layers = f"({arch.layers} layers · {arch.hidden:,} · {stream} B [kept] + {each} · {compute} B [the layer being "
-        layers += "recomputed])"
+        layers = f"{batch.tokens:,} tokens · {arch.layers} layers · {arch.hidden:,} · {stream} B [kept] + "
+        layers += f"{layer(arch, batch, compute)} [the layer being recomputed]"
     else:
-        layers = f"{arch.layers} layers · {each} · {compute} B"
-    mask = _mask(tokens, size, f" / {rows} rows" if rows > 1 else "")
-    out["activations"] = Estimate("B", f"{tokens:,} tokens · {layers} + {mask}")
-    return out | {"logits": _logits(arch, predicted, compute, "two float32 gradients", 2)}
+        layers = f"{arch.layers} layers · {layer(arch, batch, compute)}"
+    out["activations"] = Estimate("B", layers + _attention(arch, batch, size))
+    if batch.rows:
+        return out | {"logits": _whole_logits(arch, batch.predicted, compute)}
+    return out | {"logits": _logits(arch, batch.predicted, compute, logits_at_once)}
 
 
-def _mask(tokens: int, size: int, per_row: str = "") -> str:
-    return f"{tokens:,}²{per_row} · ({size} + 4) B [mask]"
+def _attention(arch: Architecture, batch: MicroBatch, size: int) -> str:
+    """Padded rows have a mask; attention with a soft cap is written out for some parts of a packed row at a time."""
+    if batch.rows:
+        return f" + {batch.tokens:,}² / {batch.rows} rows · ({size} + 4) B [mask]"
+    return f" + 4 · {number(SCORES)} · 4 B [scores under a cap]" if arch.softcap and batch.predicted else ""
 
 
-def _logits(arch: Architecture, predicted: int, compute: int, more: str, gradients: int) -> Estimate:
-    """As computed, as float32, two more where a tanh caps them, and the gradients."""
-    each = compute + (4 if compute < 4 else 0) + (2 * compute if arch.softcap else 0) + 4 * gradients
+def _logits(arch: Architecture, predicted: int, compute: int, at_once: int) -> Estimate:
+    """Of some rows at a time (larpo/training/forward.py): as computed and on the way to their log-sum-exp or gradient,
+    two float32 arrays, one where they are float32; two more as computed where a tanh caps them."""
+    each = compute + (4 if compute == 4 else 8) + (2 * compute if arch.softcap else 0)
+    rows = f"min({predicted:,} predicted, max(256, {number(at_once)} / {arch.vocab:,}))"
+    return Estimate("B", f"{rows} · {arch.vocab:,} · {each} B [logits of some rows at a time]")
+
+
+def _whole_logits(arch: Architecture, predicted: int, compute: int) -> Estimate:
+    """As computed, as float32, two more where a tanh caps them, and two float32 gradients."""
+    each = compute + (4 if compute < 4 else 0) + (2 * compute if arch.softcap else 0) + 8
     kept = "as computed" + (", as float32" if compute < 4 else "") + (", capped twice" if arch.softcap else "")
-    return Estimate("B", f"{predicted:,} predicted · {arch.vocab:,} · {each} B [{kept}; {more}]")
+    return Estimate("B", f"{predicted:,} predicted · {arch.vocab:,} · {each} B [{kept}; two float32 gradients]")
 
 
 def _weights(arch: Architecture, size: int, per: str = "") -> Estimate:
     return Estimate("B", f"{number(arch.parameters)} · {size} B{per}")
 
 
-def forward_memory(arch: Architecture, *, tokens: int, predicted: int, dtype: str, row: int = 0) -> Memory:
-    """Memory of a forward pass without gradients: weights, one layer's tensors, logits; and, where positions are
-    relative (DeBERTa), the attention matrices, which its code makes whole, for rows of `row` tokens."""
+def forward_memory(
+    arch: Architecture,
+    batch: MicroBatch,
+    *,
+    dtype: str,
+    autocast: bool = False,
+    row: int = 0,
+    logits_at_once: int = LOGITS,
+) -> Memory:
+    """Memory of a forward pass without gradients: weights, one layer's tensors, logits of what is predicted; and, where
+    positions are relative (DeBERTa), the attention matrices, which its code makes whole, for rows of `row` tokens."""
     size = BYTES[dtype]
-    layer = f"{tokens:,} tokens · {layer_activations(arch)} · {size} B [one layer]"
-    out = {"weights": _weights(arch, size)}
-    out["activations"] = Estimate("B", f"{layer} + {_mask(tokens, size)}" if predicted else layer)
+    compute = 2 if autocast else size
+    copies = f" + {number(arch.parameters)} · 2 B [bfloat16 copies under autocast]" if autocast and size > 2 else ""
+    out = {"weights": Estimate("B", f"{number(arch.parameters)} · {size} B{copies}")}
+    attention = "" if batch.rows else _attention(arch, batch, compute)
+    out["activations"] = Estimate("B", f"{layer(arch, batch, compute)} [one layer]{attention}")
     if arch.relative_positions and row:
-        matrices = f"{RELATIVE_TENSORS} [scores, relative] · {tokens:,} tokens · {row:,}"
+        matrices = f"{RELATIVE_TENSORS} [scores, relative] · {batch.tokens:,} tokens · {row:,}"
         out["attention"] = Estimate("B", f"{matrices} · {arch.heads} heads · {size} B")
-    if predicted:
-        out["logits"] = _logits(arch, predicted, size, "one more for log-sum-exp", 1)
+    if batch.predicted:
+        out["logits"] = _logits(arch, batch.predicted, compute, logits_at_once)
     return out
 
 

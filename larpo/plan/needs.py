@@ -42,6 +42,8 @@ def needs_of(params: Params, plan: Plan, name: str = "params.yaml") -> list[Need
         out += _reward(params)
     if "lists" in kinds and params.lists.negatives == "related":
         out.append(_model(params.lists.related_model, None, "lists", "related_model"))
+    if "reference" in kinds:
+        out += _launch(params.reference.launch, "reference")
     if "train" in kinds:
         out += _launch(params.train.launch, "train")
     for b in _benchmarks(params, names):

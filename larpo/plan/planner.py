@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from larpo.config.params import Params
 from larpo.graph import Stage, read_stages, select, unroll
 from larpo.plan.assumptions import Assumptions
 from larpo.plan.checks import all_checks
 from larpo.plan.context import Context
+from larpo.plan.formula import GIB, Estimate, number
 from larpo.plan.kinds.evaluate import evaluate
 from larpo.plan.kinds.generate import generate, sample
 from larpo.plan.kinds.retrieve import embed, lists, retrieve
@@ -69,7 +71,11 @@ def build_plan(
 def plan_node(context: Context, stage: Stage) -> NodePlan:
     if stage.kind not in KINDS:
         return NodePlan(stage.name, notes=("no estimate",))
-    return KINDS[stage.kind](context, stage.name, *stage.command.split()[3:])
+    node = KINDS[stage.kind](context, stage.name, *stage.command.split()[3:])
+    if not context.a.process_gib or not node.memory:
+        return node
+    process = Estimate("B", f"{number(context.a.process_gib)} · {GIB:,} B [the process without a model]")
+    return replace(node, memory=node.memory | {"process": process})
 
 
 def reading_order(stages: list[Stage], iterations: list[str]) -> list[Stage]:

@@ -1,11 +1,11 @@
 """A plan as text and as JSON."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from larpo.plan.formula import Estimate, gib
-from larpo.plan.plans import NodePlan, Plan
+from larpo.plan.plans import Check, NodePlan, Plan
 
 Show = Callable[[float | None], str]
 COLUMNS = ("node", "model", "GPUs", "memory per GPU", "sample", "train", "judge calls", "cost", "GPU hours")
@@ -62,8 +62,9 @@ def table(rows: list[tuple[str, ...]], left: int = 2) -> list[str]:
     ]
 
 
-def render_plan(plan: Plan, formulas: bool = True) -> str:
-    """The plan as plain text: models, nodes, totals, checks, and (with `formulas`) where each number comes from."""
+def render_plan(plan: Plan, formulas: bool = False) -> str:
+    """The plan as plain text: models, nodes, totals, where each number comes from (with `formulas`), checks, and the
+    verdict last."""
     a = plan.assumptions
     lines = [f"Plan for {a.gpus} GPU(s) of {a.gpu_memory_gib:g} GiB. Estimates: nothing was run.", "", "Models"]
     for arch in plan.architectures:
@@ -88,10 +89,23 @@ def render_plan(plan: Plan, formulas: bool = True) -> str:
         more = f", and {unknown} node(s) with an unknown price" if unknown else ""
         price = dollars(totals.judge_cost)
         lines.append(f"  judges: {price} (list prices of 2024, check before you rely on them){more}")
-    lines += ["", "Checks", *(f"  {MARK[c.ok]} {c.line}" for c in plan.checks)]
     if formulas:
         lines += ["", "Formulas", *_formulas(plan)]
-    return "\n".join(lines) + "\n"
+    lines += ["", "Checks", *(f"  {MARK[c.ok]} {c.line}" for c in failures_first(plan.checks))]
+    return "\n".join([*lines, "", verdict(plan.checks)]) + "\n"
+
+
+def failures_first(checks: Iterable[Check]) -> list[Check]:
+    """Failed checks, then what somebody should know, then what holds."""
+    return sorted(checks, key=lambda check: (False, None, True).index(check.ok))
+
+
+def verdict(checks: Iterable[Check]) -> str:
+    """One line: whether it fits."""
+    failed, notes, held = ([c for c in checks if c.ok is ok] for ok in (False, None, True))
+    if failed:
+        return f"Verdict: does not fit, {len(failed)} of {len(failed) + len(held)} checks failed: {failed[0].line}"
+    return f"Verdict: fits, {len(held)} checks hold, {len(notes)} to note"
 
 
 def _formulas(plan: Plan) -> list[str]:

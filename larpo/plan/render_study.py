@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from larpo.plan.plans import Totals
-from larpo.plan.render import MARK, count, dollars, hours, render_plan, table, to_json
+from larpo.plan.render import MARK, count, dollars, failures_first, hours, render_plan, table, to_json, verdict
 from larpo.plan.study import StudyPlan
 
 COLUMNS = ("cell", "nodes", "GPU hours", "clock hours", "sample", "train", "judge calls", "judge cost", "checks failed")
@@ -32,7 +32,7 @@ def _of_cells(found: StudyPlan, names: list[str]) -> str:
     return f"[all but {', '.join(others)}]" if len(others) < len(names) else f"[{', '.join(names)}]"
 
 
-def render_study(found: StudyPlan, formulas: bool = True) -> str:
+def render_study(found: StudyPlan, formulas: bool = False) -> str:
     """What is needed, the first cell's plan, a row per cell, sums over all runs, checks of all cells."""
     study, a, first = found.study, found.assumptions, found.cells[0]
     laid = f", with {', '.join(found.overlays)}" if found.overlays else ""
@@ -48,7 +48,7 @@ def render_study(found: StudyPlan, formulas: bool = True) -> str:
     if missing := [need.name for need, _ in found.needs if need.missing]:
         lines.append(f"  to be supplied here before a run: {', '.join(dict.fromkeys(missing))}")
     lines += ["", f"First cell: {first.name} ({first.label}), seed {study.scales[found.scale].rule.first_seed}", ""]
-    lines += [f"  {line}".rstrip() for line in render_plan(first.plan, formulas).splitlines()[2:]]
+    lines += [f"  {line}".rstrip() for line in render_plan(first.plan, formulas).splitlines()[2:-2]]
     lines += ["", "Cells, one run of each"]
     cells = [(cell.name, *_numbers(cell.plan.totals), str(len(cell.plan.failed))) for cell in found.cells]
     lines += [f"  {line}" for line in table([COLUMNS, *cells], left=1)]
@@ -59,9 +59,10 @@ def render_study(found: StudyPlan, formulas: bool = True) -> str:
     if found.shared.unknown:
         lines.append("  + n?: and n nodes for which a number is not known; a cell's formulas say how to give it")
     lines += ["", "Checks, over all cells"]
-    for check, names in found.checks:
-        lines.append(f"  {MARK[check.ok]} {check.line} {_of_cells(found, names)}".rstrip())
-    return "\n".join(lines) + "\n"
+    cells_of = dict(found.checks)
+    for check in failures_first(cells_of):
+        lines.append(f"  {MARK[check.ok]} {check.line} {_of_cells(found, cells_of[check])}".rstrip())
+    return "\n".join([*lines, "", verdict(cells_of)]) + "\n"
 
 
 def render_overview(studies: list[StudyPlan]) -> str:

@@ -59,9 +59,9 @@ def decoding_hours(
     parameters, cache = number(arch.parameters), f"{arch.kv_bytes_per_token(dtype):,} B"
     caches = f"{sequences:,} · ({number(prompt_tokens)} + {number(response)}/2) · {cache}"
     read = f"({parameters} · {BYTES[dtype]} B + {caches})"
-    by_memory = f"{read} / ({number(a.memory_bytes_per_s)} B/s · {number(utilisation)})"
-    rate = f"({number(a.flops(dtype))} FLOP/s · {number(a.forward_utilisation)})"
-    by_compute = f"2 · {parameters} · {sequences:,} / {rate}"
+    by_memory = f"{read} / {number(a.memory_bytes_per_s)} B/s"
+    by_compute = f"2 · {parameters} · {sequences:,} / {number(a.flops(dtype))} FLOP/s"
     steps = f"{number(new_tokens)} tokens / {sequences:,} [at once]"
     prefill = forward_hours(arch, prompts * prompt_tokens, prompt_tokens / 2, dtype, a)
-    return Estimate("GPU h", f"{steps} · max({by_memory}, {by_compute}) / 3,600 + {prefill.formula} [prompts]")
+    slower = f"max({by_memory}, {by_compute}) / {number(utilisation)}"
+    return Estimate("GPU h", f"{steps} · {slower} / 3,600 + {prefill.formula} [prompts]")

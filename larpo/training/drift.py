@@ -62,6 +62,8 @@ def from_sampler(params: Params, iteration: str, rows: pd.DataFrame) -> Drift | 
     own = rows[(rows["iteration"] == int(iteration)) & (rows["answers"] == rows["prompt_id"]) & rows["logp"].notna()]
     if own.empty:
         return "not measured, the lists hold no response of this iteration with the engine's log-probability"
-    allowed = params.reference.drift_tolerance or max(TOLERANCE[d] for d in (params.engine.dtype, params.policy.dtype))
+    allowed = params.reference.drift_tolerance or max(
+        TOLERANCE[d] for d in (params.engine.dtype, params.training_dtype)
+    )
     apart = (own["logp"] - own["reference_logp"]).abs() / own["n_tokens"]
     return Drift(len(own), float(apart.mean()), float(apart.max()), float((apart > allowed).mean()), allowed)

@@ -216,6 +216,12 @@ def way_of(model: PreTrainedModel) -> Way:
     return plain.larpo_way
 
 
+def settle(model: PreTrainedModel, autocast: bool) -> Way:
+    """`way_of` as training computes, in bfloat16 with `autocast`."""
+    with torch.autocast(unwrapped(model).device.type, torch.bfloat16, enabled=autocast):
+        return way_of(model)
+
+
 def choose(model: PreTrainedModel, plain: PreTrainedModel) -> None:
     """Set `plain.larpo_way` and the model's attention: the first of the ways that gives what `eager` gives alone."""
     config = plain.config.get_text_config()

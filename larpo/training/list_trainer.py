@@ -4,7 +4,7 @@ The Trainer brings gradient accumulation, checkpoints, resuming, FSDP and DeepSp
 LARPO's: the packed lists, the ranking objective, and the check that stops a run that starts wrong.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +14,13 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from larpo.errors import UserError
 from larpo.objectives import ListBatch
+from larpo.training.forward import settle
 from larpo.training.logps import response_logps
-from larpo.training.packing import PackedLists, ResponseList, pack
+from larpo.training.packing import PackedLists, ResponseList, pack, tokens_of
 from larpo.training.trainer import StepMeanTrainer
 
-STEP0_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-"""Largest |loss − expected| per list, relative to 1 + expected, at the first step."""
+STEP0_TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
+"""Largest |loss − expected| per list, relative to 1 + expected, at the first step, by the dtype of the computation."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,19 @@ class Collated:
     mismatched_reference: Tensor | None = None  # (B,)
 
 
+def with_mismatched(entry: TrainingList) -> ResponseList:
+    """The list's tokens, its mismatched response last where it has one."""
+    if entry.mismatched is None:
+        return entry.tokens
+    return replace(entry.tokens, response_ids=[*entry.tokens.response_ids, entry.mismatched[0]])
+
+
 def collate(lists: list[TrainingList]) -> dict[str, Collated]:
     """[TrainingList, …] → {"batch": Collated}; the Trainer wants a mapping. All lists have a mismatched response
     or none has."""
-    tokens, mismatched = [entry.tokens for entry in lists], None
+    packed, mismatched = pack([with_mismatched(entry) for entry in lists]), None
     if lists[0].mismatched is not None:
-        tokens = [
-            replace(entry.tokens, response_ids=[*entry.tokens.response_ids, entry.mismatched[0]]) for entry in lists
-        ]
         mismatched = torch.tensor([entry.mismatched[1] for entry in lists])
-    packed = pack(tokens)
     shape = len(lists), max(len(entry.rewards) for entry in lists)
     rewards, reference, mask = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
     for row, entry in enumerate(lists):
@@ -91,7 +95,11 @@ def list_batch(model: PreTrainedModel, batch: Collated) -> ListBatch:
 
 
 class ListTrainer(StepMeanTrainer):
-    """`objective` maps a `ListBatch` to (B,) losses; a step's loss is their mean over all its lists."""
+    """`objective` maps a `ListBatch` to (B,) losses; a step's loss is their mean over all its lists.
+
+    How the model is computed is settled here, in every process alike: once the model is sharded, a forward pass is one
+    of all processes together.
+    """
 
     section = "train"
 
@@ -103,8 +111,12 @@ class ListTrainer(StepMeanTrainer):
         objective: Callable,
         **kwargs: Any,
     ):
+        self.packed = settle(model.to(args.device), args.bf16).packed
         super().__init__(model, args, lists, collate, **kwargs)
         self.objective = objective
+
+    def tokens(self, lists: Sequence[TrainingList]) -> int:
+        return tokens_of([with_mismatched(entry) for entry in lists], self.packed)
 
     def weights(self, batch: Collated) -> Tensor:
         return batch.weight
@@ -136,14 +148,17 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def first_batch_loss(model: PreTrainedModel, lists: list[TrainingList], objective: Callable) -> tuple[float, float]:
-    """(loss, expected loss) per list of the untrained policy on some lists.
+def first_batch_loss(
+    model: PreTrainedModel, lists: list[TrainingList], objective: Callable, autocast: bool = False
+) -> tuple[float, float]:
+    """(loss, expected loss) per list of the untrained policy on some lists, computed as training does: in bfloat16 with
+    `autocast`.
 
     Expected is the objective's value where the policy is the reference (log 2 for a pair, log m! for ListMLE …).
     """
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
         batch = list_batch(model, collate(lists)["batch"])
         loss, expected = objective(batch).mean(), objective.at_reference(batch).mean()
     model.train(was_training)

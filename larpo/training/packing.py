@@ -7,6 +7,7 @@ With m responses of R tokens behind a prompt of P tokens the first has P + mR to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -46,6 +47,14 @@ class PackedLists:
     def layout(self) -> Layout:
         rows = [[n - 1 for n in lengths] for lengths in self.responses]
         return Layout(self.prompts, rows)
+
+
+def tokens_of(lists: Sequence[ResponseList], packed: bool = True) -> int:
+    """That lists have in memory: N of the packed row, or of one row per response with all that fills it up."""
+    if packed:
+        return sum(len(entry.prompt_ids) + sum(len(ids) - 1 for ids in entry.response_ids) for entry in lists)
+    rows = [len(entry.prompt_ids) + len(ids) - 1 for entry in lists for ids in entry.response_ids]
+    return len(rows) * max(rows)
 
 
 def pack(lists: list[ResponseList]) -> PackedLists:

@@ -5,6 +5,7 @@
 The prompt's tokens are read, not learnt.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,3 +52,6 @@ class SFTTrainer(BaseTrainer):
 
     def __init__(self, model, args, examples: list[Example], pad: int, **kwargs):
         super().__init__(model, args, examples, Collator(pad), **kwargs)
+
+    def tokens(self, examples: Sequence[Example]) -> int:
+        return len(examples) * max(map(len, examples))

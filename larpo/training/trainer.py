@@ -1,65 +1,66 @@
 """What the trainers share on top of `transformers.Trainer`: a step's loss is the mean over all its examples."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from larpo.errors import UserError
-
-
-class Examples(Dataset):
-    """What is trained on, dataclasses with a field `weight`; index -1 is a copy without weight (`PaddedOrder`)."""
-
-    def __init__(self, examples: Sequence[Any]):
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.examples[index] if index >= 0 else replace(self.examples[0], weight=0.0)
-
-
-class PaddedOrder(Sampler[int]):
-    """The random order of a single process, then -1 until every one of several processes has equally many examples.
-
-    Left to itself, Accelerate fills the last batches with examples of the first one, which would count twice.
-    """
-
-    def __init__(self, dataset: Dataset, seed: int, multiple: int):
-        self.order = SeedableRandomSampler(dataset, data_seed=seed)
-        self.padding = -len(dataset) % multiple
-
-    def __len__(self) -> int:
-        return len(self.order) + self.padding
-
-    def __iter__(self) -> Iterator[int]:
-        yield from self.order
-        yield from [-1] * self.padding
-
-    def set_epoch(self, epoch: int) -> None:
-        self.order.set_epoch(epoch)
+from larpo.training.micro_batches import Budget, Examples, PaddedOrder, TokenBatches
 
 
 class BaseTrainer(Trainer):
-    """A Trainer whose warm-up never takes every step, and which counts no example twice in several processes."""
+    """The Trainer whose warm-up never takes the whole run, and which counts no example twice in several processes.
+
+    Parameters
+    ----------
+    budget
+        Micro-batches by tokens in place of `args.per_device_train_batch_size`; then a batch of the data loader is what
+        a process computes of one step: {"parts": [micro-batch, …]}.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, args: TrainingArguments, examples: Sequence, collate: Callable, **kwargs: Any
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        examples: Sequence,
+        collate: Callable,
+        budget: Budget | None = None,
+        **kwargs: Any,
     ):
-        super().__init__(model=model, args=args, train_dataset=Examples(examples), data_collator=collate, **kwargs)
+        self.budget = budget
+        collator = collate if budget is None else lambda step: {"parts": [collate(part) for part in step[0]]}
+        super().__init__(model=model, args=args, train_dataset=Examples(examples), data_collator=collator, **kwargs)
+
+    def tokens(self, examples: Sequence[Any]) -> int:
+        """That they have in memory together, for micro-batches by tokens."""
+        raise NotImplementedError
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        processes = self.accelerator.num_processes
+        processes, dataset, seed = self.accelerator.num_processes, self.train_dataset, self.args.data_seed
+        if self.budget is not None:
+            return TokenBatches(dataset, seed, self.budget, processes, self.tokens)
         if processes == 1:
             return super()._get_train_sampler(train_dataset)
-        return PaddedOrder(self.train_dataset, self.args.data_seed, self.args.per_device_train_batch_size * processes)
+        return PaddedOrder(dataset, seed, self.args.per_device_train_batch_size * processes)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if "parts" not in inputs:
+            return super().training_step(model, inputs, num_items_in_batch)
+        *before, last = inputs["parts"]
+        total = torch.zeros((), device=self.args.device)
+        for part in before:
+            self.accelerator.gradient_state._set_sync_gradients(False)
+            with self.accelerator.no_sync(model):
+                total += super().training_step(model, part, num_items_in_batch)
+        self.accelerator.gradient_state._set_sync_gradients(True)
+        return total + super().training_step(model, last, num_items_in_batch)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        return super()._get_num_items_in_batch([m for b in batch_samples for m in b.get("parts", [b])], device)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None):
         # The Trainer rounds the warm-up up to whole steps and starts it at learning rate 0. In a run of one
@@ -113,7 +114,8 @@ class StepMeanTrainer(BaseTrainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.tensor(sum(int(self.weights(b["batch"]).sum()) for b in batches), device=device)
+        micro = [m for b in batches for m in b.get("parts", [b])]
+        count = torch.tensor(sum(int(self.weights(m["batch"]).sum()) for m in micro), device=device)
         if self.accelerator.num_processes > 1:
             count = self.accelerator.gather(count).sum()
         return batches, count

@@ -6,10 +6,31 @@ configs/fsdp-8x80gb.yaml -m tasks.train 1` is, so that dvc.yaml has one command 
 
 import os
 
+import torch
 import typer
+from accelerate import PartialState
 
 from larpo.errors import UserError
 from larpo.workspace.processes import end_with_parent
+
+
+class Processes:
+    """Of a node that shares its parts with others: which of them this one makes, and on what device."""
+
+    def __init__(self):
+        self.rank, self.count = (int(os.environ.get(name, n)) for name, n in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        self.state = PartialState() if self.count > 1 else None
+
+    @property
+    def device(self) -> torch.device:
+        if self.state is not None:
+            return self.state.device
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.state is not None:
+            self.state.wait_for_everyone()
 
 
 def launched(config: str | None, module: str, *arguments: str) -> bool:

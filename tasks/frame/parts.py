@@ -2,12 +2,16 @@
 was killed."""
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from larpo.workspace.progress import progress, say
 from tasks.frame.files import read_part, write_part
 from tasks.frame.node import Node
+
+if TYPE_CHECKING:
+    from tasks.frame.launch import Processes
 
 
 def in_parts(
@@ -16,6 +20,7 @@ def in_parts(
     make: Callable[[int, int], pd.DataFrame],
     tag: str = "part",
     unit: str = "rows",
+    processes: "Processes | None" = None,
 ) -> pd.DataFrame:
     """`make(start, end)` for each of `bounds`, one below the other; parts that the node's scratch holds are not made
     again.
@@ -28,16 +33,23 @@ def in_parts(
         Tells apart several tables of one node.
     unit
         What start and end count, for the line that says how far it is.
+    processes
+        That share the parts; each gets the whole table once all are made.
     """
     paths = {start: node.scratch / f"{tag}-{start:08d}.part" for start, _ in bounds}
     parts = {start: read_part(path) for start, path in paths.items()}
-    todo = [(start, end) for start, end in bounds if parts[start] is None]
-    if len(todo) < len(bounds):
-        say(f"{node.stage}: resuming {tag}, {len(bounds) - len(todo)} of {len(bounds)} batches are there")
+    # Whose a part is does not depend on which are there: a process may start when others have made some.
+    mine = bounds if processes is None else bounds[processes.rank :: processes.count]
+    todo = [(start, end) for start, end in mine if parts[start] is None]
+    if len(todo) < len(mine):
+        say(f"{node.stage}: resuming {tag}, {len(mine) - len(todo)} of {len(mine)} batches are there")
     for start, end in progress(todo, f"{node.stage} {tag}", unit, lambda bound: bound[1] - bound[0]):
         write_part(make(start, end), paths[start])
         parts[start] = read_part(paths[start])
-    return pd.concat(parts.values(), ignore_index=True)
+    if processes is not None:
+        processes.wait()
+    made = [read_part(paths[start]) if part is None else part for start, part in parts.items()]
+    return pd.concat(made, ignore_index=True)
 
 
 def batches(total: int, size: int) -> list[tuple[int, int]]:

@@ -139,6 +139,13 @@ WRONG_PARAMETERS = rows(
       "train 1", ("train.objective", "reference.mismatched")),
     ("lists that do not fill a step", params({"train.lists_per_step": 3, "train.lists_per_device_batch": 2}), "train 1",
       ("train.lists_per_step", "multiple", "2")),
+    ("micro-batches of two sizes", param("train.tokens_per_device_batch", 4096), "train 1",
+      ("train.tokens_per_device_batch", "4096 beside lists_per_device_batch=1", "the other null")),
+    ("kto by tokens", params({"train.objective": "kto", "lists.recipe": "best_worst", "reference.mismatched": True,
+      "train.lists_per_device_batch": None, "train.tokens_per_device_batch": 64}), "train 1",
+      ("train.tokens_per_device_batch", "kto", "expected null")),
+    ("policy and reference in different dtypes", param("train.autocast", "bfloat16"), "reference 1",
+      ("reference.autocast", "none, train.autocast is bfloat16", "the same in both")),
     # Files that it names
     ("launch file missing", param("train.launch", "configs/no.yaml"), "train 1", ("train.launch", "configs/no.yaml",
       "not found")),

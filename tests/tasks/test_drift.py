@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 import tasks.candidates
 import tasks.lists
@@ -52,11 +53,20 @@ def test_kept_measured_and_bounded_through_the_nodes(workspace, monkeypatch, cap
     assert drift["responses"] > 10 and drift["largest"] < 1e-5 and (drift["beyond"], drift["tolerance"]) == (0, 1e-4)
     assert "reference@1: drift from the sampler: " in capsys.readouterr().out
 
+    made = Path("data/reference/1.parquet")
+    plain = tables.read("reference", made)
+    reference = yaml.safe_load(Path("params.yaml").read_text())["reference"]
+    change(reference={"tokens_per_batch": 150})  # two or three lists, longest first; rows stay where they were
+    tasks.reference.main("1")
+    by_tokens = tables.read("reference", made)
+    assert by_tokens.drop(columns="reference_logp").equals(plain.drop(columns="reference_logp"))
+    assert by_tokens["reference_logp"].to_numpy() == pytest.approx(plain["reference_logp"].to_numpy(), abs=1e-4)
+    change(reference=reference)
+
     def forge(by):
         frame = tables.read("candidates", CANDIDATES)
         tables.write(frame.assign(logp=frame["logp"] - by * frame["token_ids"].map(len)), "candidates", CANDIDATES)
 
-    made = Path("data/reference/1.parquet")
     made.unlink()
     forge(0.02)
     with pytest.raises(

@@ -17,7 +17,7 @@ import tasks.train
 from larpo import tables
 from larpo.errors import UserError
 from larpo.training.list_trainer import TrainingList
-from larpo.training.trainer import Examples, PaddedOrder
+from larpo.training.micro_batches import Examples, PaddedOrder
 from tests.conftest import Project
 from tests.tasks.conftest import change
 
@@ -67,13 +67,17 @@ def train(project: Project) -> tuple[dict[str, torch.Tensor], dict[str, str], di
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(prepared):
+@pytest.mark.parametrize("by_tokens", [False, True])
+def test_two_processes_equal_one(prepared, by_tokens):
     """Three lists in steps of two, two epochs: the last step of an epoch has one list, so one of the two processes
-    computes a copy that must not count. Weights move by about 1e-3 (learning rate 1e-3), and agree to 1e-6."""
+    computes a copy that must not count, also where tokens limit a micro-batch. Weights move by about 1e-3 (learning
+    rate 1e-3), and agree to 1e-6."""
     prepared.set("  save_steps: 1", "  save_steps: 1\n  epochs: 2")
     start = load_file(prepared.folder / "data/policy/0/model.safetensors")
     one, curves_one, manifest_one = train(prepared)
     prepared.set("  save_steps: 1", "  save_steps: 1\n  launch: two.yaml")
+    if by_tokens:
+        prepared.set("  lists_per_device_batch: 1", "  tokens_per_device_batch: 64")
     two, curves_two, manifest_two = train(prepared)
     assert manifest_one["notes"]["steps"] == manifest_two["notes"]["steps"] == 4
     assert manifest_two["params"]["train"]["launch"] == "two.yaml"
@@ -90,6 +94,22 @@ def test_two_processes_equal_one(prepared):
         assert len(a) == 4
         torch.testing.assert_close(b, a, atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
     assert not any((prepared.folder / "scratch/train@1").iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_reference_pass(prepared):
+    """Each computes every second part of the lists; the table is one process's, to the byte."""
+    out = prepared.folder / "data/reference/1.parquet"
+    prepared.set("lists_per_batch: 2}", "lists_per_batch: 1}")
+    found = []
+    for launch in ("lists_per_batch: 1}", "lists_per_batch: 1, launch: two.yaml}"):
+        prepared.set("lists_per_batch: 1}", launch)
+        prepared.run("rm", "-rf", "data/reference/1.parquet")
+        prepared.node("reference", "1")
+        found.append(out.read_bytes())
+        manifest = json.loads((prepared.folder / "data/reference/1.manifest.json").read_text())
+        assert manifest["rows"]["out"] == manifest["rows"]["in"] > 0 and "exactness" in manifest["notes"]
+    assert found[0] == found[1] and manifest["params"]["reference"]["launch"] == "two.yaml"
 
 
 @pytest.mark.faults

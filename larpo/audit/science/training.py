@@ -27,6 +27,7 @@ from larpo.training.logps import response_logps
 from larpo.training.packing import pack
 
 PART = "science"
+HALF = 2e-2  # of log-probabilities that were computed in bfloat16, another machine's kernels included
 
 
 def candidates(run: AuditedRun, name: str) -> Check:
@@ -67,6 +68,8 @@ def lists(run: AuditedRun, name: str) -> Check:
 def reference(run: AuditedRun, name: str) -> Check:
     """log π_ref of a sample of lists, and the sampler's drift from all of them."""
     failures, count, largest = [], 0, 0.0
+    half = run.params.reference.autocast == "bfloat16"
+    allowed = HALF if half else LOGP
     for s in run.params.iterations:
         path = f"data/reference/{s}.parquet"
         recorded = tables.read("reference", path)
@@ -77,13 +80,13 @@ def reference(run: AuditedRun, name: str) -> Check:
         some = frame[frame["prompt_id"].isin(drawn(run, path, frame["prompt_id"]))]
         checkpoint = run.checkpoint(f"data/policy/{run.params.reference_policy(s)}")
         model = load_model(checkpoint, run.params.policy.dtype).eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
             logps, lengths = response_logps(model, pack(batch := response_lists(some)))
         values = [float(logps[b, j]) for b, entry in enumerate(batch) for j in range(len(entry.response_ids))]
         sizes = [int(lengths[b, j]) for b, entry in enumerate(batch) for j in range(len(entry.response_ids))]
         again = pd.DataFrame({"reference_logp": values, "n_tokens": sizes}, index=some.index)
         here = recorded.loc[some.index]
-        failures += different_rows(path, here, again, ["reference_logp", "n_tokens"], LOGP)
+        failures += different_rows(path, here, again, ["reference_logp", "n_tokens"], allowed)
         largest = max(largest, float((here["reference_logp"] - again["reference_logp"]).abs().max()))
         apart = drift.from_sampler(run.params, s, frame.assign(**recorded[["reference_logp", "n_tokens"]]))
         if isinstance(apart, drift.Drift):
@@ -93,7 +96,7 @@ def reference(run: AuditedRun, name: str) -> Check:
             failures += [] if apart.bounded else [f"{path}: drift from the sampler: {apart}"]
         count += len(some)
     detail = f"{run.draw.rows // AT_ONCE} lists an iteration, by lot; largest difference {largest:.2g}"
-    return conclude(PART, name, count, f"{detail}, allowed {LOGP:g} · (1 + |log π|)", failures)
+    return conclude(PART, name, count, f"{detail}, allowed {allowed:g} · (1 + |log π|)", failures)
 
 
 def at_reference(objective: Objective, entry: TrainingList) -> float:
@@ -114,13 +117,13 @@ def step0(run: AuditedRun, name: str) -> Check:
     """Policy and reference agree before the first step, so the loss needs no model (Appendix F)."""
     params, failures, details = run.params, [], []
     objective = build(params.train.objective, **params.train.objective_options)
-    tolerance = STEP0_TOLERANCE[params.policy.dtype]
+    tolerance, half = STEP0_TOLERANCE[params.training_dtype], params.reference.autocast == "bfloat16"
     for s, iteration in params.iterations.items():
         if params.reference_policy(s) != iteration.previous:
             continue  # another reference
         trained = read_training_lists(*[f"data/{kind}/{s}.parquet" for kind in ("lists", "candidates", "reference")])
         model = without_dropout(load_model(run.checkpoint(f"data/policy/{iteration.previous}"), params.policy.dtype))
-        loss, expected = first_batch_loss(model, trained[: params.train.lists_per_device_batch], objective)
+        loss, expected = first_batch_loss(model, trained[: params.train.checked_lists], objective, half)
         details.append(f"train@{s} {loss:.4f} (expected {expected:.4f})")
         if not close(expected, loss, tolerance):
             failures.append(f"train@{s}: loss before the first step {loss:.6f}, expected {expected:.6f}")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from larpo.config.sections import EncoderParams
 from larpo.plan.context import Context
 from larpo.plan.formula import Estimate, Unknown, gib, number
-from larpo.plan.memory import forward_memory
+from larpo.plan.memory import MicroBatch, forward_memory
 from larpo.plan.plans import NodePlan
 from larpo.plan.sizes import rows_of, unknown_size
 from larpo.plan.time import forward_hours
@@ -60,6 +60,6 @@ def _encoding(context: Context, stage: str, encoder: EncoderParams, key: str, te
     if arch is None:
         return NodePlan(stage, encoder.model, 1)
     length = min(length, arch.max_context)
-    memory = forward_memory(arch, tokens=encoder.batch_size * encoder.max_length, predicted=0, dtype="float32")
+    memory = forward_memory(arch, MicroBatch(encoder.batch_size * encoder.max_length), dtype="float32")
     hours = forward_hours(arch, texts * length, length, "float32", context.a)
     return NodePlan(stage, encoder.model, 1, "one GPU", memory=memory, hours=hours)

@@ -9,7 +9,7 @@ from larpo.plan.context import Context
 from larpo.plan.formula import Estimate, Unknown, gib, number
 from larpo.plan.kinds.train import at_most, optimisation
 from larpo.plan.launch import read_launch
-from larpo.plan.memory import forward_memory
+from larpo.plan.memory import MicroBatch, forward_memory
 from larpo.plan.plans import NodePlan
 from larpo.plan.sizes import rows_of, unknown_size
 from larpo.plan.time import forward_hours
@@ -41,7 +41,7 @@ def reward(context: Context, stage: str) -> NodePlan:
     hours = forward_hours(arch, tokens, attended, section.dtype, a)
     if node.hours is not None:
         return replace(node, hours=Estimate("GPU h", f"{node.hours.formula} + {hours.formula} [accuracies]"))
-    memory = forward_memory(arch, tokens=section.batch_tokens, predicted=0, dtype=section.dtype)
+    memory = forward_memory(arch, MicroBatch(section.batch_tokens), dtype=section.dtype)
     return replace(node, gpus=1, sharding="one GPU", memory=memory, hours=hours)
 
 
@@ -64,10 +64,8 @@ def _trained(context: Context, node: NodePlan, each: float) -> NodePlan:
         dtype="float32",
         tokens=tokens,
         micro_batches=(seen.value or 0) / batch,
-        peak=2 * batch * section.max_length,
-        predicted=0,
+        batch=MicroBatch(2 * batch * section.max_length, rows=2 * batch),
         attended=each,
-        rows=2 * batch,
     )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from larpo.plan.context import Context
 from larpo.plan.formula import Estimate, Unknown
-from larpo.plan.memory import Memory, forward_memory
+from larpo.plan.memory import Memory, MicroBatch, forward_memory
 from larpo.plan.plans import NodePlan
 from larpo.plan.time import forward_hours
 from larpo.rewards import MODELS, parts
@@ -67,8 +67,6 @@ def _scoring(context: Context, stage: str, prompts: int, k: int, prompt: float, 
         attended = length / 2 if arch.kind == "decoder" else length
         hours.append(forward_hours(arch, tokens, attended, section.dtype, a).formula)
         notes.append(f"{prompts:,} prompts · {read} · {length:g} tokens read")
-        memory = forward_memory(
-            arch, tokens=max(section.batch_tokens, longest), predicted=0, dtype=section.dtype, row=longest
-        )
+        memory = forward_memory(arch, MicroBatch(max(section.batch_tokens, longest)), dtype=section.dtype, row=longest)
     work = Estimate("GPU h", " + ".join(hours))
     return NodePlan(stage, section.source, 1, "one GPU", memory=memory, hours=work, notes=tuple(notes))

@@ -3,11 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
+from larpo.config.training import OPTIMIZERS
 from larpo.plan.architectures import Architecture
 from larpo.plan.context import Context
 from larpo.plan.formula import Estimate, Unknown, number
 from larpo.plan.launch import Launch, read_launch
-from larpo.plan.memory import forward_memory, training_memory
+from larpo.plan.memory import MicroBatch, Sharding, forward_memory, training_memory
 from larpo.plan.plans import NodePlan
 from larpo.plan.sizes import rows_of, unknown_size
 from larpo.plan.time import forward_hours, training_hours
@@ -17,19 +18,24 @@ def reference(context: Context, stage: str, s: str) -> NodePlan:
     """One forward pass over the lists of iteration s."""
     p, window = context.params, context.window(s)
     m, (lists, text) = context.list_size(window), context.lists_count(window)
-    base = NodePlan(stage, p.policy.model, 1, "one GPU")
+    launch = read_launch(p.reference.launch, context.file, "reference")
+    whole = Sharding("none", launch.processes)
+    base = NodePlan(stage, p.policy.model, launch.processes, str(whole))
     if context.policy is None:
         return base
     text = f"{text} = {lists:,} lists of {m}"
     if p.reference.mismatched:
         m, text = m + 1, f"{text} and a mismatched response"
-    batch, dtype = p.reference.lists_per_batch, p.policy.dtype
-    predicted = batch * m * p.sample.max_new_tokens
-    tokens, attended = (context.packed(n, context.prompt, m, context.response) for n in (lists, batch))
+    section, autocast = p.reference, p.reference.autocast == "bfloat16"
+    batch = context.in_memory(m, section.lists_per_batch, section.tokens_per_batch)
     return replace(
         base,
-        memory=forward_memory(context.policy, tokens=context.longest(batch, m), predicted=predicted, dtype=dtype),
-        hours=forward_hours(context.policy, tokens, attended, dtype, context.a),
+        memory=forward_memory(
+            context.policy, batch, dtype=p.policy.dtype, autocast=autocast, logits_at_once=context.a.logits_at_once
+        ),
+        hours=forward_hours(
+            context.policy, lists * context.list_tokens(m), context.attended(m), p.training_dtype, context.a
+        ),
         notes=(text,),
     )
 
@@ -43,7 +49,8 @@ def train(context: Context, stage: str, s: str) -> NodePlan:
     if p.max_steps > 0:
         examples = min(examples, p.max_steps * p.lists_per_step)
     length = f"({number(context.prompt)} + {m} · ({number(context.response)} − 1))"
-    batch = p.lists_per_device_batch
+    batch = context.in_memory(m, p.lists_per_device_batch, p.tokens_per_device_batch)
+    at_once = p.lists_per_device_batch or batch.tokens / context.list_tokens(m)
     return optimisation(
         context,
         NodePlan(stage, context.params.policy.model),
@@ -52,16 +59,15 @@ def train(context: Context, stage: str, s: str) -> NodePlan:
         context.launch,
         dtype=context.params.policy.dtype,
         tokens=Estimate("tokens", f"{examples:,} lists [{text} · {p.epochs} epochs] · {length}"),
-        micro_batches=examples / batch,
-        peak=context.longest(batch, m),
-        predicted=batch * m * context.params.sample.max_new_tokens,
-        attended=context.packed(batch, context.prompt, m, context.response),
+        micro_batches=examples / at_once,
+        batch=batch,
+        attended=context.attended(m),
     )
 
 
 def sft(context: Context, stage: str, name: str) -> NodePlan:
     """Fine-tuning: one prompt and one response per example, padded to at most max_length."""
-    section, batch = context.params.sft[name], context.params.sft[name].examples_per_device_batch
+    section = context.params.sft[name]
     count = section.examples or rows_of(section.data.dataset, context.a)
     each = min(context.a.sft_tokens, section.max_length)
     if count is None:
@@ -73,6 +79,9 @@ def sft(context: Context, stage: str, name: str) -> NodePlan:
             f"{text} · {section.epochs} epochs", section.max_steps, section.examples_per_step, "examples"
         )
         tokens = Estimate("tokens", f"{examples.formula} · {number(each)} tokens")
+    at_once, peak = section.examples_per_device_batch, section.tokens_per_device_batch
+    rows = at_once or max(1, peak // section.max_length)  # at least; shorter examples are more rows with smaller masks
+    peak = rows * section.max_length if peak is None else max(peak, section.max_length)
     return optimisation(
         context,
         NodePlan(stage, context.params.policy.model),
@@ -81,11 +90,9 @@ def sft(context: Context, stage: str, name: str) -> NodePlan:
         read_launch(section.launch, context.file, f"sft.{name}"),
         dtype=context.params.policy.dtype,
         tokens=tokens,
-        micro_batches=(examples.value or 0) / batch,
-        peak=batch * section.max_length,
-        predicted=batch * section.max_length,
-        attended=each,
-        rows=batch,
+        micro_batches=(examples.value or 0) / (at_once or peak / each),
+        batch=MicroBatch(peak, peak, rows=rows),
+        attended=each / 2,
     )
 
 
@@ -105,27 +112,23 @@ def optimisation(
     dtype: str,
     tokens: Estimate,
     micro_batches: float,
-    peak: int,
-    predicted: int,
+    batch: MicroBatch,
     attended: float,
-    rows: int = 1,
 ) -> NodePlan:
-    """Training of all weights: micro-batches of at most `peak` tokens, `predicted` of them through the vocabulary, in
-    `rows` padded rows; a mean token attends to `attended` others."""
+    """Training of all weights in micro-batches of at most `batch`; a mean token attends to `attended` others."""
     base = replace(base, gpus=launch.sharding.gpus, sharding=str(launch.sharding), train_tokens=tokens)
     if arch is None:
         return base
     autocast = section.autocast == "bfloat16" or launch.bfloat16
     memory = training_memory(
         arch,
-        tokens=peak,
-        predicted=predicted,
+        batch,
         dtype=dtype,
         autocast=autocast,
         checkpointing=section.gradient_checkpointing,
-        optimizer=str(section.trainer_options.get("optim", "adamw_torch")),
+        optimizer=str(section.trainer_options.get("optim", OPTIMIZERS[section.optimizer])),
         sharding=launch.sharding,
-        rows=rows,
+        logits_at_once=context.a.logits_at_once,
     )
     if tokens.value is None:
         return replace(base, memory=memory, hours=replace(tokens, unit="GPU h"))

@@ -12,7 +12,7 @@ from larpo.errors import UserError
 from larpo.plan import Assumptions, Sharding
 from larpo.plan.architectures import Architecture, find_architecture, known_models
 from larpo.plan.formula import Estimate, Unknown, evaluate, number
-from larpo.plan.memory import forward_memory, layer_activations, training_memory, vllm_engine
+from larpo.plan.memory import LOGITS, SCORES, MicroBatch, forward_memory, layer, training_memory, vllm_engine
 from larpo.plan.time import decoding_hours, forward_flops, training_hours
 
 MISTRAL = known_models()["mistralai/Mistral-7B-Instruct-v0.2"]
@@ -108,7 +108,9 @@ def test_packaged_and_folder_models(tiny_policy, tmp_path):
 
 TOY = Architecture("toy", "decoder", 2, 4, 8, 2, 1, 2, 10, 64, 1000)
 """Two layers, hidden 4, MLP 8, two heads of 2 and one for keys and values, ten words, 64 tokens, 1,000 parameters."""
-NORMAL = {"tokens": 10, "predicted": 6, "dtype": "float32", "autocast": False, "checkpointing": False}
+NORMAL = {"dtype": "float32", "autocast": False, "checkpointing": False}
+BATCH = MicroBatch(10, 6, copied=5)
+ONE = MicroBatch(1, 1)
 
 
 def values(memory: dict[str, Estimate], parts: list[str] = PARTS) -> list[float]:
@@ -118,40 +120,48 @@ def values(memory: dict[str, Estimate], parts: list[str] = PARTS) -> list[float]
 
 def test_training_memory_by_hand():
     """1,000 parameters in float32: weights 4,000, gradients 4,000, AdamW 8,000; embedding's gradient 10 · 4 · 4 = 160.
-    A layer keeps 6 · 4 + 4 · 4 + 4 · 8 = 72 numbers of a token: 10 tokens · 2 layers · 72 · 4 B = 5,760, and the mask
-    10² · 8 = 800. Logits: 6 · 10 · (4 + 2 · 4) = 720.
-    Bfloat16 compute adds copies of 2,000 B; recomputation keeps 2 layers · 4 · 4 B + 72 · 2 B = 176 B of a token:
-    1,760 + 800; logits 6 · 10 · (2 + 4 + 8) = 840. Adafactor: per layer 2 · (4 + 4) + 2 · (4 + 2) + 3 · (4 + 8) + 2 · 4
-    = 72, two matrices of 10 + 4, one norm of 4: 176 · 4 B = 704."""
-    adamw = training_memory(TOY, **NORMAL, optimizer="adamw_torch", sharding=Sharding())
-    assert values(adamw) == [4000, 4000, 8000, 160, 6560, 720]
-    assert sum(values(adamw)) == 23_440
+    A layer keeps 6 · 4 + 4 · 4 + 4 · 8 = 72 numbers of a token, keys and values of 5 prompt tokens once more and the
+    output twice: (10 · 72 + (2 · 5 + 10) · 4) · 4 B = 3,200, in two layers 6,400. Logits: 6 · 10 · (4 + 4) = 480;
+    where 50 may exist at once, of 256 tokens, for a chunk has at least as many.
+    Bfloat16 compute adds copies of 2,000 B; recomputation keeps 10 · 2 layers · 4 · 4 B = 320 and one layer of 1,600;
+    logits 6 · 10 · (2 + 8) = 600. Adafactor: per layer 2 · (4 + 4) + 2 · (4 + 2) + 3 · (4 + 8) + 2 · 4 = 72, two
+    matrices of 10 + 4, one norm of 4: 176 · 4 B = 704. Padded rows have a mask, 10² / 2 · 8 B = 400, and whole logits,
+    6 · 10 · (4 + 8) = 720."""
+    adamw = training_memory(TOY, BATCH, **NORMAL, optimizer="adamw_torch", sharding=Sharding())
+    assert values(adamw) == [4000, 4000, 8000, 160, 6400, 480]
+    assert sum(values(adamw)) == 23_040
     changed = NORMAL | {"autocast": True, "checkpointing": True}
-    adafactor = training_memory(TOY, **changed, optimizer="adafactor", sharding=Sharding())
-    assert values(adafactor) == [4000, 4000, 704, 2160, 2560, 840]
-    unknown = training_memory(TOY, **NORMAL, optimizer="lion", sharding=Sharding())
+    adafactor = training_memory(TOY, BATCH, **changed, optimizer="adafactor", sharding=Sharding())
+    assert values(adafactor) == [4000, 4000, 704, 2160, 1920, 600]
+    padded = training_memory(TOY, MicroBatch(10, 6, rows=2), **NORMAL, optimizer="sgd", sharding=Sharding())
+    assert values(padded) == [4000, 4000, 0, 160, 5760 + 400, 720]
+    many = training_memory(
+        TOY, MicroBatch(9999, 9999), **NORMAL, optimizer="sgd", sharding=Sharding(), logits_at_once=50
+    )
+    assert many["logits"].value == 256 * 10 * 8
+    unknown = training_memory(TOY, BATCH, **NORMAL, optimizer="lion", sharding=Sharding())
     assert unknown["optimizer"].value is None and "unknown optimizer 'lion'" in unknown["optimizer"].formula
 
 
 def test_sharded_and_offloaded_by_hand():
     """Over 4 GPUs: 1,000, 1,000 and 2,000. A layer has 2 · 4 · 4 + 2 · 4 · 2 + 3 · 4 · 8 + 2 · 4 = 152 numbers; whole
     are two layers, embedding and head, 2 · 152 + 2 · 40 = 384, · 2 B, and one gradient 152 · (2 + 4) B: 1,680.
-    Activations with recomputation and a bfloat16 stream: 10 · (2 · 4 · 2 + 72 · 2) + 800 = 2,400."""
+    Activations with recomputation and a bfloat16 stream: 10 · 2 · 4 · 2 + 1,600 = 1,760."""
     sharding = Sharding("fsdp", 4, activation_checkpointing=True)
-    memory = training_memory(TOY, **(NORMAL | {"autocast": True}), optimizer="adamw_torch", sharding=sharding)
-    assert values(memory) == [1000, 1000, 2000, 1680, 2400, 840]
+    memory = training_memory(TOY, BATCH, **(NORMAL | {"autocast": True}), optimizer="adamw_torch", sharding=sharding)
+    assert values(memory) == [1000, 1000, 2000, 1680, 1760, 600]
     away = Sharding("fsdp", 1, offload=True, activation_checkpointing=True)
-    memory = training_memory(TOY, **(NORMAL | {"autocast": True}), optimizer="adamw_torch", sharding=away)
-    assert values(memory) == [0, 0, 0, 1680, 2400, 840]
+    memory = training_memory(TOY, BATCH, **(NORMAL | {"autocast": True}), optimizer="adamw_torch", sharding=away)
+    assert values(memory) == [0, 0, 0, 1680, 1760, 600]
 
 
 def test_7b_adamw_does_not_fit_one_gpu_and_does_fit_eight():
     """16 B per parameter: 16 · 7,241,732,096 = 115,867,713,536 B = 107.9 GiB of 80; an eighth of it is 13.5 GiB."""
-    shape = {"tokens": 1, "predicted": 1, "dtype": "float32", "autocast": True, "checkpointing": True}
-    one = training_memory(MISTRAL, **shape, optimizer="adamw_torch", sharding=Sharding())
+    shape = {"dtype": "float32", "autocast": True, "checkpointing": True}
+    one = training_memory(MISTRAL, ONE, **shape, optimizer="adamw_torch", sharding=Sharding())
     state = sum(one[k].value for k in ("weights", "gradients", "optimizer"))
     assert state == 115_867_713_536 > Assumptions().usable_bytes
-    eight = training_memory(MISTRAL, **shape, optimizer="adamw_torch", sharding=Sharding("fsdp", 8))
+    eight = training_memory(MISTRAL, ONE, **shape, optimizer="adamw_torch", sharding=Sharding("fsdp", 8))
     assert sum(eight[k].value for k in ("weights", "gradients", "optimizer")) == state / 8
 
 
@@ -172,7 +182,7 @@ def test_work_by_hand():
 
 def test_decoding_by_hand():
     """8 sequences of 10 + 4 tokens; keys and values of a token: 2 · 2 · 1 · 2 · 4 B = 32 B. A step reads 4,000 B +
-    8 · (10 + 4/2) · 32 B = 7,072 B: at 1e6 B/s, half used, 14.144 ms; computing takes 2 · 1,000 · 8 / 5e8 = 32 µs.
+    8 · (10 + 4/2) · 32 B = 7,072 B: at 1e6 B/s 7.072 ms, half used 14.144; computing takes 2 · 1,000 · 8 / 1e9 = 16 µs.
     32 tokens in 4 steps: 56.576 ms. Prompts: 8 · 10 tokens · (2,000 + 4 · 2 · 4 · 5) / 5e8 = 0.3456 ms."""
     a = Assumptions(fp32_flops=1e9, memory_bytes_per_s=1e6, forward_utilisation=0.5)
     read = {"prompts": 8, "prompt_tokens": 10, "new_tokens": 32, "response": 4, "sequences": 8}
@@ -194,7 +204,11 @@ def test_vllm_memory_by_hand():
 
 
 def test_activations_are_those_that_autograd_keeps(tiny_policy):
-    """What a training pass of a real Llama keeps per token and layer, summed over its tensors, within 10 %."""
+    """What a training pass of a real Llama keeps per layer, summed over its tensors, within 5 %; and how much of
+    logits and scores exists at once is what the code says."""
+    from larpo.training import attention, forward
+
+    assert (forward.CHUNK["cuda"], attention.SCORES) == (LOGITS, SCORES)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from larpo.training.logps import response_logps
@@ -215,10 +229,9 @@ def test_activations_are_those_that_autograd_keeps(tiny_policy):
     batch = pack([ResponseList([1, 2, 3, 4], [[5, 6, 7, 8, 9]] * 4)])
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         logps, _ = response_logps(model, batch)
-    tokens = batch.input_ids.shape[1]
-    arch = Architecture("a", "decoder", 6, 128, 256, 4, 2, 32, 11, 64, 0)
-    copies = 2 * 128 * (4 + 4 * (4 + 4)) / tokens  # keys and values of every part, a response's with its prompt's
-    assert sum(kept.values()) / 4 / tokens / 6 == pytest.approx(evaluate(layer_activations(arch)) + copies, rel=0.1)
+    tokens, arch = batch.input_ids.shape[1], Architecture("a", "decoder", 6, 128, 256, 4, 2, 32, 11, 64, 0)
+    found = layer(arch, MicroBatch(tokens, 20, copied=4 * 4), 4)
+    assert sum(kept.values()) / 6 == pytest.approx(evaluate(found), rel=0.05)
     assert logps.requires_grad
 
 
@@ -228,8 +241,8 @@ def test_memory_moves_the_right_way(gpus, tokens, autocast, checkpointing):
     """More GPUs never need more memory each; more tokens never less; recomputation never keeps more."""
 
     def need(n=gpus, t=tokens, c=checkpointing):
-        shape = {"tokens": t, "predicted": t, "dtype": "float32", "autocast": autocast, "checkpointing": c}
-        return sum(values(training_memory(MISTRAL, **shape, optimizer="adamw_torch", sharding=Sharding("fsdp", n))))
+        shape = {"dtype": "float32", "autocast": autocast, "checkpointing": c, "optimizer": "adamw_torch"}
+        return sum(values(training_memory(MISTRAL, MicroBatch(t, t), **shape, sharding=Sharding("fsdp", n))))
 
     assert need(gpus + 1) < need()
     assert need(t=tokens + 1) > need()
@@ -237,10 +250,11 @@ def test_memory_moves_the_right_way(gpus, tokens, autocast, checkpointing):
 
 
 def test_forward_memory_by_hand():
-    """A forward pass holds weights 4,000 B, one layer's 10 · 72 · 4 B = 2,880 and the mask 800, logits 6 · 10 · 8
-    = 480."""
-    memory = forward_memory(TOY, tokens=10, predicted=6, dtype="float32")
-    assert values(memory, ["weights", "activations", "logits"]) == [4000, 3680, 480]
+    """A forward pass holds weights 4,000 B, one layer's 3,200 B, logits 6 · 10 · 8 = 480; in bfloat16 copies of 2,000,
+    half a layer, logits 600."""
+    parts = ["weights", "activations", "logits"]
+    assert values(forward_memory(TOY, BATCH, dtype="float32"), parts) == [4000, 3200, 480]
+    assert values(forward_memory(TOY, BATCH, dtype="float32", autocast=True), parts) == [6000, 1600, 600]
 
 
 def test_attention_of_relative_positions():
@@ -252,9 +266,9 @@ def test_attention_of_relative_positions():
     from torch.utils._pytree import tree_leaves
 
     pairrm = known_models()["llm-blender/PairRM"]
-    found = forward_memory(pairrm, tokens=8192, predicted=0, dtype="float32", row=4096)["attention"]
+    found = forward_memory(pairrm, MicroBatch(8192), dtype="float32", row=4096)["attention"]
     assert found.value == 5 * 8192 * 4096 * 16 * 4 == 10 * GIB
-    assert "attention" not in forward_memory(MISTRAL, tokens=8192, predicted=0, dtype="float32", row=4096)
+    assert "attention" not in forward_memory(MISTRAL, MicroBatch(8192), dtype="float32", row=4096)
     rows, length, heads = 2, 128, 4
     one = rows * heads * length**2 * 4
     alive: dict[int, int] = {}

@@ -92,7 +92,7 @@ def test_the_command(monkeypatch):
     # The questions that ship with the project are 28, counted from their files.
     asked = next(n for n in tree["nodes"] if n["name"] == "generate@0-question_sample")
     assert asked["sample_tokens"]["value"] == 28 * 12
-    done = CliRunner().invoke(app, ["plan", "--gpu-memory", "4", "--no-formulas"])
+    done = CliRunner().invoke(app, ["plan", "--gpu-memory", "4"])
     assert done.exit_code == 1 and "FAIL train: " in done.stdout
     done = CliRunner().invoke(app, ["plan", "--assume", "gpu=2"])
     assert done.exit_code == 2

@@ -21,7 +21,7 @@ def paper(**changes: Any) -> dict[str, Any]:
         "sample": {"responses": 10, "max_new_tokens": 1024},
         "score": {"reward": "exact_match"},
         "lists": {"recipe": "top_bottom", "top": 2, "bottom": 2, "memory": "current"},
-        "reference": {"lists_per_batch": 1},
+        "reference": {"lists_per_batch": 1, "autocast": "bfloat16"},
         "train": {
             "learning_rate": 5e-7,
             "epochs": 2,
@@ -81,6 +81,21 @@ def test_tokens_and_lists_of_a_run():
     assert node(plan_of(**{"train.max_steps": 5}), "train@1").train_tokens.value == 640 * (200 + 4 * 449)
 
 
+def test_micro_batches_by_tokens():
+    """The longest list has 1,280 + 4 · 1,023 = 5,372 tokens. A limit below changes nothing but what may be predicted;
+    of 20,000 tokens all may be, 10 B each of bfloat16 logits in chunks of 2^28 / 32,000 = 8,388 rows."""
+    by_list = node(plan_of(), "train@1").memory
+
+    def by_tokens(limit):
+        changes = {"train.lists_per_device_batch": None, "train.tokens_per_device_batch": limit}
+        return node(plan_of(**changes), "train@1").memory
+
+    assert by_tokens(100)["activations"].value == by_list["activations"].value
+    many = by_tokens(20_000)
+    assert many["activations"].value == pytest.approx(by_list["activations"].value * 20_000 / 5372, rel=1e-3)
+    assert many["logits"].value == pytest.approx(2**28 * 10) and by_tokens(100)["logits"].value == 5372 * 32_000 * 10
+
+
 def test_judges_by_hand():
     """AlpacaEval: 805 calls, one token each; the template has 1,398 characters: 1,398 / 4.4 + 60 + 459 + 450 = 1,286.7
     tokens: 805 · (1,286.7 · 10 + 1 · 30) / 1e6 = 10.38 USD. Twice, for two policies, and MixEval-Hard: 1,000 calls,
@@ -114,7 +129,7 @@ WRONG = {
     "gpus": ({"engine.options": {"tensor_parallel_size": 2}}, "tensor_parallel_size: 2 of 1 GPU(s)"),
     "data parallel": ({"engine.options": {"data_parallel_size": 2}}, "vLLM refuses it in one process"),
     "training": ({"train.trainer_options": {}}, "AdamW with configs/fsdp-1x80gb-offload.yaml"),
-    "adafactor is offered": ({"train.trainer_options": {}}, "optim: adafactor on one GPU 7"),
+    "adafactor is offered": ({"train.trainer_options": {}}, "train.optimizer adafactor on one GPU 7"),
     "steps": ({"train.lists_per_step": 127, "train.lists_per_device_batch": 2}, "127 is a multiple of"),
     "judge": ({"benchmarks.hard.judge": "parsr"}, "'parsr' is not in `judges`; did you mean 'parser'?"),
     "no judge": ({"benchmarks.alpaca.judge": None}, "benchmarks.alpaca.judge: missing"),
@@ -128,7 +143,10 @@ def test_what_does_not_fit_is_one_line(case):
     failed = plan_of(**changes).failed
     assert any(words in line for line in failed), failed
     assert all("\n" not in line for line in failed)
-    assert "FAIL" in render_plan(plan_of(**changes))
+    *_, checks = render_plan(plan_of(**changes)).partition("Checks\n")
+    lines = checks.splitlines()
+    assert lines[0].startswith("  FAIL"), "what fails comes first"
+    assert lines[-1].startswith(f"Verdict: does not fit, {len(failed)} of ") and failed[0] in lines[-1]
 
 
 FSFAIRX = {
@@ -185,7 +203,7 @@ def test_a_kind_that_the_plan_does_not_know():
     plan = build_plan(params, stages=stages.values())
     names = [n.name for n in plan.nodes]
     assert names[names.index("train@1") + 1] == "probe@1" and node(plan, "probe@1").notes == ("no estimate",)
-    assert "probe@1" in render_plan(plan) and "no estimate" in render_plan(plan)
+    assert "probe@1" in render_plan(plan) and "no estimate" in render_plan(plan, formulas=True)
     assert plan.totals.hours == plan_of().totals.hours and plan.failed == []
 
 
@@ -201,11 +219,12 @@ def test_json_and_text_hold_the_same(tmp_path):
         "formula": "7,241,732,096 · 2 B",
     }
     text = render_plan(plan)
+    assert text.splitlines()[-1] == f"Verdict: fits, {len(plan.checks)} checks hold, 0 to note"
     for n in plan.nodes:
         assert n.name in text
     for c in plan.checks:
         assert c.line in text
-    assert "Formulas" not in render_plan(plan, formulas=False)
+    assert "Formulas" not in text and "Formulas" in render_plan(plan, formulas=True)
 
 
 def test_assumptions_are_checked():

@@ -207,7 +207,8 @@ def test_text_and_json_say_the_same(small):
         assert need.name in text and need.source in text
     for check, _ in found.checks:
         assert check.line in text
-    assert "Formulas" in text and "Formulas" not in render_study(found, formulas=False)
+    assert "Formulas" not in text and "Formulas" in render_study(found, formulas=True)
+    assert text.splitlines()[-1].startswith("Verdict: fits, ")
 
 
 def test_what_is_needed(tmp_path, monkeypatch):
@@ -256,7 +257,7 @@ def test_the_command(small, monkeypatch):
     done = study("--dry-run", "--json", "--seeds", "1")
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["runs"] == 3
-    done = study("--dry-run", "--gpu-memory", "24", "--no-formulas")
+    done = study("--dry-run", "--gpu-memory", "24")
     assert done.exit_code == 1 and "FAIL train: " in done.stdout and "do-not-print" not in done.stdout
     for arguments, words in (
         (["--dry-run", "--assume", "gpu=2"], "expected NAME=VALUE; did you mean 'gpus'?"),

@@ -10,9 +10,9 @@ from larpo.load import check_params
 from larpo.models.blank import scratch_policy
 from larpo.models.initial import fetch_initial_policy
 from larpo.training.logps import response_logps
+from larpo.training.micro_batches import Budget, Examples
 from larpo.training.packing import ResponseList, pack
 from larpo.training.sft_trainer import IGNORED, Collator, Example, SFTTrainer
-from larpo.training.trainer import Examples
 from tests.larpo.config.test_params import changed
 from tests.larpo.training.kit import arguments, assert_same_weights, curve
 
@@ -27,10 +27,10 @@ def test_a_batch_is_padded_on_the_right_and_learns_responses_only():
     assert batch["labels"].tolist() == [[IGNORED] * 3 + [9, 2, IGNORED], [IGNORED] * 2 + [10, 11, 12, 2]]
 
 
-def fit(tmp_path, device_batch: int, accumulation: int, steps: int = 2):
+def fit(tmp_path, device_batch: int, accumulation: int, steps: int = 2, **options):
     model, _ = scratch_policy(SMALL)
     batch = {"per_device_train_batch_size": device_batch, "gradient_accumulation_steps": accumulation}
-    trainer = SFTTrainer(model, arguments(tmp_path, max_steps=steps, **batch), EXAMPLES, pad=0)
+    trainer = SFTTrainer(model, arguments(tmp_path, max_steps=steps, **batch), EXAMPLES, pad=0, **options)
     trainer.train()
     return model, curve(trainer, "loss")
 
@@ -50,10 +50,13 @@ def test_accumulation_is_the_large_batch(tmp_path):
     whole, _ = fit(tmp_path / "a", 3, 1)
     parts, _ = fit(tmp_path / "b", 1, 3)
     assert_same_weights(whole, parts, atol=2e-5, rtol=1e-4)
+    for tokens in (1, 12, 1000):  # also by tokens
+        parts, _ = fit(tmp_path / "c", 1, 1, budget=Budget(3, tokens))
+        assert_same_weights(whole, parts, atol=2e-5, rtol=1e-4)
 
 
 def test_what_fills_up_the_last_batch_of_several_processes_does_not_count(tmp_path):
-    """Index -1 (`larpo.training.trainer.PaddedOrder`): loss and gradient are those of the batch without it."""
+    """Index -1 (`larpo.training.micro_batches.PaddedOrder`): loss and gradient are those of the batch without it."""
     dataset, model = Examples(EXAMPLES), scratch_policy(SMALL)[0]
     trainer, results = SFTTrainer(model, arguments(tmp_path), EXAMPLES, pad=0), []
     for indices in ([0, 1, 2], [0, 1, 2, -1]):

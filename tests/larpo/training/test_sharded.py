@@ -17,7 +17,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM
 from larpo.training.packing import ResponseList
 from larpo.objectives import build
-from larpo.training.list_trainer import TrainingList, collate, list_batch
+from larpo.training.exactness import check_exact
+from larpo.training.list_trainer import ListTrainer, TrainingList, collate, list_batch
+from tests.larpo.training.kit import arguments
 
 dist.init_process_group("gloo")
 rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
@@ -37,6 +39,10 @@ expected = losses(whole, lists)
 expected.mean().backward()
 for policy in (MixedPrecisionPolicy(), MixedPrecisionPolicy(torch.bfloat16, torch.float32)):
     model = load()
+    if rank == 0:  # as `train@s`: the first process has computed the model before all of them shard it
+        check_exact(model, [entry.tokens for entry in lists], "train")
+    ListTrainer(model, arguments(sys.argv[2]), lists, build("lambdarank", beta=0.1))
+    assert "larpo_way" in model.__dict__, "settled in this process too"
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
@@ -63,7 +69,7 @@ def test_sharded_losses_and_gradients(tiny_policy, tmp_path):
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, str(script), str(tiny_policy)],
+        [*command, str(script), str(tiny_policy), str(tmp_path / "out")],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -5,10 +5,12 @@ import math
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from larpo.errors import UserError
 from larpo.objectives import build
+from larpo.training.forward import way_of
 from larpo.training.list_trainer import (
     ListTrainer,
     TrainingList,
@@ -18,6 +20,10 @@ from larpo.training.list_trainer import (
     list_batch,
     without_dropout,
 )
+from larpo.training.micro_batches import Budget, Examples, PaddedOrder, TokenBatches
+from larpo.training.packing import one_per_row
+from larpo.training.sft_trainer import Example
+from tests.larpo.training.families import family
 from tests.larpo.training.kit import (
     arguments,
     assert_same_weights,
@@ -32,10 +38,8 @@ OBJECTIVES = ["pairwise", "contrastive", "lambdarank", "listmle"]
 BASELINES = ["ipo", "slic_hf", "cpo", "kto", "rdpo", "simpo", "rrhf"]
 
 
-def train(folder, lists, objective="lambdarank", device_batch=4, accumulation=1, **settings):
-    args = arguments(
-        folder, per_device_train_batch_size=device_batch, gradient_accumulation_steps=accumulation, **settings
-    )
+def train(folder, lists, objective="lambdarank", device_batch=4, accumulation=1, **more):
+    args = arguments(folder, per_device_train_batch_size=device_batch, gradient_accumulation_steps=accumulation, **more)
     model = tiny_model()
     objective = build(objective, **({"beta": 0.1} if objective in OBJECTIVES else {}))
     trainer = ListTrainer(model, args, lists, objective)
@@ -67,6 +71,55 @@ def test_a_short_last_micro_batch_keeps_every_list_equal(tmp_path):
         torch.testing.assert_close(a - s, b - s, atol=1e-6, rtol=1e-3)
         moved += float((a - s).detach().abs().sum())
     assert moved > 1e-3
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_micro_batches_by_tokens_are_the_plain_step(tmp_path, packed):
+    """8 lists in two steps of 5 and 3: whatever the limit, the losses, gradients and weights of one batch a step, to
+    rounding. Without packing a micro-batch counts what fills its rows up."""
+    lists = some_lists(tiny_model(), [4, 2, 3, 4, 2, 4, 3, 2])
+
+    def run(**options):
+        model = tiny_model()
+        way = way_of(model)
+        model.larpo_way = dataclasses.replace(way, packed=packed)
+        args = arguments(tmp_path, per_device_train_batch_size=1 if options else 5, optim="sgd")
+        trainer = ListTrainer(model, args, lists, build("lambdarank", beta=0.1), **options)
+        trainer.train()
+        return model, trainer
+
+    plain, trainer = run()
+    for tokens in (1, 20, 35, 1000):
+        model, other = run(budget=Budget(5, tokens))
+        assert_same_weights(plain, model, atol=1e-6, rtol=1e-5)
+        for name in ("loss", "grad_norm", "reward_accuracy", "margin"):
+            assert curve(other, name) == pytest.approx(curve(trainer, name), rel=1e-4, abs=1e-6), name
+        steps = list(other.get_train_dataloader())
+        sizes = [[len(micro["batch"].weight) for micro in step["parts"]] for step in steps]
+        assert [sum(step) for step in sizes] == [5, 3]
+        for micro in (m for step in steps for m in step["parts"]):
+            ids = micro["batch"].packed.input_ids if packed else one_per_row(micro["batch"].packed)[0]
+            assert ids.numel() <= tokens or len(micro["batch"].weight) == 1
+        assert sizes == [[5], [3]] if tokens == 1000 else len(sizes[0]) > 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.integers(1, 6), st.integers(1, 20), st.integers(1, 4))
+def test_every_list_once_and_equally_many_micro_batches(lengths, per_step, tokens, processes):
+    """In each step: the examples of the plain order, longest first, none twice, within the limit, in equally many
+    micro-batches on every process."""
+    dataset = Examples([Example([], [0] * n) for n in lengths])
+    sampler = TokenBatches(dataset, 3, Budget(per_step, tokens), processes, lambda some: sum(map(len, some)))
+    order, steps = list(PaddedOrder(dataset, 3, 1)), list(sampler)
+    assert len(steps) == len(sampler) == -(-len(lengths) // per_step) * processes
+    for n in range(0, len(steps), processes):
+        shares, start = steps[n : n + processes], n // processes * per_step
+        assert len({len(share) for share in shares}) == 1
+        real = [i for share in shares for micro in share for i in micro if i >= 0]
+        assert sorted(real) == sorted(order[start : start + per_step])
+        for micro in (micro for share in shares for micro in share):
+            assert micro and (len(micro) == 1 or sum(lengths[i] for i in micro) <= tokens)
+    assert max(lengths[i] for i in order[:per_step]) == lengths[steps[0][0][0]]
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(1, [1e-2]), (2, [0.0, 1e-2]), (20, [0.0, 5e-3, 1e-2])])
@@ -109,6 +162,22 @@ def test_step0_passes_with_the_right_reference_and_stops_with_another(name):
         check_step0(*first_batch_loss(model, bad, objective), "float32")
 
 
+def test_step0_in_bfloat16_holds_where_reference_and_policy_are_computed_alike():
+    """Each list alone, as a reference pass may do, against all in one micro-batch, both under autocast: the loss is
+    within the tolerance. A reference in other weights is not."""
+    model, losses = family("llama"), {}
+    for name, weights in (("same", model), ("other", family("llama", initializer_range=0.2))):
+        lists = []
+        with torch.autocast("cpu", torch.bfloat16):
+            for entry in some_lists(tiny_model(), [4, 4, 4]):
+                logps = logps_of(weights, entry.tokens.prompt_ids, entry.tokens.response_ids)
+                lists.append(dataclasses.replace(entry, reference_logps=logps))
+        losses[name] = first_batch_loss(model, lists, build("listmle", beta=1.0), autocast=True)
+    check_step0(*losses["same"], "bfloat16")
+    with pytest.raises(UserError, match="reference log-probabilities come from other weights"):
+        check_step0(*losses["other"], "bfloat16")
+
+
 def test_nan_is_caught_at_step0_and_in_training(tmp_path):
     with pytest.raises(UserError, match="nan"):
         check_step0(float("nan"), 0.69, "float32")
@@ -135,32 +204,6 @@ def test_every_baseline_trains(tmp_path, name):
     _, trainer = train(tmp_path, with_mismatched(model, some_lists(model, [2] * 4)), name, max_steps=30)
     assert curve(trainer, "loss")[-1] < 0.9 * curve(trainer, "loss")[0]
     assert curve(trainer, "reward_accuracy")[-1] > 0.7
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
-
-
-def test_resume_equals_an_undisturbed_run(tmp_path):
-    """Stop after 3 of 6 steps, resume from the checkpoint: bit-identical weights."""
-    lists = some_lists(tiny_model(), [4] * 8)
-
-    def run(folder, stop=6, resume=None):
-        saved = {"max_steps": 6, "lr_scheduler_type": "linear", "save_strategy": "steps", "save_steps": 1}
-        args = arguments(folder, per_device_train_batch_size=2, gradient_accumulation_steps=2, **saved)
-        model = tiny_model()
-        trainer = ListTrainer(model, args, lists, build("listmle", beta=0.1), callbacks=[StopAt(stop)])
-        trainer.train(resume_from_checkpoint=resume)
-        return model
-
-    whole = run(tmp_path / "whole")
-    run(tmp_path / "cut", stop=3)
-    resumed = run(tmp_path / "cut", resume=str(tmp_path / "cut" / "checkpoint-3"))
-    assert_same_weights(whole, resumed, atol=0, rtol=0)
 
 
 def test_collate_shapes():
