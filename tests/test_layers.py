@@ -157,6 +157,7 @@ NOT_TRACKED = {
     ("reward", "larpo.models.load"),
     ("score", "larpo.models.load"),
     ("best_of_n", "larpo.models.load"),
+    ("reference", "tasks.frame.launch"),
     ("train", "tasks.frame.launch"),
     ("sft", "tasks.frame.launch"),
     ("reference", "tasks.frame.launch"),

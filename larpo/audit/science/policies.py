@@ -98,7 +98,8 @@ def within_reach(run: AuditedRun, name: str) -> Check:
     for policy, previous in predecessors(run).items():
         sft = policy in run.params.sft
         params = run.params.sft[policy] if sft else run.params.train
-        if set(params.trainer_options) & {"optim", "optim_args", "adam_beta1", "adam_beta2", "learning_rate"}:
+        own = set(params.trainer_options) & {"optim", "optim_args", "adam_beta1", "adam_beta2", "learning_rate"}
+        if own or params.optimizer != "adamw":
             unlike.append(f"policy {policy}: its optimizer is none of which the reach is known")
             continue
         if sft:
