@@ -61,9 +61,15 @@ def test_objective_example(monkeypatch):
     assert (objective(batch).tolist(), objective.at_reference(batch).tolist()) == ([0.5], [1.0])
 
 
-def test_reward_example(monkeypatch):
+def test_reward_example(monkeypatch, tmp_path):
     page = ROOT / "docs/rewards.md"
-    (code,) = blocks(page, "## Add a reward")
+    code, plain = blocks(page, "## Add a reward")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/brief.py").write_text(plain)
+    monkeypatch.chdir(tmp_path)
+    function = build_reward("mine/brief.py:brief", {"per_character": 2.0})
+    messages = [[{"role": "user", "content": "2 + 2 ="}]] * 2
+    assert function.score(messages, [None] * 2, ["four", "no"])["reward"].tolist() == [-8.0, -4.0]
     monkeypatch.setitem(REWARDS.entries, "brief", registered(page, "brief"))
     module("larpo.rewards.brief", code, monkeypatch)
     reward = build_reward("brief", {})

@@ -9,6 +9,7 @@ import os
 import torch
 import typer
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from larpo.errors import UserError
 from larpo.workspace.processes import end_with_parent
@@ -19,7 +20,9 @@ class Processes:
 
     def __init__(self):
         self.rank, self.count = (int(os.environ.get(name, n)) for name, n in (("RANK", "0"), ("WORLD_SIZE", "1")))
-        self.state = PartialState() if self.count > 1 else None
+        # Accelerate's launcher says so to its own Accelerator, and PartialState has to be told.
+        on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+        self.state = PartialState(cpu=on_cpu) if self.count > 1 else None
 
     @property
     def device(self) -> torch.device:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from larpo.errors import UserError
 from larpo.workspace.progress import progress, say
 from tasks.frame.files import read_part, write_part
 from tasks.frame.node import Node
@@ -49,6 +50,8 @@ def in_parts(
     if processes is not None:
         processes.wait()
     made = [read_part(paths[start]) if part is None else part for start, part in parts.items()]
+    if missing := [paths[start].name for start, part in zip(parts, made, strict=True) if part is None]:
+        raise UserError(f"{node.stage}: {missing[0]} is not there, which another process was to make; run it again")
     return pd.concat(made, ignore_index=True)
 
 

@@ -116,7 +116,7 @@ def test_a_head_on_a_policy_of_the_run_learns_sums_and_scores(workspace):
     assert check["pairs"] == metrics["held_out"]["pairs"], "what was trained on is no check"
     assert check["dropped"] == {"not_held_out": 45 - check["pairs"]}
     manifest = record("data/reward.manifest.json")
-    assert list(manifest["inputs"]) == ["data/policy/0"]
+    assert list(manifest["inputs"]) == ["data/inputs/reward.json", "data/policy/0"]
     assert manifest["notes"]["reward"]["model"] == "data/policy/0" and manifest["notes"]["reward"]["origin"] == "policy"
     sampled()
     assert scored()["reward"].nunique() > 10
@@ -262,7 +262,8 @@ def test_held_out_needs_a_rule_and_loads_no_reward_model(workspace):
     assert "\n" not in str(e.value)
     held_out = {"items": 4, "options": {"rule": "final_number"}, "generate": {"max_new_tokens": 4}}
     change(benchmarks={"held_out": held_out})
-    tasks.items.main("held_out")  # the model's folder does not even exist
+    Path("nowhere").mkdir()  # it holds no model, and nobody looks
+    tasks.items.main("held_out")
     assert len(tables.read("items", "data/items/held_out.parquet")) == 4
 
 

@@ -66,8 +66,8 @@ def test_an_experiment_by_name_against_the_workspace(changed, tmp_path):
     project.dvc("checkout", "-q", "--force")
     done = larpo_command(project.folder, "audit", "--diff", ".", "other", "--json")
     tree = json.loads(done.stdout)
-    # `exp save` writes the parameters of nodes that did not run into dvc.lock: prompts depend on the benchmarks.
-    assert done.returncode == 1 and tree["first"] == "prompts@1"
+    # `exp save` writes the parameters of nodes that did not run into dvc.lock: inputs depend on the benchmarks.
+    assert done.returncode == 1 and tree["first"] == "inputs"
     assert {c["what"] for c in tree["changes"]} == {"train.objective", "benchmarks.held_out.items"}
     done = larpo_command(project.folder, "audit", "--diff", ".", "nothing")
     assert done.returncode == 2 and done.stderr.startswith("error: nothing: no folder")

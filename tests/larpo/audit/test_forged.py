@@ -47,12 +47,12 @@ BYTES: Cases = {
     "a parameter": (
         text("params.yaml", "per_iteration: 12", "per_iteration: 13"),
         "parameters",
-        "prompts@1: params.yaml: prompts.per_iteration is 13, dvc.lock has 12",
+        "inputs: params.yaml: prompts.per_iteration is 13, dvc.lock has 12",
     ),
     "a small parameter": (
         text("dvc.lock", "learning_rate: 0.001", "learning_rate: 0.0010000000001"),
         "parameters",
-        "train@1: params.yaml: train.learning_rate is 0.001, dvc.lock has 0.0010000000001",
+        "inputs: params.yaml: train.learning_rate is 0.001, dvc.lock has 0.0010000000001",
     ),
     "a command": (text("dvc.yaml", "-m tasks.lists ${key}", "-m tasks.lists ${key} -x"), "as declared", "lists@1: com"),
     "a dependency": (
