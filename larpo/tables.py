@@ -5,6 +5,7 @@ names, so the same rows are the same bytes.
 """
 
 import reprlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -274,8 +275,12 @@ def scan(table: str, path: str | Path, columns: Sequence[str] | None = None, emp
                 )
             stored = {field.name: field.type for field in file.schema_arrow}
             declared = {field.name: field.type for field in SCHEMAS[table]}
-            twice = len(stored) < len(file.schema_arrow)
-            if twice or not stored.items() <= declared.items() or declared.keys() - stored.keys() - set(LATER):
+            if twice := [name for name, times in Counter(file.schema_arrow.names).items() if times > 1]:
+                raise UserError(
+                    f"{path}: table {table!r}: column {twice[0]!r} appears twice; expected each once, "
+                    "restore it with `dvc checkout --force`"
+                )
+            if not stored.items() <= declared.items() or declared.keys() - stored.keys() - set(LATER):
                 yield check(file.read().to_pandas(), table, str(path)).select(schema.names)
                 return
             keys = [SCHEMAS[table].empty_table().select(KEYS[table])]

@@ -67,7 +67,8 @@ def test_reward_example(monkeypatch, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/brief.py").write_text(plain)
     monkeypatch.chdir(tmp_path)
-    function = build_reward("mine/brief.py:brief", {"per_character": 2.0})
+    with own_code():
+        function = build_reward("mine/brief.py:brief", {"per_character": 2.0})
     messages = [[{"role": "user", "content": "2 + 2 ="}]] * 2
     assert function.score(messages, [None] * 2, ["four", "no"])["reward"].tolist() == [-8.0, -4.0]
     monkeypatch.setitem(REWARDS.entries, "brief", registered(page, "brief"))

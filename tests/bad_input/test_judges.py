@@ -25,8 +25,8 @@ def judge(url: str | None = None, **more: Any) -> Callable[[], None]:
 
 
 def asked() -> None:
-    """Items and outputs of the benchmark, which the judge then reads."""
-    for command in ("items q", "generate 0 q"):
+    """Records, items and outputs of the benchmark, which the judge then reads."""
+    for command in ("inputs", "items q", "generate 0 q"):
         status, said = invoke(command.split())
         assert status == 0, said
 

@@ -152,10 +152,10 @@ WRONG_TABLES = rows(
     ("scores without their numbers", text(f"{SCORES}.json", "{}"), "report", (f"{SCORES}.json", "scores of policy 0")),
     ("a manifest that is no JSON", text("data/sample/1.manifest.json", "{"), "report", ("data/sample/1.manifest.json",
       "JSON")),
-    ("reward.json that is no JSON", both(param("reward", {"model": "x/y"}), param("score.reward",
+    ("reward.json that is no JSON", both(param("reward", {"model": "data/policy/0"}), param("score.reward",
       "sequence_classification"), param("benchmarks.held_out.options", {"rule": "final_number"}),
       text("data/reward/reward.json", "{"),), "score 1", ("data/reward/reward.json", "dvc repro reward")),
-    ("the reward of another kind", both(param("reward", {"model": "x/y"}), param("score.reward",
+    ("the reward of another kind", both(param("reward", {"model": "data/policy/0"}), param("score.reward",
       "sequence_classification"), param("benchmarks.held_out.options", {"rule": "final_number"}),), "score 1",
       ("data/reward", "sequence_classification", "rules", "dvc repro reward")),
 )  # fmt: skip
