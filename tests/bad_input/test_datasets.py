@@ -127,7 +127,8 @@ WRONG_DATA = rows(
       ("reward.train.data.data", "no pair that states a preference")),
     ("metadata that is text", pairs(lines([{**PAIR, "chosen": 3, "metadata": "m"}])), "reward",
       ("pairs.jsonl, line 1",)),
-    ("pairs that are no file", pairs("", "x"), "reward", ("reward.train.data.data", "x: not found", "hub")),
+    ("pairs that are no file", both(pairs("", "x"), lambda: Path("x").unlink()), "reward", ("reward.train.data.data",
+      "x: not found", "hub")),
     ("pairs on one side of the split", pairs(lines([PAIR])), "reward", ("reward.train.held_out", "some of both")),
 )  # fmt: skip
 

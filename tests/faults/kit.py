@@ -35,6 +35,13 @@ def assert_nothing_runs(folder: Path, seconds: float = 10) -> None:
         time.sleep(0.05)
 
 
+def assert_ended(those: list[psutil.Process], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while left := [p for p in those if is_alive(p)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
 def products(folder: Path) -> dict[str, bytes]:
     """Every file that the nodes published, by its path; without manifests and the page that shows them: they hold
     times."""
@@ -125,6 +132,12 @@ class Running:
             top = psutil.Process(self.process.pid)
             return [top, *top.children(recursive=True)]
         return []
+
+
+def is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def is_node(process: psutil.Process) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import larpo.workspace.files
 import tasks.embed
 import tasks.frame.files
+import tasks.frame.generator
 import tasks.frame.train
 import tasks.sample
 import tasks.score
@@ -70,6 +71,7 @@ def flip(path: Path, place: int = 20) -> None:
 def test_garbled_parts_of_a_sample_are_made_again(here, monkeypatch, capsys):
     folder, expected = here
     shutil.rmtree("data/sample")
+    monkeypatch.setattr(tasks.frame.generator, "SECONDS", 0)  # each prompt is a part
     cut_short(monkeypatch, lambda: tasks.sample.main("1"), larpo.workspace.files, "sync", 6)
     parts = sorted(Path("scratch/sample@1").glob("*/0-t1-*.part"))
     assert len(parts) == 5 and list(Path("scratch/sample@1").glob("*/*.tmp")), "cut before it had its name"
@@ -82,7 +84,7 @@ def test_garbled_parts_of_a_sample_are_made_again(here, monkeypatch, capsys):
     capsys.readouterr()
     tasks.sample.main("1")
     said = capsys.readouterr().out
-    assert said.count("cannot be read, is made again") == 4 and "1 of 6 batches are there" in said
+    assert said.count("cannot be read, is made again") == 4 and "resuming 0-t1, 1 of 12 prompts are there" in said
     prompts = folder / "data/sample/2.parquet"
     prompts.write_bytes(expected["data/sample/2.parquet"])
     assert_same(products(folder), expected)

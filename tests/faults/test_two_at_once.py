@@ -15,8 +15,9 @@ import larpo.workspace.lock
 import tasks.sample
 from larpo.errors import MachineError
 from larpo.workspace.lock import Lock
+from tasks.frame.warm import GPUS
 from tests.conftest import Project
-from tests.faults.kit import Running, assert_nothing_runs, assert_same, products, scratch_left
+from tests.faults.kit import Running, assert_ended, assert_nothing_runs, assert_same, products, scratch_left
 
 HOLDER = """
 import time
@@ -58,17 +59,21 @@ def test_a_node_that_runs_already_is_refused_and_a_dead_one_is_not_in_the_way(pr
 
 @pytest.mark.parametrize("shell", ["sh", "bash", "dash"])
 def test_a_node_ends_with_the_dvc_that_runs_it(project, shell):
-    """kill -9 of DVC alone: its node must not go on beside that of the next run. Dash waits for its command and
-    outlives DVC, bash becomes the command."""
+    """kill -9 of DVC alone: its node must not go on beside that of the next run, nor the server whose fork it is. Dash
+    waits for its command and outlives DVC, bash becomes the command. (On a machine with a GPU the node starts cold.)"""
     if not (path := shutil.which(shell)):
         pytest.skip(f"{shell} is not installed")
     module = project.folder / "tasks/prompts.py"
     module.write_text('import time\nprint("started", flush=True)\ntime.sleep(60)\n')
     running = Running(project, "-m", "dvc", "repro", "-s", "prompts@1", SHELL=path)
     assert running.wait_for(lambda: "started" in running.lines)
-    assert len(running.tree()) == (3 if Path(path).resolve().name == "dash" else 2)
+    everyone = running.tree()
+    warm = [p for p in everyone if "tasks.frame.warm" in p.cmdline()]
+    assert len(warm) == (0 if any(map(os.path.exists, GPUS)) else 2), "the server and the node, its fork"
+    assert len(everyone) - len(warm) == (3 if Path(path).resolve().name == "dash" else 2)
     os.kill(running.process.pid, signal.SIGKILL)
     running.finish()
+    assert_ended(everyone, 5)  # wherever they work
     assert_nothing_runs(project.folder, 5)
 
 

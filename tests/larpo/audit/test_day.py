@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from transformers.utils import chat_template_utils
 
+import tasks.frame.generator
 from larpo.audit.science.sampling import _prompts_of
 from larpo.config.policy import PolicyParams
 from larpo.engines import Completion, Sampling
@@ -44,9 +45,10 @@ def test_resumed_the_next_day_and_audited(tmp_path, tiny_policy, monkeypatch):
             return cls.fromisoformat(days[0])
 
     monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    monkeypatch.setattr(tasks.frame.generator, "SECONDS", 0)  # each prompt is a part
     (tmp_path / "scratch").mkdir()
     node = SimpleNamespace(
-        params=SimpleNamespace(engine=SimpleNamespace(batch_size=2)),
+        params=SimpleNamespace(engine=SimpleNamespace(batch_size=2, options={})),
         scratch=tmp_path / "scratch",
         stage="sample@1",
         seed=0,

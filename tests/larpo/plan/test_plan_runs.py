@@ -212,8 +212,9 @@ def test_json_and_text_hold_the_same(tmp_path):
     tree = json.loads(json.dumps(to_json(plan)))
     assert tree["totals"]["sample_tokens"] == plan.totals.sample_tokens
     assert tree["totals"]["gpu_hours"] == pytest.approx(sum(n.hours.value for n in plan.nodes if n.hours))
-    assert [n["name"] for n in tree["nodes"]][:5] == ["policy", "reward", "prompts@1", "sample@1", "score@1"]
-    assert tree["nodes"][3]["memory"]["weights"] == {
+    names = [n["name"] for n in tree["nodes"]]
+    assert names[:6] == ["inputs", "policy", "reward", "prompts@1", "sample@1", "score@1"]
+    assert tree["nodes"][4]["memory"]["weights"] == {
         "value": 2.0 * 7_241_732_096,
         "unit": "B",
         "formula": "7,241,732,096 · 2 B",

@@ -113,7 +113,6 @@ def test_a_source_that_is_not_there(name, tmp_path, monkeypatch):
 
 
 def test_a_hub_file_without_a_network(monkeypatch):
-    monkeypatch.setattr("larpo.sources.rows.getproxies", dict)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://nowhere.invalid")
     with pytest.raises(ParameterError, match=r"cannot fetch f\.json of the hub dataset no/such .*name a local copy"):
         hub_file("no/such", "f.json")
