@@ -26,6 +26,10 @@ Pins = Mapping[tuple[str, str, str | None], str]
 _PINS: ContextVar[Pins | None] = ContextVar("commits that records name", default=None)
 
 
+class NotFetched(ParameterError):
+    """What a name of the hub stands for is not here and cannot be fetched now: no fault of who names it."""
+
+
 class Unreachable(Exception):
     """The hub does not answer; the message says why."""
 
@@ -54,7 +58,7 @@ def commit_of(name: str, kind: Kind, revision: str | None, recorded: str | None,
         known = recorded or cached_commit(name, kind, revision)
         if known is None:
             there = ", ".join(cached(kind)) or "none is"
-            raise ParameterError(
+            raise NotFetched(
                 "",
                 f"{name}: the hub cannot be reached ({error}) and no copy is here; connect, give a folder, or name a "
                 f"{kind} that is cached: {there}",

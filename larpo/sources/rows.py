@@ -176,7 +176,7 @@ def hub_file(repository: str, name: str) -> Path:
         hub.offline_where_unreachable()
         return Path(hf_hub_download(repository, name, **wanted))
     except Exception as error:  # noqa: BLE001 - the hub's errors have no common base
-        raise ParameterError(
+        raise hub.NotFetched(
             "", f"cannot fetch {name} of the hub dataset {repository} ({one_line(error)[:120]}); name a local copy"
         ) from None
 

@@ -50,6 +50,10 @@ class NotPacked(Exception):
     """This model's attention is not what packed lists can compute; the reason."""
 
 
+class Calls:
+    count = 0  # shared by copies of what holds it: FSDP's mixed precision hands each layer a copy of a dataclass
+
+
 @dataclass
 class Layout:
     """Where the parts of packed lists lie. `fused`: whether `torch.nn.attention.varlen` may be used."""
@@ -57,7 +61,7 @@ class Layout:
     prompts: list[int]  # rows of each prompt
     responses: list[list[int]]  # rows of each list's responses, 0 where only a response's last token is predicted
     fused: bool = True
-    calls: int = 0  # of `list_attention`
+    calls: Calls = field(default_factory=Calls, repr=False)  # of `list_attention`
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def parts(self) -> list[int]:
@@ -140,7 +144,7 @@ def list_attention(
     )
     if lists is None:
         return attend(query, key, value, kind, {}).transpose(1, 2), None
-    lists.calls += 1
+    lists.calls.count += 1
     return lists_kernel(query, value, kind, lists)(query, key, value, kind, lists).transpose(1, 2), None
 
 

@@ -54,8 +54,8 @@ def token_logps(model: PreTrainedModel, packed: PackedLists) -> Tensor:
     except Exception as error:  # noqa: BLE001 - whatever a compiler or driver raises
         without_kernel(model, error)
         return token_logps(model, packed)
-    if layout.calls < way.layers:
-        raise NotPacked(f"only {layout.calls} of its {way.layers} layers attend through transformers' interface")
+    if layout.calls.count < way.layers:
+        raise NotPacked(f"only {layout.calls.count} of its {way.layers} layers attend through transformers' interface")
     return logps
 
 

@@ -249,7 +249,7 @@ def test_an_audit_of_a_strangers_run_has_no_network(theirs, project, monkeypatch
     monkeypatch.setitem(science.CHECKS, "items", lambda run, name: hub_file("owner/name", "data.json"))
     with open_run(project, str(theirs.folder)) as run, offline(not run.own):
         check = check_numbers(run, "items")
-        assert check.verdict == "not checked" and "huggingface.co, and nothing is fetched" in check.detail
+        assert check.verdict == "not checked" and "data.json of the hub dataset owner/name" in check.detail
         with pytest.raises(isolation.Refused):
             socket.create_connection(("192.0.2.1", 80), timeout=1)
         with pytest.raises(isolation.Refused):

@@ -46,6 +46,7 @@ def sft_project(project: Project, warm_nodes) -> Project:
     project.set('"1": {previous: "0"', '"1": {previous: base')
     project.run("git", "commit", "-qam", "sft")
     project.variables = warm_nodes
+    project.node("inputs")
     project.node("policy")
     return project
 

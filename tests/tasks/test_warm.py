@@ -59,8 +59,9 @@ def ended(process: psutil.Process) -> bool:
 
 def test_a_warm_node_makes_the_same_bytes_and_its_code_is_read_afresh(project, warm_nodes, tmp_path):
     """The cold one was told of a server that is not there: it starts as usual."""
-    done = node(project, "tasks.prompts", "1", LARPO_WARM=str(tmp_path / "none"))
-    assert done.wait() == 0, done.stderr.read()
+    for module, *which in (("tasks.inputs",), ("tasks.prompts", "1")):
+        done = node(project, module, *which, LARPO_WARM=str(tmp_path / "none"))
+        assert done.wait() == 0, done.stderr.read()
     cold = (project.folder / "data/prompts/1.parquet").read_bytes()
     done = node(project, "tasks.prompts", "1", **warm_nodes)
     out, err = done.communicate()

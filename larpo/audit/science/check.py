@@ -16,6 +16,7 @@ from larpo.audit.science.report import report
 from larpo.errors import UserError, one_line
 from larpo.models.remote_code import EVERY, TOKENIZER
 from larpo.registry import OwnCodeError
+from larpo.sources.hub import NotFetched
 
 PART = "science"
 BEST_OF_N = "picks of best of N"  # only where a run has some
@@ -72,6 +73,8 @@ def check_numbers(run: AuditedRun, name: str, trusted: bool = False) -> Check:
             if len(isolation.refused) > tried:
                 why = f"it needs {isolation.refused[-1]}, and nothing is fetched for a run that is not this project's"
                 return unchecked(PART, name, why)
+            if isinstance(error, NotFetched):
+                return unchecked(PART, name, one_line(error))
             if run.unfinished:
                 return unchecked(PART, name, f"{run.unfinished}; {one_line(error)}")
             return conclude(PART, name, 1, "a table or a file cannot be read", [str(error)])
