@@ -91,7 +91,10 @@ def test_the_permission_alone_changes_no_byte_and_re_trains_nothing(tiny_policy,
         assert (tmp_path / "True" / name).read_bytes() == (tmp_path / "False" / name).read_bytes()
     assert remote_code.record([initial_checkpoint(PolicyParams(model=str(tiny_policy), trust_remote_code=True))]) == {}
     graph = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
-    assert [name for name, stage in graph.items() if "policy" in stage.get("do", stage).get("params", [])] == ["policy"]
+    assert [name for name, stage in graph.items() if "policy" in stage.get("do", stage).get("params", [])] == [
+        "inputs",
+        "policy",
+    ]
     assert "trust_remote_code" not in PolicyParams(model="x").model_dump(), "off, no record and no page speaks of it"
 
 
