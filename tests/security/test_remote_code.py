@@ -118,6 +118,8 @@ def test_no_copy_in_a_modules_cache_is_what_runs(workspace, brought, marker, mon
             os.utime(package / name, ns=(times.st_atime_ns, times.st_mtime_ns))
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(planted))
     monkeypatch.setattr(sys, "path", ["", *sys.path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == remote_code.MODULES]:
+        monkeypatch.delitem(sys.modules, name)  # what an earlier test imported
     # By itself transformers runs the planted copy: without this the test could not fail.
     AutoModelForCausalLM.from_pretrained(brought, trust_remote_code=True)
     assert marker.read_text() == "E"

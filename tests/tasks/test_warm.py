@@ -39,10 +39,15 @@ def node(project, *command: str, **variables: str) -> subprocess.Popen:
     )
 
 
+def servers() -> list[psutil.Process]:
+    """Children that serve; one that has just ended has no command line any more."""
+    living = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in living if "tasks.frame.warm" in p.cmdline()]
+
+
 def forks() -> list[psutil.Process]:
     """Nodes that run now: grandchildren, forks of the server."""
-    servers = [p for p in psutil.Process().children() if "tasks.frame.warm" in p.cmdline()]
-    return [child for p in servers for child in p.children()]
+    return [child for p in servers() for child in p.children()]
 
 
 def ended(process: psutil.Process) -> bool:
@@ -104,7 +109,7 @@ def test_a_server_whose_libraries_have_changed_serves_no_more(project, tmp_path)
     (tmp_path / "library.py").write_text("x = 1\n")
     (project.folder / "tasks/prompts.py").write_text(PARENT)
     with warm.server({"PYTHONPATH": str(tmp_path)}, ("library",)) as variables:
-        (server,) = [p.pid for p in psutil.Process().children() if variables["LARPO_WARM"] in p.cmdline()]
+        (server,) = [p.pid for p in servers() if variables["LARPO_WARM"] in p.cmdline()]
         assert int(node(project, "tasks.prompts", **variables).communicate()[0]) == server
         (tmp_path / "library.py").write_text("x = 22\n")
         for _ in range(2):
@@ -129,14 +134,14 @@ def test_dvc_has_a_server_of_its_own_for_each_environment_and_they_end_with_it(p
     )
     first, second, other = (int(dvc.stdout.readline()) for _ in range(3))
     assert first == second != other
-    servers = [psutil.Process(pid) for pid in (first, other)]
-    for server in servers:
+    own = [psutil.Process(pid) for pid in (first, other)]
+    for server in own:
         assert "tasks.frame.warm" in server.cmdline()
         address = Path(server.cmdline()[3])
         assert stat.S_ISSOCK(address.stat().st_mode) and stat.S_IMODE(address.parent.stat().st_mode) == 0o700
     dvc.kill()
     dvc.wait()
-    assert all(map(ended, servers))
+    assert all(map(ended, own))
     assert not address.exists()
 
 

@@ -210,9 +210,15 @@ def test_properties(rows, made, seed, random):
             assert (values[top:] == values[top - 1] - MARGIN).all()
             assert not set(map(tuple, bad["token_ids"])) & set(map(tuple, good["token_ids"]))
         if made.negatives == "related":
-            usable = frame[(frame["origin"] == "policy") & (frame["token_ids"].map(len) > 0)]
+            usable = frame[frame["token_ids"].map(len) > 0]
             if made.truncated == "drop":
                 usable = usable[usable["finish_reason"] != "length"]
+            gold = usable["origin"] == "gold"
+            if positive == "gold" and made.unique:  # a sample of the gold solution counts as that
+                solutions = {(row.prompt_id, tuple(row.token_ids)) for row in usable[gold].itertuples()}
+                texts = zip(usable["prompt_id"], usable["token_ids"].map(tuple), strict=True)
+                gold |= np.array([text in solutions for text in texts], dtype=bool)
+            usable = usable[~gold]
             if positive == "correct":
                 usable = usable[usable["correct"].notna()]
             angle = {"a": 0, "b": 10, "c": 40, "d": 45}
