@@ -53,6 +53,9 @@ def environment(home: Path, port: int, password: str) -> dict[str, str]:
         "PREFECT_UI_API_URL": url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
+        # `prefect deployment run --watch` shows logs, the scores among them, only from a server that streams them.
+        "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
+        "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
         # Leases on slots outlive a server that is killed; kept in memory, a slot would stay taken for ever.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         # SQLite has one writer; a busy machine needs longer than the default ten seconds.

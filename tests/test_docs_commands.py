@@ -29,8 +29,6 @@ PLANS = re.compile(r"larpo plan|.* --dry-run")
 AUDITS = re.compile(r".*larpo audit")
 """End with 3 where a number rests on what was not checked, as of a stranger's run."""
 INSTEAD = {
-    # The environment is the one that the tests run in.
-    "make run": "make -o .venv/.ready run",
     "make serve": f"{NOT_HERE} the fixture `served` is it",
     "make test-faults": f"{NOT_HERE} tests of their own",
     # A study computes for minutes: tests/flows/test_study.py runs one on the tiny policy.
@@ -59,7 +57,7 @@ def hour(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, warm_nodes
     project.folder = tmp_path_factory.mktemp("hour") / "larpo"
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in files.strip("\0").split("\0"):
-        if (ROOT / name).is_file() and not name.startswith("tests/"):
+        if (ROOT / name).is_file():
             (project.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, project.folder / name)
     shutil.copytree(tiny_policy, project.folder / "base-model")
@@ -89,10 +87,11 @@ def shell(project: Project, script: str, **variables: str) -> subprocess.Complet
 
 
 def instead(line: str) -> str:
-    """What runs in the place of a line; nothing where it says so."""
+    """What runs in the place of a line; nothing where it says so. Make takes the environment as it is: that of these
+    tests, which an installation from the copy would leave without its own."""
     bare = re.sub(r"\s+#.*", "", line).strip()
     other = INSTEAD.get(bare, bare)
-    return "" if other.startswith(NOT_HERE) else other
+    return "" if other.startswith(NOT_HERE) else re.sub(r"^make ", "make -o .venv/.ready ", other)
 
 
 def commands_of(block: str) -> list[str]:
@@ -101,17 +100,16 @@ def commands_of(block: str) -> list[str]:
     return [run for line in lines if (run := instead(line))] if all(map(COMMAND.match, lines)) else []
 
 
-def follow(project: Project, page: Path, until: str = "\0") -> str:
-    """Write the files and run the commands of a page, in their order; what they printed."""
+def follow(project: Project, page: Path, but: str = "\0") -> str:
+    """Write the files and run the commands of a page, in their order, `but` those of one program; what they printed."""
     printed = ""
     for block in blocks(page):
         if name := FILE.match(block):
             (project.folder / name[1]).write_text(block)
             continue
         for line in commands_of(block):
-            if line.startswith(until):
-                return printed
-            printed += shell(project, line).stdout
+            if not line.startswith(but):
+                printed += shell(project, line).stdout
     return printed
 
 
@@ -125,16 +123,13 @@ def test_the_first_run_line_by_line(hour: Project) -> None:
 
 
 def test_the_readme_line_by_line(hour: Project) -> None:
-    follow(hour, ROOT / "README.md", until="prefect")
+    follow(hour, ROOT / "README.md", but="prefect")
     assert (hour.folder / "run.larpo.tar").is_file()
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name not in ("README.md", "first-run.md", "prefect.md")])
 def test_the_commands_of_a_page(hour: Project, page: Path) -> None:
-    for block in blocks(page):
-        for line in commands_of(block):
-            if not line.startswith("prefect"):
-                shell(hour, line)
+    follow(hour, page, but="prefect")
 
 
 def test_a_pack_from_another_folder(hour: Project, tmp_path: Path) -> None:
@@ -170,7 +165,8 @@ def test_what_is_asked_of_the_service(served: Project, page: Path) -> None:
                 printed = shell(served, line, COLUMNS="200").stdout
                 if "larpo/iterate" in line:
                     last = "\n".join(printed.splitlines()[-12:])
-                    assert "held_out: % of items" in last and "index.html" in last and "git add" not in printed
+                    assert "held_out: % of items" in last and "index.html" in last, printed
+                    assert "git add" not in printed
 
 
 def test_every_replacement_is_of_a_command_that_stands_somewhere() -> None:

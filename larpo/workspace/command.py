@@ -38,7 +38,8 @@ def exp(
     params = changed_params(project, iterations, overrides=overrides, overlays=overlays)
     if params is None:
         raise UserError("larpo exp: nothing differs from params.yaml; set something by -S, or run `dvc repro`")
-    told = [*(Path(file).stem for file in overlays), *(o.rpartition(".")[2] for o in overrides)]
+    set_to = [(key.rpartition(".")[2], value) for key, _, value in (o.partition("=") for o in overrides)]
+    told = [*(Path(file).stem for file in overlays), *(f"{key} {value}" for key, value in set_to)]
     told += [f"iterations {iterations}"] if iterations else []
     workspace = Workspace(project, free_name(project, name or " ".join(told)))
     resumed = workspace.open(params)

@@ -44,7 +44,8 @@ def installed(project: Project) -> Project:
 def test_a_signal_ends_everything(installed: Project, command: list[str], to: str, line: str, number: int) -> None:
     printed = installed.folder.parent / "output"
     # As at a terminal: a make that runs these tests would have its own say (MAKELEVEL, MAKEFLAGS).
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MAKE", "MFLAGS"))}
+    foreign = ("PREFECT_", "MAKE", "MFLAGS")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     environment |= {LOG: str(installed.log), "LARPO_TEST_SLEEP": "policy"}
     environment["PATH"] = os.pathsep.join([f"{sys.prefix}/bin", os.environ["PATH"]])
     with printed.open("w") as out:
