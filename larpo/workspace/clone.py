@@ -15,10 +15,11 @@ from typing import Any
 
 from larpo.errors import UserError
 from larpo.hashing import digest, file_hash
-from larpo.workspace.dvc import dvc, share_cache
-from larpo.workspace.dvc_lock import read_yaml
+from larpo.workspace.dvc import dvc, read_graph, share_cache
+from larpo.workspace.dvc_lock import LOCK, read_yaml
 from larpo.workspace.files import write_text
 from larpo.workspace.git import experiments, find_commit, git, stashed, top_of
+from larpo.workspace.mend import mend
 from larpo.workspace.overrides import PARAMS
 
 RUNS, REPORTS = Path(".larpo/runs"), Path(".larpo/reports")
@@ -111,8 +112,20 @@ class Workspace:
             dvc(self.folder, "checkout", *added)
         (self.folder / PARAMS).write_text(params, "utf-8")
         link_named(self.project, self.folder)
+        self._forget_other_stages()
         write_text(marker, identity)
         return False
+
+    def _forget_other_stages(self) -> None:
+        """Take out of dvc.lock what other parameters ran and these do not have: DVC reads and writes all of it at each
+        node."""
+        from dvc.utils.serialize import modify_yaml
+
+        mend(self.folder)
+        if (lock := self.folder / LOCK).is_file():
+            mine = read_graph(self.folder)
+            with modify_yaml(lock) as held:
+                held["stages"] = {name: stage for name, stage in held["stages"].items() if name in mine}
 
     def _data_files(self) -> list[Path]:
         """Data that was added by `dvc add`: no node makes it, so it is checked out here."""
@@ -122,9 +135,10 @@ class Workspace:
     def save(self, nodes: list[str]) -> str:
         """Record `nodes` (all up to date) as experiment `name` of the project; returns the commit.
 
-        Only they are named, because DVC would take every other output as it lies for up to date.
+        Their runs have written dvc.lock, which is what is saved. DVC is handed the last of them alone: without one it
+        would take every output as it lies for up to date, and for each it reads and writes the whole of dvc.lock.
         """
-        dvc(self.folder, "exp", "save", "--force", "--name", self.name, *nodes)
+        dvc(self.folder, "exp", "save", "--force", "--name", self.name, nodes[-1])
         ref = experiments(self.clone)[self.name]
         git(self.top, "fetch", "--quiet", str(self.clone), f"+{ref}:{ref}")
         return git(self.top, "rev-parse", ref)

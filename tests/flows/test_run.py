@@ -156,6 +156,20 @@ def test_a_clone_sees_the_files_that_parameters_name_though_git_does_not_hold_th
     assert own.read_text() == "{}", "closing removes the link, not what it leads to"
 
 
+def test_a_clone_forgets_stages_that_its_parameters_do_not_have(finished: Project) -> None:
+    """DVC reads and writes all of dvc.lock with each node: of fifty stages for the sixteen of a small run."""
+    lock = finished.folder / "dvc.lock"
+    held = yaml.safe_load(lock.read_text())
+    assert set(held["stages"]) == set(NODES)
+    lock.write_text(yaml.safe_dump(held | {"stages": held["stages"] | {"train@9": held["stages"][NODES[-1]]}}))
+    finished.call("git", "add", "dvc.lock")
+    finished.call("git", "commit", "-q", "-m", "another iteration was run")
+    workspace = Workspace(finished.folder, "clone")
+    workspace.open((finished.folder / "params.yaml").read_text())
+    assert yaml.safe_load((workspace.folder / "dvc.lock").read_text()) == held
+    workspace.close()
+
+
 def test_sections_are_laid_over_before_anything_else(project: Project) -> None:
     """The shipped profile fits the project's own parameters, and an override is laid over it."""
     text = changed_params(
