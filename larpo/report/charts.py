@@ -86,7 +86,8 @@ def _colours(colours: dict[str, str], title: str | None, column: str = "group") 
 
 def _dashes(names: list[str]) -> alt.StrokeDash:
     """Names in this order, each with dashes of its own and a line of the legend."""
-    legend = alt.Legend(columns=1, labelLimit=0, symbolOpacity=1, symbolStrokeColor=INK, symbolSize=500)
+    symbol = {"symbolType": "stroke", "symbolStrokeColor": INK, "symbolSize": 500, "symbolOpacity": 1}
+    legend = alt.Legend(columns=1, labelLimit=0, **symbol)
     scale = alt.Scale(domain=names, range=[DASHES[i % len(DASHES)] for i in range(len(names))])
     return alt.StrokeDash("group:N", title=None, sort=names, legend=legend, scale=scale)
 
