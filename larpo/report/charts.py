@@ -97,8 +97,15 @@ def bounded(base: alt.Chart) -> alt.Chart:
     return base.transform_filter("isValid(datum.low) && isValid(datum.high)")
 
 
-def _points(size: int, colour: str = INK) -> alt.OverlayMarkDef:
-    return alt.OverlayMarkDef(size=size, color=colour)
+def _curves(
+    base: alt.Chart, groups: alt.Color | alt.StrokeDash, value: alt.Y, low: alt.Y, colour: str = INK, dots: bool = True
+) -> alt.LayerChart:
+    """A line with its band per group. Dashes are the line's alone: a legend shows none of what is filled."""
+    filled = base.encode(alt.Detail("group:N") if isinstance(groups, alt.StrokeDash) else groups)
+    layers = [_band(filled, low, colour), base.mark_line(strokeWidth=2, color=colour).encode(groups, y=value)]
+    if dots:
+        layers.append(filled.mark_circle(size=26, color=colour, opacity=1).encode(y=value))
+    return alt.layer(*layers)
 
 
 def _band(base: alt.Chart, low: alt.Y, colour: str = INK) -> alt.Chart:
@@ -160,13 +167,10 @@ def _recall(
     else:
         scale, ticks = alt.Scale(type="log", base=2, nice=False), [2**i for i in range(32) if 2**i <= largest]
     base = alt.Chart(pd.DataFrame(rows)).encode(
-        alt.X("n:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format="d")), groups
+        alt.X("n:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format="d"))
     )
     value = alt.Y("value:Q", title="Recall@N", axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=True))
-    chart = alt.layer(
-        _band(base, alt.Y("low:Q", title="Recall@N")),
-        base.mark_line(strokeWidth=2, color=INK, point=_points(26) if largest <= 16 else False).encode(y=value),
-    )
+    chart = _curves(base, groups, value, alt.Y("low:Q", title="Recall@N"), dots=largest <= 16)
     return svg(chart.properties(width=WIDTH, height=HEIGHT), name)
 
 
@@ -182,15 +186,14 @@ def best_of_n(best: BestOfN, colour: str, name: str) -> Markup | None:
         return None
     scale, ticks = alt.Scale(type="log", base=2, nice=False), sorted({r["n"] for r in rows})
     base = alt.Chart(pd.DataFrame(rows)).encode(
-        alt.X("n:Q", title="N, samples per item", scale=scale, axis=alt.Axis(values=ticks, format="d")),
-        _dashes(list(curves)),
+        alt.X("n:Q", title="N, samples per item", scale=scale, axis=alt.Axis(values=ticks, format="d"))
     )
 
     def panel(keep: str, title: str) -> alt.LayerChart:
         part = base.transform_filter(keep)
         low, value = (alt.Y(f"{name}:Q", title=title, scale=alt.Scale(zero=False)) for name in ("low", "value"))
-        line = part.mark_line(strokeWidth=2, color=colour, point=_points(26, colour)).encode(y=value)
-        return alt.layer(_band(part, low, colour), line).properties(width=WIDTH, height=HEIGHT / 2)
+        drawn = _curves(part, _dashes(list(curves)), value, low, colour)
+        return drawn.properties(width=WIDTH, height=HEIGHT / 2)
 
     panels = panel(f"datum.group != '{REWARD}'", "true score"), panel(f"datum.group == '{REWARD}'", REWARD)
     return svg(alt.vconcat(*panels), name)
@@ -214,7 +217,7 @@ def training(iterations: list[Iteration], metric: str, colours: dict[str, str], 
     axis = alt.Axis(format="d", **({"values": list(range(first, last + 1))} if last - first < 8 else {}))
     chart = (
         alt.Chart(pd.DataFrame(rows))
-        .mark_line(strokeWidth=1.6, point=_points(22) if longest <= 24 else False)
+        .mark_line(strokeWidth=1.6, point=alt.OverlayMarkDef(size=22) if longest <= 24 else False)
         .encode(
             x=alt.X("step:Q", title="optimizer step", axis=axis, scale=alt.Scale(zero=False)),
             y=alt.Y("value:Q", title=METRICS.get(metric, (metric,))[0], scale=alt.Scale(zero=False)),

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from larpo.config.overlays import lay_all
 from larpo.config.params import parse_params
@@ -49,6 +50,9 @@ def changed_params(
         if iterations is not None:
             _set_iterations(copy, iterations)
         wanted = [*([f"train.objective={objective}"] if objective else []), *_plain(overrides or [])]
+        if any(":" in text for text in wanted):
+            with modify_yaml(copy) as raw:
+                _unbrace(raw)
         if wanted:
             try:
                 apply_overrides(copy, ["++" + x if x[0] not in "+~" else x for x in wanted])
@@ -58,6 +62,14 @@ def changed_params(
         after = load_yaml(copy)
         check_params(parse_params(after, PARAMS), PARAMS)
         return None if after == before else copy.read_text("utf-8")
+
+
+def _unbrace(node: Any) -> None:
+    """Mappings in braces become lines: in braces DVC writes a text such as `mine.py:reward` as nobody can read it."""
+    if isinstance(node, dict):
+        node.fa.set_block_style()
+        for value in node.values():
+            _unbrace(value)
 
 
 def _plain(overrides: Sequence[str]) -> Sequence[str]:

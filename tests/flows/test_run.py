@@ -181,6 +181,18 @@ def test_sections_are_laid_over_before_anything_else(project: Project) -> None:
     assert found["benchmarks"]["held_out"]["generate"]["max_new_tokens"] == 16
 
 
+def test_own_code_is_named_where_params_yaml_has_braces(project: Project) -> None:
+    """DVC writes `{reward: mine.py:reward}`, which YAML does not read."""
+    path = project.folder / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(params, default_flow_style=True))
+    overrides = ["score.reward=mine.py:reward", "benchmarks.held_out.options.rule=final_number"]
+    found = yaml.safe_load(changed_params(project.folder, overrides=overrides))
+    held_out = params["benchmarks"]["held_out"] | {"options": {"rule": "final_number"}}
+    assert found["score"]["reward"] == "mine.py:reward" and found["benchmarks"]["held_out"] == held_out
+    assert {**found, "score": 0, "benchmarks": 0} == {**params, "score": 0, "benchmarks": 0}
+
+
 def test_more_iterations_continue_the_last(project: Project) -> None:
     text = changed_params(project.folder, iterations=2)
     assert text is not None
