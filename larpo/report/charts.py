@@ -84,9 +84,9 @@ def _colours(colours: dict[str, str], title: str | None, column: str = "group") 
     return alt.Color(f"{column}:N", title=title, sort=list(colours), legend=legend, scale=scale)
 
 
-def _dashes(names: list[str]) -> alt.StrokeDash:
+def _dashes(names: list[str], colour: str = INK) -> alt.StrokeDash:
     """Names in this order, each with dashes of its own and a line of the legend."""
-    symbol = {"symbolType": "stroke", "symbolStrokeColor": INK, "symbolSize": 500, "symbolOpacity": 1}
+    symbol = {"symbolType": "stroke", "symbolStrokeColor": colour, "symbolSize": 500, "symbolOpacity": 1}
     legend = alt.Legend(columns=1, labelLimit=0, **symbol)
     scale = alt.Scale(domain=names, range=[DASHES[i % len(DASHES)] for i in range(len(names))])
     return alt.StrokeDash("group:N", title=None, sort=names, legend=legend, scale=scale)
@@ -192,7 +192,7 @@ def best_of_n(best: BestOfN, colour: str, name: str) -> Markup | None:
     def panel(keep: str, title: str) -> alt.LayerChart:
         part = base.transform_filter(keep)
         low, value = (alt.Y(f"{name}:Q", title=title, scale=alt.Scale(zero=False)) for name in ("low", "value"))
-        drawn = _curves(part, _dashes(list(curves)), value, low, colour)
+        drawn = _curves(part, _dashes(list(curves), colour), value, low, colour)
         return drawn.properties(width=WIDTH, height=HEIGHT / 2)
 
     panels = panel(f"datum.group != '{REWARD}'", "true score"), panel(f"datum.group == '{REWARD}'", REWARD)

@@ -237,6 +237,10 @@ def test_a_colour_is_a_policy():
         axes = {"#888"}
         assert set(marks) - axes == expected, name
     assert "a long name of a retriever, by answer" in drawn["retrieval"][0]
+    for name in ("retrieval", "best of N"):
+        symbols = re.findall(r'role-legend-symbol"[^>]*><path ([^>]*)>', drawn[name][0])
+        dashes = {re.search(r'stroke="[^"]+".* stroke-dasharray="([\d,]+)"', symbol)[1] for symbol in symbols}
+        assert len(dashes) == len(symbols) >= 2, "curves are told apart by what the legend draws"
 
 
 def test_names_cannot_inject_markup():
