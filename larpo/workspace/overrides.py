@@ -4,7 +4,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from larpo.config.overlays import lay_all
 from larpo.config.params import parse_params
@@ -33,7 +32,7 @@ def changed_params(
         An unknown key or a value that larpo.load refuses; nothing has been written.
     """
     from dvc.utils.hydra import apply_overrides
-    from dvc.utils.serialize import load_yaml, modify_yaml
+    from dvc.utils.serialize import dump_yaml, load_yaml, modify_yaml
 
     path = Path(folder) / PARAMS
     if not path.is_file():
@@ -51,8 +50,8 @@ def changed_params(
             _set_iterations(copy, iterations)
         wanted = [*([f"train.objective={objective}"] if objective else []), *_plain(overrides or [])]
         if any(":" in text for text in wanted):
-            with modify_yaml(copy) as raw:
-                _unbrace(raw)
+            # In braces DVC writes a text such as `mine.py:reward` as nobody can read it: a line for each key, then.
+            dump_yaml(copy, load_yaml(copy))
         if wanted:
             try:
                 apply_overrides(copy, ["++" + x if x[0] not in "+~" else x for x in wanted])
@@ -62,14 +61,6 @@ def changed_params(
         after = load_yaml(copy)
         check_params(parse_params(after, PARAMS), PARAMS)
         return None if after == before else copy.read_text("utf-8")
-
-
-def _unbrace(node: Any) -> None:
-    """Mappings in braces become lines: in braces DVC writes a text such as `mine.py:reward` as nobody can read it."""
-    if isinstance(node, dict):
-        node.fa.set_block_style()
-        for value in node.values():
-            _unbrace(value)
 
 
 def _plain(overrides: Sequence[str]) -> Sequence[str]:

@@ -14,6 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import temporary_settings
 
 from flows.run import ARTIFACT, RunFailed, larpo
+from larpo.config import yaml12
 from larpo.errors import UserError
 from larpo.workspace.clone import Workspace
 from larpo.workspace.overrides import changed_params
@@ -187,7 +188,9 @@ def test_own_code_is_named_where_params_yaml_has_braces(project: Project) -> Non
     params = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(params, default_flow_style=True))
     overrides = ["score.reward=mine.py:reward", "benchmarks.held_out.options.rule=final_number"]
-    found = yaml.safe_load(changed_params(project.folder, overrides=overrides))
+    path.write_text(changed_params(project.folder, overrides=overrides))
+    found = yaml12.read(path)
+    params["train"] = found["train"]
     held_out = params["benchmarks"]["held_out"] | {"options": {"rule": "final_number"}}
     assert found["score"]["reward"] == "mine.py:reward" and found["benchmarks"]["held_out"] == held_out
     assert {**found, "score": 0, "benchmarks": 0} == {**params, "score": 0, "benchmarks": 0}
