@@ -27,6 +27,7 @@ def scored(count: int, seed: int = 1) -> list[float]:
     return rewards[::2]
 
 
+@pytest.mark.timeout(1800)  # a minute of processor time, on a busy machine many of wall time
 def test_hostile_expressions_end_with_the_same_rewards():
     first = scored(50)
     assert first == scored(50) and sum(first) == 0
