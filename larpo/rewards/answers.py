@@ -10,6 +10,7 @@ word beside the answer, in 17 of them the gold answer counts in it.
 """
 
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 
 # --- the part of a text that holds the answer
@@ -18,6 +19,7 @@ _TAGS = "think|thinking|thought|reasoning|reflection|scratchpad"
 _REASONING = re.compile(rf"<({_TAGS})>.*?</\1>", re.DOTALL | re.IGNORECASE)
 _OPENED, _CLOSED = (re.compile(rf"<{slash}({_TAGS})>", re.IGNORECASE) for slash in ("", "/"))
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+_WORD = re.compile(r"[^\s$]{1,200}")
 
 
 def without_reasoning(text: str) -> str | None:
@@ -29,21 +31,35 @@ def without_reasoning(text: str) -> str | None:
     return None if _OPENED.search(text) else text
 
 
-def boxes(text: str) -> list[str | None]:
-    r"""Contents of every `\boxed{…}`, `\fbox{…}` and `\boxed x` that has some, in order; None for one that was cut off.
-    An empty one, or a bare command in a sentence, repeats the instruction."""
-    contents: list[str | None] = []
-    for match in _BOX.finditer(text):
-        rest = text[match.end() :]
-        if rest.startswith("{"):
-            content = braced(rest)
-            if content is None or content.strip():
-                contents.append(None if content is None else content.strip())
-        elif token := re.match(r"[^\s$]+", rest):
+def boxes(text: str) -> Iterator[str | None]:
+    r"""Contents of every `\boxed{…}`, `\fbox{…}` and `\boxed x` that has some, the last first; None for one that was
+    cut off. An empty one, or a bare command in a sentence, repeats the instruction. Time grows with the text, not with
+    its square: a response may be nothing but boxes that are never closed."""
+    ends = _closing(text) if "{" in text else {}
+    for match in reversed(list(_BOX.finditer(text))):
+        start = match.end()
+        if text.startswith("{", start):
+            end = ends.get(start)
+            if end is None:
+                yield None
+            elif content := text[start + 1 : end].strip():
+                yield content
+        elif token := _WORD.match(text, start):
             word = token[0].rstrip(".,;:!?")
             if word and not re.fullmatch(r"\W+|[^\W\d_]{2,}.*", word):
-                contents.append(word)
-    return contents
+                yield word
+
+
+def _closing(text: str) -> dict[int, int]:
+    """Where each brace that is closed is opened → where it is closed."""
+    opened: list[int] = []
+    ends = {}
+    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            ends[opened.pop()] = match.start()
+    return ends
 
 
 def without_echoes(text: str) -> str:
@@ -64,8 +80,7 @@ def braced(text: str) -> str | None:
 def final_answer(text: str) -> str | None:
     """The content of the last box that has some, outside the reasoning; None without one."""
     rest = without_reasoning(text)
-    contents = boxes(rest) if rest is not None else []
-    return contents[-1] if contents else None
+    return None if rest is None else next(boxes(rest), None)
 
 
 # --- numbers
@@ -95,6 +110,7 @@ _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 WORDS = r"\\(?:text(?:bf|it|rm|tt)?|math(?:rm|bf|it|sf)|mbox|operatorname|boldsymbol)\s*\{([^{}]*)\}"
 _WRITTEN = [
     # LaTeX and typography → the plain spelling; what is no number becomes a letter, so that no digit in it counts
+    (r"[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\u00ad]", ""),  # of no width
     (r"[−–﹣－]", "-"),
     (r"\\(?:times|cdot)|[×·]", "*"),
     (r"\{,\}|,\\!", ","),
@@ -123,8 +139,10 @@ _WRITTEN = [
 ]
 _WRITTEN = [(re.compile(pattern), by) for pattern, by in _WRITTEN]
 _FRACTION = re.compile(r"\\[dtc]?frac\s*(?=[{\d])")
-_BEFORE_FRACTIONS = 9
+_BEFORE_FRACTIONS = 10
 _LARGEST_POWER = 999
+_LONGEST_PART = 2_000  # digits of a fraction's part
+_DEEPEST = 20  # fractions in fractions
 
 
 def number(text: str) -> str | None:
@@ -144,9 +162,8 @@ def final_number(text: str) -> str | None:
     rest = without_reasoning(text)
     if rest is None:
         return None
-    contents = boxes(rest)
-    if contents:
-        return boxed_number(contents[-1])
+    for content in boxes(rest):
+        return boxed_number(content)
     spelled = [_spelled(match) for match in _TOKEN.finditer(_plain(_BOX.sub(" ", rest)))]
     return spelled[-1] if spelled else None
 
@@ -186,8 +203,10 @@ def _plain(text: str, alone: bool = False) -> str:
     return _SPACED.sub(joined, text)
 
 
-def _without_frac(text: str) -> str:
+def _without_frac(text: str, depth: int = 0) -> str:
     r"""`\frac{3}{4}`, `\frac34` and their kind as 3/4; a letter where one part is no number."""
+    if depth > _DEEPEST:
+        return " x"
     while match := next(iter(_FRACTION.finditer(text)), None):
         parts, end = [], match.end()
         for _ in range(2):
@@ -196,14 +215,14 @@ def _without_frac(text: str) -> str:
             inside = braced(rest) if rest.startswith("{") else rest[:1]
             if inside is None or not rest:
                 return text[: match.start()] + " x"
-            parts.append(_without_frac(inside))
+            parts.append(_without_frac(inside, depth + 1))
             end += len(inside) + 2 * rest.startswith("{")
         spelled = [number(part) for part in parts]
         before = text[: match.start()]
         made = "x"
         if None not in spelled and not re.search(r"[A-Za-z^]$", before):
             top, bottom = (values(part)[-1] for part in spelled)
-            if bottom:
+            if bottom and max(map(len, spelled)) <= _LONGEST_PART:
                 made = f"{'-' if top * bottom < 0 else ''}{abs((top / bottom).numerator)}/{(top / bottom).denominator}"
                 made = f" {made} " if re.search(r"\d$", before) else f"{made} "
         text = before + made + text[end:]
@@ -227,10 +246,10 @@ def _spelled(match: re.Match[str]) -> str | None:
                 if abs(int(exponent)) > _LARGEST_POWER:
                     return None
                 value *= Fraction(10) ** int(exponent)
-    except ZeroDivisionError:
-        return None
-    word = f" × {_MULTIPLES[match['times'].lower()]}" if match["times"] else ""
-    return spell(-value if negative else value) + word
+        word = f" × {_MULTIPLES[match['times'].lower()]}" if match["times"] else ""
+        return spell(-value if negative else value) + word
+    except (ZeroDivisionError, ValueError):
+        return None  # also where it has more digits than Python converts, 4,300: no answer is that long
 
 
 def values(spelled: str) -> list[Fraction]:

@@ -14,6 +14,7 @@ from typing import Any
 from larpo.rewards.answers import WORDS, boxed_number, braced, number, same_number, values
 
 _ROUNDED = Fraction(1, 10**5)  # that a decimal may be off for a number that has none, such as 0.333333 for 1/3
+_GROUPS = 8  # of braces around braces
 _PAIRS_PER_WORKER = 16  # a worker takes a second to start
 Verdict = tuple[str | None, bool]
 """What was read from an answer, and whether it is the gold one."""
@@ -56,9 +57,13 @@ def bare(text: str) -> str:
 
 
 def bare_group(text: str) -> str:
-    """An answer without braces around the whole, and without the full stop of its sentence."""
-    text = re.sub(r"(?<![\\.])\.\s*$", "", text.strip())
-    return bare_group(inside) if text.startswith("{") and text == f"{{{(inside := braced(text))}}}" else text
+    """An answer without braces around the whole, some at most, and without the full stop of its sentence."""
+    for _ in range(_GROUPS):
+        text = re.sub(r"(?<![\\.])\.$", "", text.strip()).rstrip()
+        if not text.startswith("{") or text != f"{{{(inside := braced(text))}}}":
+            break
+        text = inside
+    return text
 
 
 def _unworded(text: str) -> str:

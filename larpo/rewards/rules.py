@@ -154,7 +154,7 @@ class MathEquivalence(_Rule):
 
     def score(self, messages, answers, texts, *, groups=None, cut=None) -> pd.DataFrame:
         rest = [None if c else without_reasoning(t) for t, c in zip(texts, cut or [False] * len(texts), strict=True)]
-        boxed = [None if text is None else bool(boxes(text)) for text in rest]
+        boxed = [None if text is None else any(True for _ in boxes(text)) for text in rest]
         verdicts = dict(self._boxed([i for i, b in enumerate(boxed) if b], rest, answers))
         verdicts |= self._found([i for i, b in enumerate(boxed) if b is False], rest, answers)
         parsed, correct = zip(*[verdicts.get(i, (None, False)) for i in range(len(texts))], strict=True)
