@@ -15,6 +15,11 @@ from larpo.rewards.answers import WORDS, boxed_number, braced, number, same_numb
 
 _ROUNDED = Fraction(1, 10**5)  # that a decimal may be off for a number that has none, such as 0.333333 for 1/3
 _GROUPS = 8  # of braces around braces
+_CHOICE = r"\s*\(([A-Z])\)\s*"
+_STATED = re.compile(  # white space is bounded: a response may be a million of it
+    r"(?:(?i:answer|choice|option)(?i:\s{1,3}is)?\s{0,3}:?|^)\s{0,8}\(?([A-Z])(?:\)|(?=[ \t]{0,3}[.,;]?[ \t]{0,3}$))",
+    re.MULTILINE,
+)
 _PAIRS_PER_WORKER = 16  # a worker takes a second to start
 Verdict = tuple[str | None, bool]
 """What was read from an answer, and whether it is the gold one."""
@@ -39,7 +44,7 @@ def plainly_equal(gold: str, answer: str | None) -> bool | None:
         return False
     if bare(bare_group(gold)) == bare(bare_group(answer)):
         return True
-    if letter := re.fullmatch(r"\s*\(([A-Z])\)\s*", _unworded(gold)):
+    if letter := re.fullmatch(_CHOICE, _unworded(gold)):
         # "(E) Hyperbola", "E", "E."; with another letter it is no choice.
         return re.findall(r"(?<![A-Za-z])\(?([A-Z])(?:\)|(?=\s*[.:]?\s*$))", _unworded(answer)) == [letter[1]]
     expected = number(gold)
@@ -50,6 +55,14 @@ def plainly_equal(gold: str, answer: str | None) -> bool | None:
         x, y = values(found)[0], values(expected)[0]
         return None if abs(x - y) <= _ROUNDED * abs(y) else False
     return None
+
+
+def stated_choice(gold: str, text: str) -> Verdict | None:
+    """The choice that a text without a box names last, "The answer is **(B)**", against a gold one such as (B); None
+    where the gold answer is no choice, or the text names none so."""
+    gold = re.fullmatch(_CHOICE, _unworded(gold)) or re.fullmatch(r"([A-Z])", gold.strip())
+    letters = _STATED.findall(re.sub(r"[*_$]+", "", _unworded(text))) if gold else []
+    return (letters[-1], letters[-1] == gold[1]) if letters else None
 
 
 def bare(text: str) -> str:

@@ -19,7 +19,7 @@ from larpo.rewards.answers import (
     without_echoes,
     without_reasoning,
 )
-from larpo.rewards.mathematics import ask_math, compare, vote_keys
+from larpo.rewards.mathematics import ask_math, compare, stated_choice, vote_keys
 
 
 class _Rule:
@@ -147,10 +147,10 @@ class ExactMatch(_Compared):
 
 
 class MathEquivalence(_Rule):
-    """Mathematical equivalence of the final expression (LaTeX, fractions, sets): that in the last box, or else what
-    `math-verify` finds in the response outside its reasoning."""
+    """Mathematical equivalence of the final expression (LaTeX, fractions, sets): that in the last box, or else the
+    choice that the response names, or what `math-verify` finds in it outside its reasoning."""
 
-    version = 4
+    version = 5
 
     def score(self, messages, answers, texts, *, groups=None, cut=None) -> pd.DataFrame:
         rest = [None if c else without_reasoning(t) for t, c in zip(texts, cut or [False] * len(texts), strict=True)]
@@ -167,8 +167,10 @@ class MathEquivalence(_Rule):
         return dict(zip(rows, compare([answers[i] for i in rows], [final_answer(texts[i]) for i in rows]), strict=True))
 
     def _found(self, rows: list[int], texts: list[str], answers: list[str]) -> dict[int, tuple[str | None, bool]]:
+        chosen = {i: choice for i in rows if (choice := stated_choice(answers[i], texts[i]))}
+        rows = [i for i in rows if i not in chosen]
         pairs = [(f"${answers[i]}$", without_echoes(texts[i])) for i in rows]
-        return {i: verdict[:2] for i, verdict in zip(rows, ask_math(pairs), strict=True)}
+        return chosen | {i: verdict[:2] for i, verdict in zip(rows, ask_math(pairs), strict=True)}
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "math-verify": version("math-verify")}

@@ -316,6 +316,23 @@ def test_hashes_that_agree_hide_no_number(copy):
         assert named and checks[name].verdict == "fails", (case, checks[name])
 
 
+PROBLEM = "Mia packs {} boxes of eggs with a dozen in each and breaks five on the way. How many eggs arrive whole?"
+
+
+@pytest.mark.parametrize(("boxes", "verdict"), [("seven", "fails"), ("nine", "holds")])
+def test_a_word_problem_of_the_benchmark_in_a_training_prompt(copy, boxes, verdict):
+    """As when GSM8K's rows are trained on: the benchmark and the prompts put different instructions around them.
+    Another problem of the same kind in the same instructions is none of the benchmark's."""
+    asked = f"Question: {PROBLEM.format('seven')}\nLet's think step by step. Answer:"
+    trained = f"Solve this.\n\n{PROBLEM.format(boxes)} End with the final number after ####."
+    for name, kind, text_ in ((ITEMS, "items", asked), (PROMPTS, "prompts", trained)):
+        edit_table(copy.folder / name, kind, put("messages", 3, [{"role": "user", "content": text_}]))
+    check = check_of(copy.folder, "science", APART)
+    assert check.verdict == verdict, check
+    named = (f"{ITEMS}, row 3: its question stands in {PROMPTS}, row 3",)
+    assert check.failures == (named if verdict == "fails" else ())
+
+
 def test_a_leak_that_is_only_near_is_counted(copy):
     name = "near-duplicates of evaluation prompts"
     before = check_of(copy.folder, "science", name)

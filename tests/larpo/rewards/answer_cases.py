@@ -302,3 +302,16 @@ MATH = [
     ("hostile", r"\boxed{100000000!}", "3", False),
     ("hostile", r"\boxed{\sum_{k=1}^{99999} \frac{1}{k^k}}", "3", False),
 ]
+
+UNBOXED = [
+    ("choice", "The answer is **(B)**", r"\text{(B)}", True),
+    ("choice", "The answer is **(B)**", "B", True),
+    ("choice", "**Answer:** (B) Hyperbola", "(B)", True),
+    ("choice", "So we choose option B.", "(B)", True),
+    ("choice", r"The correct answer is $\textbf{(B)}\ 12$.", r"\text{(B)}", True),
+    ("choice", "Option (A) is wrong. The answer is (B).", r"\text{(A)}", False),
+    ("choice", "The answer is A plane.", r"\text{(A)}", False),
+    ("choice", "The answer is **not** (A)", r"\text{(A)}", False),
+    ("choice", "The answer is A + B", "A", False),
+]
+"""By the rule only: the benchmark asks for a box."""

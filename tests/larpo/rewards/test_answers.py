@@ -12,7 +12,7 @@ from larpo.rewards import build_reward
 from larpo.rewards.answers import final_answer, final_number, number
 from larpo.rewards.mathematics import ask_math, vote_keys
 from tests.larpo.benchmarks.kit import bench
-from tests.larpo.rewards.answer_cases import MATH, NUMBERS
+from tests.larpo.rewards.answer_cases import MATH, NUMBERS, UNBOXED
 
 LONG = "12345678901234567890123456789"  # 29 digits: one more than decimal arithmetic keeps
 
@@ -52,6 +52,8 @@ def test_the_rule_reads_expressions_outside_boxes():
     texts = [r"so the result is $\frac{2}{4}$", r"<think>\boxed{7}</think> so it is 5.", r"it is $5$, not \boxed{}"]
     found = build_reward("math", {}).score([[]] * 3, ["1/2", "7", "5"], texts)
     assert found["correct"].tolist() == [True, False, True]
+    _, texts, golds, right = zip(*UNBOXED, strict=True)
+    assert build_reward("math", {}).score([[]] * len(texts), golds, texts)["correct"].tolist() == list(right)
 
 
 def test_a_hostile_expression_takes_no_other_with_it():
