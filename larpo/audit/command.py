@@ -88,7 +88,7 @@ def print_diff(project: Path, run_a: str, run_b: str, as_json: bool) -> int:
     Runs are folders, packs, Git revisions or names of experiments of `project`.
     """
     from larpo.audit.diff.explain import explain
-    from larpo.audit.open import open_run
+    from larpo.audit.find import open_run
 
     with open_run(project, run_a) as a, open_run(project, run_b) as b:
         diff = explain(a, b)
@@ -104,7 +104,7 @@ def pack_command(
     data_limit: float = typer.Option(1.0, min=0, help="GiB up to which a dataset of one's own goes in"),
 ) -> None:
     """Make one file of a finished run, with all that `larpo audit` needs; the same run makes the same bytes."""
-    from larpo.audit.open import open_run
+    from larpo.audit.find import open_run
     from larpo.audit.pack.write import GIB, pack
     from larpo.workspace import project_folder
     from larpo.workspace.git import find_commit

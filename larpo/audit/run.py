@@ -17,9 +17,10 @@ from larpo.audit.bytes.check import check_bytes
 from larpo.audit.card import Answer, Evidence, card
 from larpo.audit.chain import whole_chain
 from larpo.audit.draw import Draw, draw
+from larpo.audit.find import open_run
 from larpo.audit.isolation import offline
 from larpo.audit.lineage.check import check_lineage, origins
-from larpo.audit.open import AuditedRun, open_run
+from larpo.audit.open import AuditedRun
 from larpo.audit.page import record, render
 from larpo.audit.rerun.nodes import choose, limit_of, run_again
 from larpo.audit.results import Check, fails

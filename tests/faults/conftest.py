@@ -52,6 +52,7 @@ SECTIONS = {
     },
 }
 KINDS = [
+    "inputs",
     "policy",
     "sft",
     "prompts",

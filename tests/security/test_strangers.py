@@ -14,9 +14,9 @@ from rich.console import Console
 
 from larpo.audit import isolation
 from larpo.audit.bytes.check import check_bytes
+from larpo.audit.find import is_own, open_run
 from larpo.audit.isolation import network_cut, offline, stripped
 from larpo.audit.lineage.check import check_lineage
-from larpo.audit.open import is_own, open_run
 from larpo.audit.pack.unpack import unpack
 from larpo.audit.pack.write import pack
 from larpo.audit.rerun.clone import Clone

@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from larpo.audit.open import PARAMS, AuditedRun, clone_at
+from larpo.audit.find import clone_at
+from larpo.audit.open import PARAMS, AuditedRun
 from larpo.hashing import dvc_hash, file_hash
 from larpo.workspace.clone import named_paths
 from larpo.workspace.dvc import kind_of

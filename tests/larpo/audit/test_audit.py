@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from larpo.audit.bytes.check import check_bytes
+from larpo.audit.find import is_own, open_run
 from larpo.audit.lineage.check import check_lineage
-from larpo.audit.open import AuditedRun, is_own, open_run
+from larpo.audit.open import AuditedRun
 from larpo.audit.run import Selection, audit, parts, reproducibility_card
 from larpo.audit.science.check import BEST_OF_N, CHECKS, check_numbers, check_science
 from larpo.errors import UserError

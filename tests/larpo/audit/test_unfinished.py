@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from larpo.audit.bytes.check import nodes_run
-from larpo.audit.open import AuditedRun, open_run
+from larpo.audit.find import open_run
+from larpo.audit.open import AuditedRun
 from larpo.audit.science.check import check_numbers
 from larpo.errors import UserError
 from tests.conftest import Project
