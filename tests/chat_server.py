@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,13 @@ from typing import Any
 Fault = dict[str, Any]
 """{"status": 429, "retry_after": 0.1, "message": …, "code": …, "param": …, "detail": …}
 | {"sleep": s} | {"drop": True} | {"body": "<html>"}"""
+
+
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Nothing is printed of a client that closes its connection, beside what the client itself has to say."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class ChatServer:
@@ -95,7 +103,7 @@ class ChatServer:
                 self.end_headers()
                 self.wfile.write(content)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self

@@ -67,7 +67,10 @@ def test_every_node_has_its_row():
 
 
 def test_reasons_of_dropped_rows_are_those_of_the_code():
-    notes = re.compile(r"`(truncated_share|prompts_without_\w+|weights_changed|lists_\w+|gold_wrong|chat_template)`")
+    notes = (
+        r"truncated_share|prompts_without_\w+|weights_changed|lists_\w+|gold_wrong|chat_template|own_system_messages"
+    )
+    notes = re.compile(f"`({notes})`")
     for node, row in table().items():
         said = set(re.findall(r"`([a-z_]+)`", notes.sub("", row[1])))
         counted = set().union(*(reasons(ROOT / path) for path in CODE.get(node, [])))
@@ -88,6 +91,7 @@ def test_what_a_node_notes_is_in_its_row():
         "larpo/lists/recipes.py": {"lists": ["lists_all_cut_off", "lists_ranked_by_cut_off"]},
         "tasks/score.py": {"score": ["gold_wrong"]},
         "larpo/models/initial.py": {"policy": ["chat_template"]},
+        "tasks/prompts.py": {"prompts": ["own_system_messages"]},
     }.items():
         text = (ROOT / path).read_text("utf-8")
         for node, names in notes.items():

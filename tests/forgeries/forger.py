@@ -5,13 +5,16 @@ would have to make again (samples, trainings) is left: that is the price.
 """
 
 import contextlib
+import math
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
+import torch
 
 from larpo import tables
 from larpo.audit.open import AuditedRun
@@ -22,11 +25,14 @@ from larpo.benchmarks.items import join_items
 from larpo.config.params import Params
 from larpo.hashing import seed_of, tree_hash
 from larpo.lists.pool import read_pool
+from larpo.lists.read import read_lists, response_lists
 from larpo.lists.recipes import build_lists
 from larpo.load import load_params
-from larpo.models.load import load_tokenizer
+from larpo.models.load import load_model, load_tokenizer
 from larpo.models.resolve import Checkpoint
 from larpo.report.write import write_report
+from larpo.training.logps import response_logps
+from larpo.training.packing import pack
 from larpo.workspace.files import write_json
 from tests.larpo.audit.forgery import agree, edit_json, edit_table
 
@@ -79,11 +85,27 @@ def listed_again(folder: Path) -> None:
         inside = read_pool(folder / f"data/candidates/{s}.parquet").of([int(w) for w in params.memory_window(s)])
         made = build_lists(inside, params.lists, seed_of(params.seed, "lists", s), None).lists
         tables.write(made[tables.SCHEMAS["lists"].names], "lists", folder / f"data/lists/{s}.parquet")
+        referenced_again(folder, s)
+
+
+def referenced_again(folder: Path, s: str) -> None:
+    """Log-probabilities of an iteration's lists: a pass of the model over them is cheap."""
+    frame = read_lists(*(str(folder / f"data/{kind}/{s}.parquet") for kind in ("lists", "candidates")))
+    model = load_model(Checkpoint(str(folder / f"data/policy/{params_of(folder).reference_policy(s)}")), "float32")
+    rows = []
+    for entry in response_lists(frame):
+        with torch.inference_mode():
+            logps, lengths = response_logps(model.eval(), pack([entry]))
+        rows += zip(logps[0].tolist(), lengths[0].tolist(), strict=True)
+    values = pd.DataFrame(rows, columns=["reference_logp", "n_tokens"]).assign(mismatched_logp=math.nan)
+    made = frame.drop(columns="reward").join(values)
+    tables.write(made[tables.SCHEMAS["reference"].names], "reference", folder / f"data/reference/{s}.parquet")
 
 
 def reported_again(folder: Path) -> None:
+    """The page and its numbers, by a report whose own look at training prompts the forger has left out."""
     params = params_of(folder)
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), patch("larpo.report.read.check_separate"):
         hashes = {s: tree_hash(f"data/lists/{s}.parquet") for s in params.iterations}
         write_report(params, hashes, Path)
 

@@ -76,9 +76,13 @@ def scaled(tensors: dict[str, torch.Tensor]) -> None:
     tensors["model.layers.1.mlp.up_proj.weight"] *= 1.5
 
 
-def nudged(tensors: dict[str, torch.Tensor]) -> None:
+def nudged(learning_rate: float) -> Callable[[dict[str, torch.Tensor]], None]:
     """By half a learning rate: within reach of the training."""
-    tensors["model.norm.weight"] += 5e-4
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"] += learning_rate / 2
+
+    return change
 
 
 def head_moved(tensors: dict[str, torch.Tensor]) -> None:
@@ -149,9 +153,9 @@ def response(change: Callable[[pd.DataFrame, Any], None]) -> Forge:
 
 
 def sampled_again(frame: pd.DataFrame, tokenizer: Any) -> None:
-    """The best response of each prompt is said by all."""
+    """The first response of each prompt is said by half of its samples."""
     for _, rows in frame.groupby("prompt_id").groups.items():
-        for row in rows[1:]:
+        for row in rows[1 : len(rows) // 2]:
             put_tokens(frame, row, list(frame.at[rows[0], "token_ids"]), tokenizer)
             frame.at[row, "logp"] = frame.at[rows[0], "logp"]
 
@@ -197,7 +201,8 @@ def first_sample_for_all(frame: pd.DataFrame) -> None:
     """What one sample said is said by the item's others: better Pass@1 where it was right."""
     for _, rows in frame[frame["sample"] >= 0].groupby("prompt_id").groups.items():
         for row in rows[1:]:
-            for column in ("token_ids", "text", "n_tokens", "finish_reason"):
+            frame.at[row, "token_ids"] = list(frame.at[rows[0], "token_ids"])
+            for column in ("text", "n_tokens", "finish_reason"):
                 frame.at[row, column] = frame.at[rows[0], column]
 
 
@@ -217,6 +222,16 @@ def raised(frame: pd.DataFrame) -> None:
 
 def roles(frame: pd.DataFrame) -> None:
     frame["role"] = frame["role"].map({"positive": "negative", "negative": "positive"})
+
+
+def candidate_lost(folder: Path) -> None:
+    """One that no list holds, so that nothing after it misses it."""
+    listed = set(tables.read("lists", folder / "data/lists/2.parquet")["response_id"])
+    edit_table(
+        folder / "data/candidates/2.parquet",
+        "candidates",
+        lambda f: f.drop(index=next(i for i, r in f["response_id"].items() if r not in listed)).reset_index(drop=True),
+    )
 
 
 def called_right(frame: pd.DataFrame) -> None:
@@ -267,7 +282,10 @@ FORGERIES: Forgeries = {
         "data/candidates/0.parquet",
     ),
     "sft: weights": (weights("data/policy/base", scaled), "data/policy/base: tensor model.layers.1.mlp.up_proj"),
-    "sft: weights within reach": (weights("data/policy/base", nudged), "data/policy/base: model.safetensors: tensor"),
+    "sft: weights within reach": (
+        weights("data/policy/base", nudged(1e-2)),
+        "data/policy/base: model.safetensors: tensor",
+    ),
     "sft: a curve": (curve_of("data/sft/base/plots/metrics/loss.tsv", -1, "0.1"), "data/sft/base: "),
     "prompts: an answer": (
         on("data/prompts/1.parquet", "prompts", lambda f: f.update({"answer": ["7"] * len(f)})),
@@ -300,7 +318,7 @@ FORGERIES: Forgeries = {
     ),
     "items: the answers that were given": (answers_as_said, f"{ITEMS}, row 0: answer is"),
     "sample: a response of choice to each prompt": (response(one_of_each), f"{SAMPLE}, row "),
-    "sample: the best for all": (response(sampled_again), f"{SAMPLE}, row "),
+    "sample: one response for half of them": (response(sampled_again), f"{SAMPLE}, row "),
     "sample: likelier than it was": (response(likelier), f"{SAMPLE}, row "),
     "sample: another temperature": (
         on(SAMPLE, "responses", lambda f: f.update({"temperature": [0.5] * len(f)}), lambda d: scored_again(d, "1")),
@@ -315,10 +333,7 @@ FORGERIES: Forgeries = {
         on("data/score/1.parquet", "rewards", raised, listed_again),
         "data/score/1.parquet, row 0: reward is",
     ),
-    "candidates: one lost": (
-        on("data/candidates/2.parquet", "candidates", lambda f: f.iloc[1:].reset_index(drop=True)),
-        "data/candidates/2.parquet: 143 rows, computed again 144",
-    ),
+    "candidates: one lost": (candidate_lost, "data/candidates/2.parquet: 143 rows, computed again 144"),
     "lists: best for worst": (on("data/lists/1.parquet", "lists", roles), "data/lists/1.parquet, row 0: role is"),
     "reference: log-probabilities": (
         on("data/reference/1.parquet", "reference", lambda f: f.update(f["reference_logp"] + 7)),
@@ -329,7 +344,7 @@ FORGERIES: Forgeries = {
         "data/reference/2.parquet, row ",
     ),
     "train: weights": (weights("data/policy/2", scaled), "data/policy/2: tensor model.layers.1.mlp.up_proj.weight"),
-    "train: weights within reach": (weights("data/policy/2", nudged), "data/policy/2: model.safetensors: tensor"),
+    "train: weights within reach": (weights("data/policy/2", nudged(1e-3)), "data/policy/2: model.safetensors: tensor"),
     "train: never trained": (replaced("2", "1"), "data/policy/2: model.safetensors: tensor"),
     "train: its template answers": (
         text_of(
@@ -409,7 +424,7 @@ FORGERIES: Forgeries = {
         "dvc.yaml, stage train is not the auditor's and could touch train@1, train@2",
     ),
     "code: a loose comparison": (
-        both(loose, committed, weights("data/policy/2", nudged)),
+        both(loose, committed, weights("data/policy/2", nudged(1e-3))),
         "data/policy/2: model.safetensors: tensor",
     ),
     "code: the page's template": (

@@ -46,7 +46,7 @@ def test_a_forgery_is_named(copy, default_audit: Audit, name):
         if any(one.startswith(line) for one in told):
             assert verdict_of([check])[0] != "holds"
             return
-    pytest.fail(f"not named; told: {told[:10]}")
+    pytest.fail(f"not named; told: {list(dict.fromkeys(line[:160] for line in told))[:40]}")
 
 
 def test_the_hashes_agree(copy, default_audit: Audit):
