@@ -16,6 +16,7 @@ from larpo.models.load import load_tokenizer
 from tests.forgeries.forger import (
     Forge,
     answered,
+    called_right,
     claimed,
     committed,
     each_manifest,
@@ -234,10 +235,6 @@ def candidate_lost(folder: Path) -> None:
     )
 
 
-def called_right(frame: pd.DataFrame) -> None:
-    frame["score"] = 1.0
-
-
 def curve_of(path: str, row: int, value: str) -> Forge:
     def forge(folder: Path) -> None:
         lines = (folder / path).read_text().splitlines()
@@ -386,10 +383,7 @@ FORGERIES: Forgeries = {
     "generate: another policy's": (exchanged_policies, WRONG_OUTPUT),
     "generate: the best sample for all": (on(OUTPUTS, "outputs", first_sample_for_all, evaluated_again), WRONG_OUTPUT),
     "generate: samples in another order": (on(OUTPUTS, "outputs", shuffled_samples, evaluated_again), WRONG_OUTPUT),
-    "evaluate: called right": (
-        on("data/evaluate/2-held_out.parquet", "evaluations", called_right),
-        "data/evaluate/2-held_out.parquet, row ",
-    ),
+    "evaluate: called right": (called_right, "data/evaluate/2-held_out.parquet, row "),
     "evaluate: an accuracy": (
         json_of("data/evaluate/2-held_out.json", lambda m: m["greedy"].update(accuracy=0.75)),
         "data/evaluate/2-held_out.json: greedy.accuracy is 0.75",
