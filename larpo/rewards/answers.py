@@ -85,12 +85,14 @@ def final_answer(text: str) -> str | None:
 
 # --- numbers
 
-_UNITS = (
-    "km|cm|mm|nm|m|mi|ft|in|yd|miles?|met(?:er|re)s?|feet|foot|inch(?:es)?|yards?|kg|mg|g|lbs?|oz|grams?|tons?|pounds?|"
-    "ms|s|secs?|seconds?|mins?|minutes?|hrs?|h|hours?|days?|weeks?|months?|years?|yrs?|ml|mL|kL|L|l|lit(?:er|re)s?|gal|"
-    "gallons?|mph|kph|kmh|Hz|kHz|MHz|GHz|kW|MW|W|kJ|J|V|kPa|Pa|KB|MB|GB|TB|deg|degrees?|rad|USD|EUR|GBP|usd|eur|dollars?|"
-    "cents?|euros?|percent|pct|points?|units?|people|persons?|am|pm|st|nd|rd|th"
+_UNIT = (
+    "mi|ft|in|yd|miles?|met(?:er|re)s?|feet|foot|inch(?:es)?|yards?|lbs?|oz|grams?|tons?|pounds?|"
+    "s|secs?|seconds?|mins?|minutes?|hrs?|h|hours?|days?|weeks?|months?|years?|yrs?|lit(?:er|re)s?|gal|"
+    "gallons?|mph|kph|kmh|KB|MB|GB|TB|deg|degrees?|rad|USD|EUR|GBP|usd|eur|dollars?|"
+    "cents?|euros?|percent|pct|points?|units?|people|persons?|am|pm|st|nd|rd|th|"
+    "(?:[kcmμµndh]|da)?(?:m|g|L|l)|[kMG]?(?:W|Wh|J|Hz)|[mk]?V|[kh]?Pa|kN|k?cal|m?mol|[mμµn]s|cc|°\\s?[CFK]|[℃℉]"
 )
+_UNITS = rf"(?:(?:sq\.?|square|cu\.?|cubic)\ )?(?:{_UNIT})s?(?:\^?[23](?![\d.]))?"
 _MULTIPLES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7}
 _MULTIPLES |= {"billion": 10**9, "trillion": 10**12}
 _CURRENCY = r"[$€£¥₹¢%‰°]"
@@ -116,6 +118,7 @@ _WRITTEN = [
     (r"\{,\}|,\\!", ","),
     (r"(?<=\d)(?:\\[,!;: ]|[\u2009\u202f\u00a0'’]|~)(?=\d{3}(?!\d))", ""),
     (r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d{1,2})(?![\d,])", lambda m: f"{m[1].replace('.', '')}.{m[2]}"),
+    (r"(?<![\d.,])(?<!\d )(\d{1,3}(?: \d{3})+),(\d{1,2})(?![\d,])", lambda m: f"{m[1].replace(' ', '')}.{m[2]}"),
     (r"(?<![\d.,])\d{1,2}(?:,\d\d)+,\d{3}(?![\d,])", lambda m: m[0].replace(",", "")),
     (r"[\u0e00-\u0e7f\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af]", " "),
     (r"[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + m[0].translate(_RAISED)),
@@ -135,6 +138,7 @@ _WRITTEN = [
     ),
     (r"(?<!\d)\d+(?::| : )\d+(?:\d|:)*|(?<![\d/])\d+/\d+/[\d/]+|(?<!\d)\d{4}-\d\d?-\d\d?(?!\d)", _UNCLEAR),
     (r"(?:±|\\pm(?![A-Za-z])|\+/-)\s*\$?\.?\d[\d.,]*", _UNCLEAR),
+    (r"""\d\s?['′]\s?\d+(?:\.\d+)?\s?(?:"|″|'')""", _UNCLEAR),
     (r"(?<![\d.,])\d+,\d{1,2}(?![\d,])|\d(?:[kKMB]|[mb]n)(?!\w)", _UNCLEAR),
 ]
 _WRITTEN = [(re.compile(pattern), by) for pattern, by in _WRITTEN]
@@ -152,7 +156,7 @@ def number(text: str) -> str | None:
     if len(tokens) != 1:
         return None
     rest = plain[: tokens[0].start()] + " " + plain[tokens[0].end() :]
-    rest = re.sub(rf"{_CURRENCY}|\b(?:{_UNITS})(?![A-Za-z])|[./^*\s{{}}()]|\^?\d(?<=\^\d)", "", rest)
+    rest = re.sub(rf"(?<![A-Za-z])(?:{_UNITS})(?![A-Za-z])|{_CURRENCY}|[./^*\s{{}}()]|\^?\d(?<=\^\d)", "", rest)
     return None if rest else _spelled(tokens[0])
 
 
@@ -177,7 +181,7 @@ def boxed_number(content: str | None) -> str | None:
     tokens = list(_TOKEN.finditer(plain))
     rest = plain[: tokens[0].start()] + " " + plain[tokens[0].end() :] if len(tokens) == 1 else "0"
     letter = r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])"
-    alone = not re.search(rf"\d(?<!\^\d)|\\|(?<![A-Za-z])x(?![A-Za-z])|[,!]|[-+*]\s*{letter}|{letter}\s*[-+*]", rest)
+    alone = not re.search(rf"\d(?<!\^\d)(?<![A-Za-z]{{2}}[23])(?<! m[23])|\\|(?<![A-Za-z])x(?![A-Za-z])|[,!]|[-+*]\s*{letter}|{letter}\s*[-+*]", rest)
     return _spelled(tokens[0]) if alone else None
 
 

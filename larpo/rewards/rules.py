@@ -81,7 +81,7 @@ class FinalNumber(_Compared):
     """The number that is the response's final answer, by `larpo.rewards.answers.final_number`, equals the answer."""
 
     name = "final_number"
-    version = 4
+    version = 5
 
     def parse(self, text: str) -> str | None:
         return final_number(text)
@@ -150,7 +150,7 @@ class MathEquivalence(_Rule):
     """Mathematical equivalence of the final expression (LaTeX, fractions, sets): that in the last box, or else the
     choice that the response names, or what `math-verify` finds in it outside its reasoning."""
 
-    version = 5
+    version = 6
 
     def score(self, messages, answers, texts, *, groups=None, cut=None) -> pd.DataFrame:
         rest = [None if c else without_reasoning(t) for t, c in zip(texts, cut or [False] * len(texts), strict=True)]
