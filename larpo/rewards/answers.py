@@ -19,13 +19,16 @@ _TAGS = "think|thinking|thought|reasoning|reflection|scratchpad"
 _REASONING = re.compile(rf"<({_TAGS})>.*?</\1>", re.DOTALL | re.IGNORECASE)
 _OPENED, _CLOSED = (re.compile(rf"<{slash}({_TAGS})>", re.IGNORECASE) for slash in ("", "/"))
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+_NEGATED = re.compile(r"(?:(?:^|[\n(\[{,:]|\bis)\s{0,3}[-−–]|[=$]\s{0,3}[-−–]\s?)\Z")  # "- " may open a list
 _WORD = re.compile(r"[^\s$]{1,200}")
+_DOUBLED = re.compile(r"(?<!\\)\\\\(?=(?:[dtc]?frac|sqrt|text|pi|infty|left|right|cdot|times|boxed|fbox)(?![A-Za-z]))")
+"""A backslash written twice, as in JSON, before what is a command of LaTeX and no word in a new line."""
 
 
 def without_reasoning(text: str) -> str | None:
-    """A response without its chain of thought in tags; None where that never ends. A template may have opened it, so
-    what stands before a closing tag alone is reasoning too."""
-    text = _REASONING.sub(" ", text)
+    """A response without its chain of thought in tags, commands of LaTeX with one backslash; None where the reasoning
+    never ends. A template may have opened it, so what stands before a closing tag alone is reasoning too."""
+    text = _REASONING.sub(" ", _DOUBLED.sub(r"\\", text))
     if closed := list(_CLOSED.finditer(text)):
         text = text[closed[-1].end() :]
     return None if _OPENED.search(text) else text
@@ -43,7 +46,9 @@ def boxes(text: str) -> Iterator[str | None]:
             if end is None:
                 yield None
             elif content := text[start + 1 : end].strip():
-                yield content
+                negated = _NEGATED.search(text, max(0, match.start() - 8), match.start())
+                sum_inside = re.search(r"[-+]", content)
+                yield content if not negated else f"-({content})" if sum_inside else f"-{content}"
         elif token := _WORD.match(text, start):
             word = token[0].rstrip(".,;:!?")
             if word and not re.fullmatch(r"\W+|[^\W\d_]{2,}.*", word):
@@ -98,6 +103,7 @@ _MULTIPLES |= {"billion": 10**9, "trillion": 10**12}
 _CURRENCY = r"[$€£¥₹¢%‰°]"
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _SPACED = re.compile(r"(?<![\d.,^])(?<!\d )(\$\s?)?(\d{1,3}(?: \d{3})+)(?![\d,]| \d)(\s?[$%])?")
+_BEFORE_LAST, _AFTER_LAST = re.compile(r"(?:\b(?:is|are|of)|=)\s{1,3}\Z"), re.compile(r"[.!]?\s{0,3}(?:\n|\Z)")
 _UNCLEAR = " 1/0 "
 """A number that may be read in two ways, or is none: it has no value, and the one before it is not taken instead."""
 _TOKEN = re.compile(
@@ -181,7 +187,8 @@ def boxed_number(content: str | None) -> str | None:
     tokens = list(_TOKEN.finditer(plain))
     rest = plain[: tokens[0].start()] + " " + plain[tokens[0].end() :] if len(tokens) == 1 else "0"
     letter = r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])"
-    alone = not re.search(rf"\d(?<!\^\d)(?<![A-Za-z]{{2}}[23])(?<! m[23])|\\|(?<![A-Za-z])x(?![A-Za-z])|[,!]|[-+*]\s*{letter}|{letter}\s*[-+*]", rest)
+    digit = r"\d(?<!\^\d)(?<![A-Za-z]{2}[23])(?<! m[23])"  # that is no power and no square of a unit
+    alone = not re.search(rf"{digit}|\\|(?<![A-Za-z])x(?![A-Za-z])|[,!]|[-+*]\s*{letter}|{letter}\s*[-+*]", rest)
     return _spelled(tokens[0]) if alone else None
 
 
@@ -199,9 +206,12 @@ def _plain(text: str, alone: bool = False) -> str:
 
     def joined(match: re.Match[str]) -> str:
         """Groups of three digits behind ordinary spaces. In a sentence "3 100" may be two numbers: one are those with
-        several groups, a group that no number starts with ("2 000"), or a currency."""
+        several groups, a group that no number starts with ("2 000"), a currency, or a sentence that ends with it ("is
+        9 500.")."""
         groups = match[2].split(" ")
-        clear = alone or len(groups) > 2 or groups[1].startswith("0") or match[1] or match[3]
+        start, end = match.span()
+        ends = _BEFORE_LAST.search(text, max(0, start - 6), start) and _AFTER_LAST.match(text, end)
+        clear = alone or len(groups) > 2 or groups[1].startswith("0") or match[1] or match[3] or ends
         return f"{match[1] or ''}{''.join(groups)}{match[3] or ''}" if clear else _UNCLEAR
 
     return _SPACED.sub(joined, text)

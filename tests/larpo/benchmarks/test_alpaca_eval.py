@@ -220,6 +220,7 @@ def test_recomputing_needs_no_instructions_and_no_network(tmp_path, real):
             "messages": [[{"role": "user", "content": t}] for t in chosen["instruction"]],
             "answer": chosen["output_1"],
             "text": chosen["output_2"],
+            "temperature": 0.0,
             "n_tokens": 1,
             "finish_reason": "stop",
             "parsed": [f"{p:.6f}" for p in chosen["preference"]],
