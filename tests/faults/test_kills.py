@@ -34,6 +34,9 @@ def disturbed_run(project: Project, rng: random.Random, kills: Counter, most: in
             if not running.wait_for(lambda: len(running.stages) > before):  # noqa: B023 - called before it changes
                 break
             stage = running.stages[-1]
+            missed = [k for k in KINDS if not kills[k]] if not targets else []
+            if kind(stage) not in missed and most - kills["all"] <= 2 * len(missed):
+                continue  # what is left of the kills is for the kinds that none has hit
             fewest = min(kills[k] for k in KINDS) if not targets else kills[kind(stage)]
             if rng.random() < (0.7 if kills[kind(stage)] <= fewest else 0.15):
                 time.sleep(rng.choice([0.1, 0.5, 1.5, 3.0]) * rng.random())
