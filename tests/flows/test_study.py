@@ -175,7 +175,10 @@ def test_a_change_of_code_or_of_a_data_file_makes_records_stale_and_a_comment_of
     assert runner.identity(other, project.folder) != before[0]
 
 
-def test_one_process_at_a_time_works_on_a_study(project):
+def test_one_process_at_a_time_works_on_a_study(project, monkeypatch):
+    """The other is named before a server is started."""
+    monkeypatch.setattr("larpo.workspace.lock.WAIT_SECONDS", 0.5)
+    monkeypatch.setattr("flows.study.some_server", None)
     with alone(project.folder, "small", "cpu"):
         done = larpo_command(project.folder, "study", "small")
     assert done.returncode == 1, done.stderr
