@@ -184,12 +184,14 @@ def run(
 ) -> dict[str, Any]:
     """`larpo study`: the flow, on the server that the settings name or on one for as long as it takes.
 
-    Wrong input is told before a server is started.
+    Wrong input, and another process at the same study, is told before a server is started.
     """
     project = project_folder()
     expand(load_study(project / STUDIES, name), project / STUDIES, scale, seeds, overlays or [])
     jobs_of(scale, jobs)
     Workspace(project, name)  # refuses a project that is not under Git
+    with alone(project, name, scale):
+        pass  # another process at it is named before a server is started; the flow holds the lock
     with some_server():
         return larpo_study(
             name=name, scale=scale, seeds=seeds, jobs=jobs, overlays=overlays, until_decided=until_decided

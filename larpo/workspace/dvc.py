@@ -58,21 +58,30 @@ def at_work(folder: Path) -> str | None:
 
 def share_cache(project: Path, clone: Path) -> None:
     """Let the project in `clone` use the cache of `project`."""
-    dvc(clone, "config", "--local", "cache.dir", str(cache_folder(project)))
+    path = clone / ".dvc/config.local"
+    held = path.read_text("utf-8").splitlines() if path.is_file() else []
+    _configure(clone, {"cache": {"dir": str(cache_folder(project))}}, held)
 
 
 def own_cache(folder: Path, cache: Path | None = None) -> None:
     """Let the project in `folder` use the cache that lies in it, or `cache`, whatever its committed configuration
     says."""
-    from configobj import ConfigObj
     from dvc.dirs import site_cache_dir
 
     paths = {"core": {"site_cache_dir": site_cache_dir()}, "cache": {"dir": str(cache or "cache")}}
-    local = ConfigObj()  # what DVC reads it with: a path may hold a comma or a quote
-    for section, values in paths.items():
-        # `%(` would stand for another value, and nothing writes it as itself; without a setting DVC's default holds.
-        local[section] = {key: value for key, value in values.items() if "%(" not in value}
-    local["core"]["analytics"], local["cache"]["type"] = "false", "reflink,copy"
+    # `%(` would stand for another value, and nothing writes it as itself; without a setting DVC's default holds.
+    sections = {name: {k: v for k, v in values.items() if "%(" not in v} for name, values in paths.items()}
+    sections["core"]["analytics"], sections["cache"]["type"] = "false", "reflink,copy"
+    _configure(folder, sections, [])
+
+
+def _configure(folder: Path, sections: dict[str, dict[str, str]], held: list[str]) -> None:
+    """Write sections over the lines `held` as the local configuration of the project in `folder`."""
+    from configobj import ConfigObj  # what DVC reads it with: a path may hold a comma or a quote
+
+    local = ConfigObj(held)
+    for section, values in sections.items():
+        local[section] = {**local.get(section, {}), **values}
     (folder / ".dvc/config.local").write_text("\n".join(local.write()) + "\n", "utf-8")
 
 

@@ -18,7 +18,9 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
-from flows.server import port_is_free
+from flows.serve import main
+from flows.server import check_password, port_is_free
+from larpo.errors import UserError
 from larpo.studies.expand import names
 from tests.conftest import Project
 from tests.flows.conftest import NODES, ROOT, Serving
@@ -32,12 +34,12 @@ def plain() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
 
 
-def test_a_taken_port_is_one_line(serving: Serving, plain: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "flows.serve", "--port", str(serving.port)]
-    done = subprocess.run(command, cwd=serving.project.folder, env=plain, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
+def test_a_taken_port_is_one_line(serving: Serving, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(serving.project.folder)
+    monkeypatch.setattr(sys, "argv", ["flows.serve", "--port", str(serving.port)])
+    assert main() == 2
     expected = f"error: port {serving.port} on 127.0.0.1 is taken by another program; choose another with --port\n"
-    assert done.stderr == expected
+    assert capsys.readouterr().err == expected
 
 
 def test_nothing_listens_but_on_loopback(serving: Serving) -> None:
@@ -178,17 +180,18 @@ def test_a_page_in_a_browser_is_refused(serving: Serving, asked: list, tmp_path:
 
 
 def test_a_run_with_another_password_is_refused_in_one_line(serving: Serving, plain: dict[str, str]) -> None:
-    for wrong in ({}, {"PREFECT_API_AUTH_STRING": "larpo:guess"}):
-        done = subprocess.run(
-            [sys.executable, "-m", "flows.run", "--target", "policy"],
-            cwd=serving.project.folder,
-            env=plain | {"PREFECT_API_URL": serving.url, "PREFECT_PROFILES_PATH": os.devnull} | wrong,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert "refuses PREFECT_API_AUTH_STRING; set it to what" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.run", "--target", "policy"],
+        cwd=serving.project.folder,
+        env=plain | {"PREFECT_API_URL": serving.url, "PREFECT_PROFILES_PATH": os.devnull},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "refuses PREFECT_API_AUTH_STRING; set it to what" in done.stderr
+    with pytest.raises(UserError, match="refuses PREFECT_API_AUTH_STRING; set it to what"):
+        check_password(serving.url, "larpo:guess")
 
 
 def test_every_study_has_a_deployment(serving: Serving) -> None:

@@ -49,8 +49,9 @@ def project(tmp_path_factory, tiny_policy) -> Project:
     return made
 
 
-def study(project: Project, *arguments: str, check: bool = True):
-    return project.run(sys.executable, "-m", "flows.cli", "study", "small", "--jobs", "2", *arguments, check=check)
+def study(project: Project, name: str, jobs: int, *arguments: str, check: bool = True):
+    command = [sys.executable, "-m", "flows.cli", "study", name, "--jobs", str(jobs), *arguments]
+    return project.run(*command, check=check)
 
 
 def records(project: Project) -> dict[str, dict]:
@@ -71,7 +72,7 @@ def locked(project: Project, experiment: str) -> dict:
 
 @pytest.mark.slow
 def test_a_study_from_nothing_to_its_page(project):
-    done = study(project)
+    done = study(project, "small", 2)
     assert "F4" in done.stdout, done.stdout
     kept = records(project)
     assert sorted(kept) == ["lambdarank-s100", "lambdarank-s101", "listmle-s100", "listmle-s101"]
@@ -100,7 +101,7 @@ def test_only_what_is_missing_runs_again(project):
     page = project.folder / "report/studies/small-cpu.html"
     text = page.read_text()
     page.unlink()
-    done = study(project)
+    done = study(project, "small", 1)
     assert "3 of them measured before" in done.stderr + done.stdout
     after = records(project)
     assert {k: v["values"] for k, v in after.items()} == {k: v["values"] for k, v in before.items()}
@@ -175,7 +176,10 @@ def test_a_change_of_code_or_of_a_data_file_makes_records_stale_and_a_comment_of
     assert runner.identity(other, project.folder) != before[0]
 
 
-def test_one_process_at_a_time_works_on_a_study(project):
+def test_one_process_at_a_time_works_on_a_study(project, monkeypatch):
+    """The other is named before a server is started."""
+    monkeypatch.setattr("larpo.workspace.lock.WAIT_SECONDS", 0.5)
+    monkeypatch.setattr("flows.study.some_server", None)
     with alone(project.folder, "small", "cpu"):
         done = larpo_command(project.folder, "study", "small")
     assert done.returncode == 1, done.stderr
@@ -192,8 +196,7 @@ def test_a_run_that_fails_is_named_in_one_line_and_the_others_are_kept(project):
         "set: {prompts: {source: dataset, dataset: rows.jsonl, answer_field: answer, held_out: 0.1, per_iteration: 9}}",
     )
     (project.folder / "studies/broken.yaml").write_text(broken)
-    command = [sys.executable, "-m", "flows.cli", "study", "broken", "--jobs", "2", "--seeds", "1"]
-    done = project.run(*command, check=False)
+    done = study(project, "broken", 1, "--seeds", "1", check=False)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith("failed: 1 of 2 runs failed: broken-cpu-listmle-s100"), done.stderr
     assert "9 asked for by prompts.per_iteration" in last
