@@ -23,6 +23,7 @@ from larpo.config.judges import JudgeParams
 from larpo.errors import UserError, one_line
 from larpo.hashing import digest
 
+NOBODY = "http://recorded.invalid/v1"  # a name that no server ever has (RFC 2606): replies come from the store alone
 GONE = 10  # requests without an answer, one after another and each at every attempt: the server is not there
 SILENT = 8  # replies without the log-probabilities that were asked for, and none with: the server has none
 ROOM = 64 << 10  # bytes kept free per reply under way; one with its request takes a few thousand
@@ -35,6 +36,10 @@ FINAL = {
 HALF = re.compile("[\ud800-\udfff]")
 MAY_NAME_A_FIELD = (400, 403, 422)
 NO_REPLY = {"text": None, "finish_reason": None, "logprobs": None, "tool_calls": None, "usage": None, "model": None}
+
+
+class NotRecorded(UserError):
+    """Some replies are not in the store, and nobody may be asked for them (`NOBODY`)."""
 
 
 def store_folder() -> Path:
@@ -156,6 +161,8 @@ class JudgeClient:
 
         Raises
         ------
+        NotRecorded
+            The judge is at `NOBODY`, and the store does not have every reply.
         UserError
             There is no key for a server elsewhere, the server refuses a request, or some fail at every attempt.
             Replies that came are in the store by then. What the store has needs neither key nor server.
@@ -164,6 +171,9 @@ class JudgeClient:
         """
         bodies = {self.key(r): body_of(self.params, r) for r in requests}
         missing = {key: body for key, body in bodies.items() if key not in self.store.replies}
+        if missing and self.params.base_url == NOBODY:
+            told = f"{len(missing)} of {len(bodies)} replies of judge {self.name} are not among the recorded ones"
+            raise NotRecorded(f"{NOBODY}: {told}")
         if missing:
             check_key(self.params, self.name)
             self._check_logprobs(bodies)

@@ -1,16 +1,14 @@
 """Nodes that ask a judge, executed again without asking: from the recorded answers or not at all."""
 
-import os
 from pathlib import Path
 
 from larpo.audit.open import PARAMS
 from larpo.audit.rerun.clone import copy
 from larpo.benchmarks import build_benchmark
+from larpo.benchmarks.judge import NOBODY
 from larpo.config import yaml12
 from larpo.config.judges import JudgeParams
 from larpo.config.params import Params
-
-NOBODY = "http://recorded.invalid/v1"  # a name that no server ever has (RFC 2606)
 
 
 def judge_of(params: Params, node: str) -> JudgeParams | None:
@@ -20,12 +18,6 @@ def judge_of(params: Params, node: str) -> JudgeParams | None:
     if kind not in ("evaluate", "generate") or name not in params.benchmarks:
         return None
     return getattr(build_benchmark(params, name), "judge", None)
-
-
-def recorded_answers(folder: Path) -> Path | None:
-    """The store of judgements: the run's own, else the one that LARPO_JUDGEMENTS names."""
-    places = [folder / "judgements", *([Path(p)] if (p := os.environ.get("LARPO_JUDGEMENTS")) else [])]
-    return next((place for place in places if any(place.glob("*.jsonl"))), None)
 
 
 def without_asking(answers: Path, store: Path, folder: Path) -> None:

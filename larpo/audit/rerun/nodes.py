@@ -20,9 +20,11 @@ from larpo.audit.isolation import network_cut, stripped
 from larpo.audit.open import AuditedRun
 from larpo.audit.record import Manifest
 from larpo.audit.rerun.clone import Changed, Clone, Unfit, temporary
-from larpo.audit.rerun.judge import judge_of, recorded_answers, without_asking
+from larpo.audit.rerun.judge import judge_of, without_asking
 from larpo.audit.rerun.terms import terms_of
 from larpo.audit.results import Check, fails, holds, unchecked
+from larpo.audit.science.verdicts import recorded_answers
+from larpo.benchmarks.judge import NOBODY
 from larpo.errors import UserError, nearest, one_line
 from larpo.workspace import project_folder
 from larpo.workspace.dvc import environment, kind_of
@@ -206,7 +208,7 @@ class Executor:
     def _failed(self, node: LockedNode, status: int, line: str) -> Check:
         if status > 128:
             raise Unfit(f"killed here by signal {status - 128}; its last line: {line or 'none'}")
-        if "recorded.invalid" in line and judge_of(self.run.params, node.name) is not None:
+        if NOBODY in line and judge_of(self.run.params, node.name) is not None:
             raise Unfit(
                 "it asks a judge and some of its answers are not among the recorded ones; nobody is asked twice"
             )

@@ -5,6 +5,7 @@ from larpo.audit.compare.values import different_rows, different_values
 from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude
 from larpo.audit.science.rewards import different_rewards
+from larpo.audit.science.verdicts import verdicts_again
 from larpo.benchmarks import build_benchmark
 from larpo.report.read import read_json
 from larpo.retrieval.scores import recall_at
@@ -15,8 +16,8 @@ GIVEN = [name for name in tables.SCHEMAS["outputs"].names if not name.endswith("
 
 
 def outputs_scored(run: AuditedRun, name: str) -> Check:
-    """Parsed answers and scores of every output; a judge's verdicts are taken as they were recorded."""
-    failures, count, by_judge = [], 0, []
+    """Parsed answers and scores of every output; a judge's verdicts from its recorded replies."""
+    failures, count, behind = [], 0, []
     for benchmark, policy in run.evaluated:
         bench, path = build_benchmark(run.params, benchmark), f"data/evaluate/{policy}-{benchmark}.parquet"
         recorded = tables.read("evaluations", path)
@@ -25,13 +26,19 @@ def outputs_scored(run: AuditedRun, name: str) -> Check:
         items = tables.read("items", f"data/items/{benchmark}.parquet")
         questions = recorded[["prompt_id"]].merge(items, on="prompt_id", how="left")
         failures += different_rows(path, recorded, questions, ["messages", "answer"])
-        if getattr(bench, "judge", None) is not None:
-            by_judge.append(benchmark)
+        if len(recorded) != len(outputs):
             continue
-        if len(recorded) == len(outputs):
-            failures += different_rows(path, recorded, bench.score(items, outputs), ["parsed", "score"])
+        columns = ["parsed", "score"]
+        if getattr(bench, "judge", None) is None:
+            again = bench.score(items, outputs)
+        else:
+            again, why = verdicts_again(run, benchmark, items, outputs)
+            if again is None:
+                behind.append(f"the verdicts of {policy}-{benchmark}: {why}, and nobody is asked twice")
+                continue
+            columns.append("judgement")
+        failures += different_rows(path, recorded, again, columns)
         count += len(outputs)
-    behind = [f"the verdicts of {b}, whose judge is not asked again" for b in dict.fromkeys(by_judge)]
     return conclude(PART, name, count, f"{count} raw outputs parsed and scored again", failures, behind)
 
 

@@ -21,6 +21,7 @@ from larpo.audit.rerun.clone import copy as copy_file
 from larpo.audit.rerun.clone import temporary
 from larpo.audit.rerun.nodes import choose, run_again
 from larpo.audit.results import Check
+from larpo.audit.science.check import check_numbers
 from larpo.errors import UserError
 from larpo.hashing import file_hash
 from larpo.workspace.dvc import kind_of
@@ -47,6 +48,12 @@ def again(tmp_path, warm_nodes) -> Callable[..., dict[str, Check]]:
         return {check.name: check for check in checks}
 
     return call
+
+
+def verdicts(folder: Path) -> Check:
+    run = AuditedRun(folder)
+    run.evaluated = [("q", "0")]  # of the others nothing was made
+    return check_numbers(run, "scores of raw outputs")
 
 
 def contents(folder: Path) -> dict[str, tuple[int, str]]:
@@ -175,7 +182,22 @@ def test_a_judge_is_never_asked_again(copy, again, warm_nodes, monkeypatch):
         found = again(copy.folder, "evaluate@0-q")["evaluate@0-q"]
         assert found.verdict == "holds" and found.detail.startswith("bit-identical; ")
         assert "recorded with uncommitted changes" in found.detail
+        found = verdicts(copy.folder)
+        assert found.verdict == "holds" and len(server.bodies) == 28, found
+        forged = copy.folder / "data/evaluate/0-q.parquet"
+        honest = tables.read("evaluations", forged)
+        row = int(honest["score"].to_numpy().argmin())
+        tables.write(
+            honest.assign(score=[1.0 if i == row else s for i, s in enumerate(honest["score"])]), "evaluations", forged
+        )
+        assert verdicts(copy.folder).failures[0].startswith(f"data/evaluate/0-q.parquet, row {row}: score is 1.0")
+        tables.write(honest, "evaluations", forged)
+        store.write_text("".join(line.replace("[[A]]", "[[B]]") for line in lines))
+        found = verdicts(copy.folder)
+        assert found.verdict == "fails" and "computed again 'B'" in found.failures[0], found
         store.write_text("".join(lines[:-1]))
+        found = verdicts(copy.folder)
+        assert "1 of 28 replies of judge j are not among the recorded ones" in found.behind[0], found
         found = again(copy.folder, "evaluate@0-q", "generate@0-q")
         assert (
             found["evaluate@0-q"].verdict == "not checked" and "not among the recorded" in found["evaluate@0-q"].detail
