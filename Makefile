@@ -47,7 +47,7 @@ test-forgeries: env  ## run the forgeries: each forged run is named, no honest o
 	@$(ENV) python -m pytest -q -n 2 --dist load -m forgeries $(ARGS)
 
 test-faults: env  ## run the long fault tests: kills, full disks, corruption (docs/faults.md)
-	@$(ENV) python -m pytest -q -m faults $(ARGS)
+	@$(ENV) python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m faults $(ARGS)
 
 test-docs: env  ## execute every command of README.md and docs/ as it stands there, on a tiny model
 	@$(ENV) python -m pytest -q -m docs $(ARGS)

@@ -36,9 +36,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 ROOT = Path(__file__).resolve().parent.parent
 
 
-LONGEST = """test_graph flows/test_study flows/test_run security/test_remote_code_run larpo/audit/test_rerun
-test_docs_examples tasks/test_launch flows/test_serve larpo/audit/test_audit larpo/audit/test_forged security/test_keys
-test_resume test_new_node larpo/audit/test_diff larpo/plan/test_plan_study tasks/test_reward larpo/audit/test_pack"""
+LONGEST = """test_graph flows/test_study faults/test_kills larpo/rewards/test_hostile flows/test_run
+security/test_remote_code_run larpo/audit/test_rerun test_docs_examples tasks/test_launch flows/test_serve
+larpo/audit/test_audit larpo/audit/test_forged security/test_keys test_resume test_new_node larpo/audit/test_diff
+larpo/plan/test_plan_study tasks/test_reward larpo/audit/test_pack"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

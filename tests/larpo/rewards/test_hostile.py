@@ -1,5 +1,6 @@
 """What a response may hold by accident takes bounded time and crashes nothing; the same text has the same reward."""
 
+import os
 import resource
 
 import pytest
@@ -36,7 +37,8 @@ def test_hostile_expressions_end_with_the_same_rewards():
 @pytest.mark.faults
 @pytest.mark.timeout(3 * 3600)
 def test_a_thousand_hostile_expressions_end_with_the_same_rewards():
-    assert scored(1_000) == scored(1_000)
+    count = int(os.environ.get("LARPO_FAULTS_HOSTILE", "1000"))
+    assert scored(count) == scored(count)
 
 
 def test_hostile_texts_have_a_number_or_none():
