@@ -7,7 +7,8 @@ import sys
 # lines of their own.
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
-if sys.orig_argv[1:2] == ["-m"]:  # a node's command, no child of it
+# A node's command, no child of it, nor the server of warm nodes.
+if sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2:3] != ["tasks.frame.warm"]:
     from larpo.workspace.processes import end_with_dvc
     from tasks.frame.warm import delegate
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,7 @@ import psutil
 
 from larpo.errors import UserError, nearest
 from larpo.graph import Meta, kinds, read_meta
-from larpo.workspace.dvc_lock import plain
+from larpo.workspace.dvc_lock import LOCK, PAUSE, TRIES, plain
 
 # -P: a module of the folder's (it may be a stranger's run) must not stand in for one of ours.
 COMMAND = (sys.executable, "-P", "-m", "dvc", "--wait-for-lock")
@@ -126,29 +127,46 @@ def read_graph(folder: str | Path = ".") -> dict[str, GraphNode]:
         No DVC project here, or dvc.yaml is wrong (syntax, a cycle, an output declared twice).
     """
     from dvc.exceptions import DvcException
+
+    for attempt in range(1, TRIES + 1):
+        try:
+            return _graph(folder)
+        except DvcException as error:
+            if attempt == TRIES or not _just_written(Path(folder, LOCK)):
+                raise UserError(f"dvc.yaml: {' '.join(str(error).split())}") from None
+            time.sleep(PAUSE)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _just_written(lock: Path) -> bool:
+    """Whether another DVC may be writing it: in place, so that a part is seen."""
+    try:
+        return time.time() - lock.stat().st_mtime < TRIES * PAUSE
+    except OSError:
+        return False
+
+
+def _graph(folder: str | Path) -> dict[str, GraphNode]:
     from dvc.repo import Repo
 
     known = kinds()
-    try:
-        with Repo(str(folder)) as repo:
-            graph = repo.index.graph  # edges go from a stage to what it needs
-            name = partial(node_name, Path(repo.root_dir))
-            place = {stage: i for i, stage in enumerate(repo.index.stages)}
-            order = nx.lexicographical_topological_sort(graph.reverse(), key=place.__getitem__)
-            # Stages without a command (data added by `dvc add`) have nothing to run.
-            return {
-                name(stage): GraphNode(
-                    name(stage),
-                    kind_of(name(stage)),
-                    tuple(name(need) for need in sorted(graph.successors(stage), key=place.__getitem__) if need.cmd),
-                    known.get(kind_of(name(stage))) or read_meta(kind_of(name(stage)), stage.meta),
-                    _declared(stage),
-                )
-                for stage in order
-                if stage.cmd
-            }
-    except DvcException as error:
-        raise UserError(f"dvc.yaml: {' '.join(str(error).split())}") from None
+    with Repo(str(folder)) as repo:
+        graph = repo.index.graph  # edges go from a stage to what it needs
+        name = partial(node_name, Path(repo.root_dir))
+        place = {stage: i for i, stage in enumerate(repo.index.stages)}
+        order = nx.lexicographical_topological_sort(graph.reverse(), key=place.__getitem__)
+        # Stages without a command (data added by `dvc add`) have nothing to run.
+        return {
+            name(stage): GraphNode(
+                name(stage),
+                kind_of(name(stage)),
+                tuple(name(need) for need in sorted(graph.successors(stage), key=place.__getitem__) if need.cmd),
+                known.get(kind_of(name(stage))) or read_meta(kind_of(name(stage)), stage.meta),
+                _declared(stage),
+            )
+            for stage in order
+            if stage.cmd
+        }
 
 
 def _declared(stage: Any) -> Declared:

@@ -66,7 +66,7 @@ def delegate(dvc: int) -> None:
         Process id of the DVC that runs the node; 0: none does.
     """
     module = sys.orig_argv[2] if sys.orig_argv[1:2] == ["-m"] else ""
-    if not module.startswith("tasks.") or module == __name__:
+    if not module.startswith("tasks."):
         return
     address, environment = os.environ.get(VARIABLE), dict(os.environ)
     os.environ[VARIABLE] = ""  # processes that a node starts begin cold
@@ -171,6 +171,7 @@ def server(
 
 def serve(address: str, listening: str, *libraries: str) -> None:
     """Import the libraries, then answer requests until standard input, which the owner holds, is at its end."""
+    importlib.import_module("larpo")  # sets the streams, which a fork cannot
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     imported = _import(libraries)

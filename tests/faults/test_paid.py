@@ -12,6 +12,7 @@ import yaml
 
 import tasks.evaluate
 import tasks.generate
+import tasks.inputs
 import tasks.items
 from larpo.benchmarks.judge import JudgeClient
 from larpo.config.judges import JudgeParams
@@ -82,6 +83,7 @@ def judged(tmp_path, finished_project, warm_nodes, monkeypatch) -> Project:
     judge = {"model": "judge", "base_url": "http://127.0.0.1:9/v1", "timeout": 0.6, "attempts": 9}
     params["judges"]["j"] = judge | {"concurrency": CONCURRENCY}
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    tasks.inputs.main()
     tasks.items.main("q")
     tasks.generate.main("0", "q")
     return project

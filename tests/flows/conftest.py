@@ -70,6 +70,7 @@ stages:
     foreach: ${iterations}
     do:
       cmd: python stage.py data/sample/${key}.txt data/prompts/${key}.txt,data/policy/${item.previous}.txt
+      meta: {heavy: true, retries: 2}
       deps: ["data/prompts/${key}.txt", "data/policy/${item.previous}.txt"]
       params: [sample]
       outs: ["data/sample/${key}.txt"]
@@ -77,6 +78,7 @@ stages:
     foreach: ${iterations}
     do:
       cmd: python stage.py data/policy/${key}.txt data/sample/${key}.txt
+      meta: {heavy: true, retries: 1}
       deps: ["data/sample/${key}.txt"]
       params: [train]
       outs: ["data/policy/${key}.txt"]

@@ -1,5 +1,8 @@
 """The graph comes from DVC: names, kinds, dependencies, order, targets."""
 
+import os
+import threading
+
 import pytest
 
 from larpo.errors import UserError
@@ -60,3 +63,19 @@ def test_a_wrong_graph_is_one_line(project: Project) -> None:
     with pytest.raises(UserError, match=r"^dvc\.yaml: Same item.* in stages: .*policy") as caught:
         read_graph(project.folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_lock_that_dvc_is_writing_is_read_when_it_is_whole(finished: Project) -> None:
+    """It is written in place; beside another run's a graph is read again. What stays cut off is told at once."""
+    lock = finished.folder / "dvc.lock"
+    whole = lock.read_text()
+    for cut in (0, whole.index("outs:") + 3):
+        lock.write_text(whole[:cut])
+        writer = threading.Timer(0.3, lock.write_text, [whole])
+        writer.start()
+        assert set(read_graph(finished.folder)) == set(NODES)
+        writer.join()
+    lock.write_text(whole[: whole.index("outs:") + 3])
+    os.utime(lock, (1e9, 1e9))
+    with pytest.raises(UserError, match=r"dvc\.lock"):
+        read_graph(finished.folder)
