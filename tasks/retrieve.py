@@ -1,6 +1,5 @@
 """Node `retrieve@NAME`: the nearest passages of each query, and Recall@N."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pandas as pd
 
 from larpo import tables
 from larpo.retrieval.corpus import read_passages, read_queries
-from larpo.retrieval.index import read_vectors, search
+from larpo.retrieval.index import ids_at, read_vectors, search
 from larpo.retrieval.scores import judge_hits, recall_at
 from larpo.workspace.files import write_json
 from tasks.frame.node import Node, command
@@ -39,19 +38,6 @@ def main(name: str) -> None:
         metrics = {"retriever": wanted.model, "passages": sum(sizes), **recall_at(found, wanted.ns)}
         write_json(node.out("evaluate", ".json"), metrics)
         node.rows(read=len(queries), written=len(found))
-
-
-def ids_at(places: np.ndarray, parts: list[Path], sizes: list[int]) -> np.ndarray:
-    """Ids of the passages at (n,) positions in the corpus; one shard's ids in memory at a time."""
-    found = np.empty(len(places), dtype=object)
-    start = 0
-    for part, size in zip(parts, sizes, strict=True):
-        here = np.flatnonzero((places >= start) & (places < start + size))
-        if len(here):
-            ids = json.loads(part.with_name(part.stem.replace("passages", "ids") + ".json").read_text("utf-8"))
-            found[here] = [ids[i] for i in places[here] - start]
-        start += size
-    return found
 
 
 if __name__ == "__main__":

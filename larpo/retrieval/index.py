@@ -3,6 +3,7 @@
 The corpus is read, embedded and searched in shards, so memory does not grow with it.
 """
 
+import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -90,3 +91,16 @@ def search(
         order = np.lexsort((places, -similar), axis=1)[:, :top]
         similar, places = np.take_along_axis(similar, order, 1), np.take_along_axis(places, order, 1)
     return similar, places
+
+
+def ids_at(places: np.ndarray, parts: list[Path], sizes: list[int]) -> np.ndarray:
+    """Ids of the passages at (n,) positions in the corpus; one shard's ids in memory at a time."""
+    found = np.empty(len(places), dtype=object)
+    start = 0
+    for part, size in zip(parts, sizes, strict=True):
+        here = np.flatnonzero((places >= start) & (places < start + size))
+        if len(here):
+            ids = json.loads(part.with_name(part.stem.replace("passages", "ids") + ".json").read_text("utf-8"))
+            found[here] = [ids[i] for i in places[here] - start]
+        start += size
+    return found
