@@ -11,7 +11,7 @@ from larpo.audit import isolation
 from larpo.audit.lineage.code import untrusted
 from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude, unchecked
-from larpo.audit.science import leaks, outputs, policies, rewards, sampling, scores, training
+from larpo.audit.science import leaks, outputs, policies, retrieval, rewards, sampling, scores, training
 from larpo.audit.science.report import report
 from larpo.errors import UserError, one_line
 from larpo.models.remote_code import EVERY, TOKENIZER
@@ -19,7 +19,8 @@ from larpo.registry import OwnCodeError
 from larpo.sources.hub import NotFetched
 
 PART = "science"
-BEST_OF_N = "picks of best of N"  # only where a run has some
+BEST_OF_N = "picks of best of N"
+VECTORS, NEAREST = "vectors are their texts", "nearest passages"
 TEXTS = "texts are their tokens"
 OUTPUTS = "responses and outputs are their policies'"
 REFERENCE, STEP0 = "reference log-probabilities", "losses at step 0"
@@ -43,15 +44,19 @@ CHECKS: dict[str, Callable[[AuditedRun, str], Check]] = {
     "scores of raw outputs": scores.outputs_scored,
     "metrics": scores.metrics,
     BEST_OF_N: scores.picked,
+    VECTORS: retrieval.vectors,
+    NEAREST: retrieval.nearest_passages,
     "report": report,
 }
+SECTIONS = {BEST_OF_N: "best_of_n", VECTORS: "retrieval", NEAREST: "retrieval"}
+"""Checks that there are only where the parameters have something in a section."""
 
 
 def check_science(run: AuditedRun, trusted: bool = False) -> Iterator[Check]:
     """Every check of this part; one that cannot read a table fails with that table's line. `trusted`: code that the
     run's checkpoints bring may run, where its parameters say so."""
     for name in CHECKS:
-        if name != BEST_OF_N or run.params.best_of_n:
+        if name not in SECTIONS or getattr(run.params, SECTIONS[name]):
             yield check_numbers(run, name, trusted)
 
 
