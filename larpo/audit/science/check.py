@@ -11,15 +11,17 @@ from larpo.audit import isolation
 from larpo.audit.lineage.code import untrusted
 from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude, unchecked
-from larpo.audit.science import leaks, outputs, policies, rewards, sampling, scores, training
+from larpo.audit.science import leaks, outputs, policies, rewards, sampling, scores, trained_reward, training
 from larpo.audit.science.report import report
+from larpo.config.params import Params
 from larpo.errors import UserError, one_line
 from larpo.models.remote_code import EVERY, TOKENIZER
 from larpo.registry import OwnCodeError
 from larpo.sources.hub import NotFetched
 
 PART = "science"
-BEST_OF_N = "picks of best of N"  # only where a run has some
+BEST_OF_N = "picks of best of N"
+TRAINED, ACCURACY = "the trained reward", "accuracy of the trained reward"
 TEXTS = "texts are their tokens"
 OUTPUTS = "responses and outputs are their policies'"
 REFERENCE, STEP0 = "reference log-probabilities", "losses at step 0"
@@ -33,6 +35,8 @@ CHECKS: dict[str, Callable[[AuditedRun, str], Check]] = {
     "as many as asked for": sampling.rows,
     TEXTS: sampling.tokens,
     OUTPUTS: outputs.outputs,
+    TRAINED: trained_reward.trained,
+    ACCURACY: trained_reward.held_out,
     "rewards": rewards.rewards,
     "candidates": training.candidates,
     "lists": training.lists,
@@ -46,12 +50,19 @@ CHECKS: dict[str, Callable[[AuditedRun, str], Check]] = {
     "report": report,
 }
 
+WHERE: dict[str, Callable[[Params], bool]] = {
+    BEST_OF_N: lambda params: bool(params.best_of_n),
+    TRAINED: lambda params: params.reward.train is not None,
+    ACCURACY: lambda params: params.reward.train is not None,
+}
+"""Checks of what not every run has."""
+
 
 def check_science(run: AuditedRun, trusted: bool = False) -> Iterator[Check]:
     """Every check of this part; one that cannot read a table fails with that table's line. `trusted`: code that the
     run's checkpoints bring may run, where its parameters say so."""
     for name in CHECKS:
-        if name != BEST_OF_N or run.params.best_of_n:
+        if name not in WHERE or WHERE[name](run.params):
             yield check_numbers(run, name, trusted)
 
 
@@ -88,6 +99,8 @@ def weights(run: AuditedRun, name: str) -> list[str]:
     params = run.params
     if name in ("rewards", BEST_OF_N) and params.reward.source is not None:
         return ["data/reward"]
+    if name in (TRAINED, ACCURACY):
+        return ["data/reward", *([params.reward.start] if name == TRAINED and params.reward.policy else [])]
     if name in (TEXTS, OUTPUTS):
         made = {*(i.previous for i in params.iterations.values()), *params.evaluate.policies}
         return [f"data/policy/{p}" for p in sorted(made)]
