@@ -11,7 +11,7 @@ from larpo.errors import UserError
 from larpo.hashing import seed_of
 from larpo.models.remote_code import settle
 from larpo.models.resolve import Checkpoint
-from larpo.rewards.accuracy import pair_accuracy
+from larpo.rewards.accuracy import pair_accuracy, read_check
 from larpo.rewards.checkpoint import check_template, fetch_classifier, reward_checkpoint, write_identity
 from larpo.sources.pairs import Pair, read_pairs
 from larpo.sources.prompts import conversation
@@ -60,17 +60,6 @@ def main() -> None:
         node.note(reward=identity, **metrics)
 
 
-def read_check(params: RewardParams, name: str) -> tuple[list[Pair], dict[str, int]]:
-    """The pairs of `reward.checks.NAME`; of `sums` only those of held-out problems, for the others are trained on."""
-    pairs, dropped = read_pairs(params.checks[name], f"reward.checks.{name}")
-    if params.checks[name].source == "dataset" or params.train is None:
-        return pairs, dropped
-    kept = [pair for pair in pairs if pair.held_out(params.train.held_out)]
-    if not kept:
-        raise UserError(f"params.yaml: reward.checks.{name}: none of its {len(pairs)} problems is held out; take more")
-    return kept, dropped | {"not_held_out": len(pairs) - len(kept)}
-
-
 def fetch(params: RewardParams, checkpoint: Checkpoint, folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
     """A checkpoint as it is, in our layout."""
     if params.kind == "pairrm":
@@ -91,7 +80,7 @@ def train(
     """Fit the model to the training pairs; returns its identity, the held-out pairs and the counts."""
     from larpo.rewards.encoding import Encoder
     from larpo.training.arguments import training_arguments
-    from larpo.training.pair_trainer import BradleyTerryTrainer, EncodedPair
+    from larpo.training.pair_trainer import BradleyTerryTrainer, encode_pairs
     from larpo.training.trainer import StopOnLimits
     from tasks.frame.train import check_commit, run
 
@@ -102,17 +91,8 @@ def train(
     # Training keeps float32 weights whatever dtype scores are computed in.
     model, tokenizer, facts = fetch_classifier(params, checkpoint, "float32", new_head=True)
     encoder = Encoder(tokenizer, params.max_length, f"params.yaml: reward: {params.source}")
-    kept, held_out, cut = [], [], 0
-    for pair in pairs:
-        both = EncodedPair(encoder(pair.messages, pair.chosen), encoder(pair.messages, pair.rejected))
-        if both.chosen.excess or both.rejected.excess:
-            dropped["too_long"] = dropped.get("too_long", 0) + 1
-            continue
-        cut += both.chosen.cut > 0 or both.rejected.cut > 0
-        if pair.held_out(settings.held_out):
-            held_out.append(pair)
-        else:
-            kept.append(both)
+    kept, held_out, too_long, cut = encode_pairs(encoder, pairs, settings.held_out)
+    dropped |= {"too_long": too_long} if too_long else {}
     if not kept or not held_out:
         raise UserError(
             f"params.yaml: reward.train.held_out: {settings.held_out:g} leaves {len(kept)} training pairs and "

@@ -125,24 +125,28 @@ def load_classifier(model: Model, dtype: str) -> tuple[PreTrainedModel, Tokenize
 
 def write_identity(folder: Path, params: RewardParams, tokenizer: Tokenizer | None, **facts: Any) -> dict[str, Any]:
     """Write reward.json: what `score@s` depends on, and the manifests quote."""
-    identity: dict[str, Any] = {"kind": "rules"}
-    if params.source is not None:
-        template = tokenizer.chat_template
-        identity = {
-            "kind": params.kind,
-            "model": params.source,
-            "weights": digest([(p.name, tree_hash(p)) for p in sorted(folder.glob("*.safetensors"))], length=32),
-            "chat_template": None if template is None else digest(template),
-            "format": "pairrm" if params.kind == "pairrm" else "pair" if template is None else "chat",
-            "dtype": params.dtype,
-            "max_length": params.max_length,
-            "batch_tokens": params.batch_tokens,
-            **facts,
-        }
-        if code := files_of(folder):
-            identity["code"] = hashes_of(code)
+    identity = identity_of(folder, params, tokenizer, **facts)
     (folder / IDENTITY).write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", "utf-8")
     return identity
+
+
+def identity_of(folder: Path, params: RewardParams, tokenizer: Tokenizer | None, **facts: Any) -> dict[str, Any]:
+    if params.source is None:
+        return {"kind": "rules"}
+    template = tokenizer.chat_template
+    identity = {
+        "kind": params.kind,
+        "model": params.source,
+        "weights": digest([(p.name, tree_hash(p)) for p in sorted(folder.glob("*.safetensors"))], length=32),
+        "chat_template": None if template is None else digest(template),
+        "format": "pairrm" if params.kind == "pairrm" else "pair" if template is None else "chat",
+        "dtype": params.dtype,
+        "max_length": params.max_length,
+        "batch_tokens": params.batch_tokens,
+        **facts,
+    }
+    code = files_of(folder)
+    return identity | ({"code": hashes_of(code)} if code else {})
 
 
 def read_identity(folder: Model, kind: str) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, TrainingArguments
 
 from larpo.rewards.classifier import sequence_scores
-from larpo.rewards.encoding import Encoded
+from larpo.rewards.encoding import Encoded, Encoder
+from larpo.sources.pairs import Pair
 from larpo.training.trainer import StepMeanTrainer
 
 
@@ -23,6 +24,25 @@ class EncodedPair:
     chosen: Encoded
     rejected: Encoded
     weight: float = 1.0
+
+
+def encode_pairs(
+    encoder: Encoder, pairs: list[Pair], held_out: float
+) -> tuple[list[EncodedPair], list[Pair], int, int]:
+    """The pairs to train on, the share `held_out` of the prompts' that is not, how many were too long for either, and
+    how many lost some of their prompt."""
+    kept, apart, too_long, cut = [], [], 0, 0
+    for pair in pairs:
+        both = EncodedPair(encoder(pair.messages, pair.chosen), encoder(pair.messages, pair.rejected))
+        if both.chosen.excess or both.rejected.excess:
+            too_long += 1
+            continue
+        cut += both.chosen.cut > 0 or both.rejected.cut > 0
+        if pair.held_out(held_out):
+            apart.append(pair)
+        else:
+            kept.append(both)
+    return kept, apart, too_long, cut
 
 
 def collate(pairs: list[EncodedPair]) -> dict[str, list[EncodedPair]]:

@@ -11,8 +11,9 @@ from larpo.audit import isolation
 from larpo.audit.lineage.code import untrusted
 from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude, unchecked
-from larpo.audit.science import leaks, outputs, policies, retrieval, rewards, sampling, scores, training
+from larpo.audit.science import leaks, outputs, policies, retrieval, rewards, sampling, scores, trained_reward, training
 from larpo.audit.science.report import report
+from larpo.config.params import Params
 from larpo.errors import UserError, one_line
 from larpo.models.remote_code import EVERY, TOKENIZER
 from larpo.registry import OwnCodeError
@@ -21,6 +22,7 @@ from larpo.sources.hub import NotFetched
 PART = "science"
 BEST_OF_N = "picks of best of N"
 VECTORS, NEAREST = "vectors are their texts", "nearest passages"
+TRAINED, ACCURACY = "the trained reward", "accuracy of the trained reward"
 TEXTS = "texts are their tokens"
 OUTPUTS = "responses and outputs are their policies'"
 REFERENCE, STEP0 = "reference log-probabilities", "losses at step 0"
@@ -34,6 +36,8 @@ CHECKS: dict[str, Callable[[AuditedRun, str], Check]] = {
     "as many as asked for": sampling.rows,
     TEXTS: sampling.tokens,
     OUTPUTS: outputs.outputs,
+    TRAINED: trained_reward.trained,
+    ACCURACY: trained_reward.held_out,
     "rewards": rewards.rewards,
     "candidates": training.candidates,
     "lists": training.lists,
@@ -48,15 +52,21 @@ CHECKS: dict[str, Callable[[AuditedRun, str], Check]] = {
     NEAREST: retrieval.nearest_passages,
     "report": report,
 }
-SECTIONS = {BEST_OF_N: "best_of_n", VECTORS: "retrieval", NEAREST: "retrieval"}
-"""Checks that there are only where the parameters have something in a section."""
+WHERE: dict[str, Callable[[Params], bool]] = {
+    BEST_OF_N: lambda params: bool(params.best_of_n),
+    TRAINED: lambda params: params.reward.train is not None,
+    ACCURACY: lambda params: params.reward.train is not None,
+    VECTORS: lambda params: bool(params.retrieval),
+    NEAREST: lambda params: bool(params.retrieval),
+}
+"""Checks of what not every run has."""
 
 
 def check_science(run: AuditedRun, trusted: bool = False) -> Iterator[Check]:
     """Every check of this part; one that cannot read a table fails with that table's line. `trusted`: code that the
     run's checkpoints bring may run, where its parameters say so."""
     for name in CHECKS:
-        if name not in SECTIONS or getattr(run.params, SECTIONS[name]):
+        if name not in WHERE or WHERE[name](run.params):
             yield check_numbers(run, name, trusted)
 
 
@@ -93,6 +103,8 @@ def weights(run: AuditedRun, name: str) -> list[str]:
     params = run.params
     if name in ("rewards", BEST_OF_N) and params.reward.source is not None:
         return ["data/reward"]
+    if name in (TRAINED, ACCURACY):
+        return ["data/reward", *([params.reward.start] if name == TRAINED and params.reward.policy else [])]
     if name in (TEXTS, OUTPUTS):
         made = {*(i.previous for i in params.iterations.values()), *params.evaluate.policies}
         return [f"data/policy/{p}" for p in sorted(made)]

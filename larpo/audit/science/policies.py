@@ -15,10 +15,12 @@ a training at this rate for so many steps could have made of other lists, which 
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from larpo import tables
 from larpo.audit.compare.files import Unreadable, arrays
@@ -49,23 +51,39 @@ def inherited(run: AuditedRun, name: str) -> Check:
     failures, count = [], 0
     for policy, previous in predecessors(run).items():
         before, after = Path("data/policy", previous), Path("data/policy", policy)
-        files = {f: sorted(p.name for p in f.iterdir() if _beside(p)) for f in (before, after)}
-        failures += [
-            f"{after / file}: {'not ' if file in files[before] else ''}there, unlike in {before}"
-            for file in sorted(set(files[before]) ^ set(files[after]))
-        ]
-        for file in sorted(set(files[before]) & set(files[after])):
-            count += 1
-            old, new = (before / file).read_bytes(), (after / file).read_bytes()
-            if file in ("config.json", "generation_config.json"):
-                trees = [{k: v for k, v in json.loads(b).items() if k not in SET_BY_TRAINING} for b in (new, old)]
-                for key in (key for key in TOKENS if trees[0].get(key) != trees[1].get(key)):
-                    if aligned(*(tree.get(key) for tree in trees), getattr(load_tokenizer(str(before)), key)):
-                        trees[1][key] = trees[0][key]
-                failures += different_values(str(after / file), *trees, f"{before} has")
-            elif old != new:
-                failures.append(f"{after / file}: is not that of {before}, from which it was trained")
+        compared, lines = beside(before, after, str(before), lambda b=before: load_tokenizer(str(b)))
+        failures += lines
+        count += compared
     return conclude(PART, name, count, f"{count} files beside the weights against those of the policy before", failures)
+
+
+def beside(
+    before: Path, after: Path, start: str, tokenizer: Callable[[], Tokenizer], own: Collection[str] = ()
+) -> tuple[int, list[str]]:
+    """How many files lie beside the weights of two checkpoints, and a line on each of `after` that is another than that
+    of `before`, which lines call `start`; `own`: those that `after` alone has."""
+    files = {f: sorted(p.name for p in f.iterdir() if _beside(p) and p.name not in own) for f in (before, after)}
+    failures = [
+        f"{after / file}: {'not ' if file in files[before] else ''}there, unlike in {start}"
+        for file in sorted(set(files[before]) ^ set(files[after]))
+    ]
+    both = sorted(set(files[before]) & set(files[after]))
+    for file in both:
+        old, new = (before / file).read_bytes(), (after / file).read_bytes()
+        if file in ("config.json", "generation_config.json"):
+            trees = [{k: v for k, v in json.loads(b).items() if k not in SET_BY_TRAINING} for b in (new, old)]
+            for key in (key for key in TOKENS if trees[0].get(key) != trees[1].get(key)):
+                if aligned(*(tree.get(key) for tree in trees), getattr(tokenizer(), key)):
+                    trees[1][key] = trees[0][key]
+            failures += different_values(str(after / file), *trees, f"{start} has")
+        elif old != new and (file != "tokenizer.json" or _lasting(old) != _lasting(new)):
+            failures.append(f"{after / file}: is not that of {start}, from which it was trained")
+    return len(both), failures
+
+
+def _lasting(tokenizer: bytes) -> dict[str, Any]:
+    """A tokenizer.json without how it cut and padded the last batch, which each call sets anew."""
+    return {k: v for k, v in json.loads(tokenizer).items() if k not in ("truncation", "padding")}
 
 
 def aligned(new: int | list[int] | None, old: int | list[int] | None, own: int | None) -> bool:
@@ -92,54 +110,75 @@ def reach(params: OptimizerParams, count: int) -> float:
     return float(params.learning_rate * ((1 - b1) / (1 - b1**t) * np.sqrt((1 - b2**t) / (1 - b2) * tail)).sum())
 
 
+def unknown_reach(params: OptimizerParams) -> bool:
+    own = set(params.trainer_options) & {"optim", "optim_args", "adam_beta1", "adam_beta2", "learning_rate"}
+    return bool(own) or params.optimizer != "adamw"
+
+
 def within_reach(run: AuditedRun, name: str) -> Check:
     """Every weight of every trained policy."""
     failures, count, details, unlike = [], 0, [], []
     for policy, previous in predecessors(run).items():
         sft = policy in run.params.sft
         params = run.params.sft[policy] if sft else run.params.train
-        own = set(params.trainer_options) & {"optim", "optim_args", "adam_beta1", "adam_beta2", "learning_rate"}
-        if own or params.optimizer != "adamw":
+        if unknown_reach(params):
             unlike.append(f"policy {policy}: its optimizer is none of which the reach is known")
             continue
         if sft:
-            total = _logged(f"data/sft/{policy}")
+            total = logged(f"data/sft/{policy}")
         else:
             lists = tables.read("lists", f"data/lists/{policy}.parquet")["prompt_id"].nunique()
             total = steps(params, lists, params.lists_per_step)
-            if total != (logged := _logged(f"data/train/{policy}")):
-                failures.append(f"data/train/{policy}: curves of {logged} steps, {lists} lists make {total}")
-        far, decay = reach(params, total), params.weight_decay * params.learning_rate * total
-        most = 0.0
+            if total != (told := logged(f"data/train/{policy}")):
+                failures.append(f"data/train/{policy}: curves of {told} steps, {lists} lists make {total}")
+        before, after, most = Path("data/policy", previous), Path("data/policy", policy), 0.0
         try:
-            for tensor, start, old, new in _tensors(previous, policy):
-                count += new.size
-                limit = far + decay * (np.abs(old) + far) + ROUNDING[run.params.policy.dtype] * (np.abs(old) + far)
-                off = np.abs(new - old) / limit
-                if not (off.max(initial=0.0) <= 1):
-                    place = np.unravel_index(int(np.nan_to_num(off, nan=np.inf).argmax()), off.shape)
-                    index = [int(place[0]) + start, *map(int, place[1:])]
-                    moved = f"moved by {abs(float(new[place] - old[place])):.3g}"
-                    failures.append(
-                        f"data/policy/{policy}: tensor {tensor}, index {index} {moved}, out of reach of {total} steps "
-                        f"({float(limit[place]):.3g})"
-                    )
+            for _, size, share, line in strays(before, after, params, total, run.params.policy.dtype):
+                count += size
+                most = max(most, share)
+                if line:
+                    failures.append(line)
                     break
-                most = max(most, float(off.max(initial=0.0)))
         except Unreadable as error:
-            failures.append(f"data/policy/{policy}: its weights are not those of policy {previous}: {error}")
+            failures.append(f"{after}: its weights are not those of policy {previous}: {error}")
         details.append(f"policy {policy}: at most {most:.0%} of the reach of {total} steps")
     return conclude(PART, name, count, "; ".join(details + unlike) or "no policy was trained", failures, unlike)
 
 
-def _logged(folder: str) -> int:
+def strays(
+    before: Path, after: Path, params: OptimizerParams, total: int, dtype: str
+) -> Iterator[tuple[str, int, float, str | None]]:
+    """(tensor, elements, largest share of the reach, a line where that is more than 1) of each slice of `after`, that
+    was trained from `before` in `total` steps.
+
+    Raises
+    ------
+    Unreadable
+        Their files, or their tensors' names or shapes, are not the same.
+    """
+    far, decay = reach(params, total), params.weight_decay * params.learning_rate * total
+    for tensor, start, old, new in _tensors(before, after):
+        limit = far + decay * (np.abs(old) + far) + ROUNDING[dtype] * (np.abs(old) + far)
+        off = np.nan_to_num(np.abs(new - old) / limit, nan=np.inf)
+        line, share = None, float(off.max(initial=0.0))
+        if share > 1:
+            place = np.unravel_index(int(off.argmax()), off.shape)
+            index = [int(place[0]) + start, *map(int, place[1:])]
+            line = (
+                f"{after}: tensor {tensor}, index {index} moved by {abs(float(new[place] - old[place])):.3g}, out of "
+                f"reach of {total} steps ({float(limit[place]):.3g})"
+            )
+        yield tensor, new.size, share, line
+
+
+def logged(folder: str) -> int:
     """Steps of the curves that a training left."""
     return max((step for step, _ in training_curves(folder).get("loss", [])), default=0)
 
 
-def _tensors(previous: str, policy: str) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
-    """(tensor, first index, values, values) of two policies' weights, however they are cut into files."""
-    first, second = (sorted(Path("data/policy", p).glob("*.safetensors")) for p in (previous, policy))
+def _tensors(before: Path, after: Path) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
+    """(tensor, first index, values, values) of two checkpoints' weights, however they are cut into files."""
+    first, second = (sorted(folder.glob("*.safetensors")) for folder in (before, after))
     if [p.name for p in first] != [p.name for p in second]:
         raise Unreadable("not the same files")
     for a, b in zip(first, second, strict=True):

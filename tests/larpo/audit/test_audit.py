@@ -11,14 +11,14 @@ from larpo.audit.find import is_own, open_run
 from larpo.audit.lineage.check import check_lineage
 from larpo.audit.open import AuditedRun
 from larpo.audit.run import Selection, audit, parts, reproducibility_card
-from larpo.audit.science.check import CHECKS, SECTIONS, check_numbers, check_science
+from larpo.audit.science.check import CHECKS, WHERE, check_numbers, check_science
 from larpo.errors import UserError
 from tests.larpo.audit.forgery import agree, check_of, edit_json, edit_text, flip
 
 
 def test_an_honest_run_holds(honest):
     checks = {c.name: c for c in [*check_bytes(honest), *check_lineage(honest), *check_science(honest)]}
-    assert set(CHECKS) - SECTIONS.keys() <= set(checks)
+    assert set(CHECKS) - set(WHERE) <= set(checks)
     near = checks.pop("near-duplicates of evaluation prompts")
     assert near.verdict == "counted" and near.checked > 0
     assert {name: c.verdict for name, c in checks.items()} == dict.fromkeys(checks, "holds")
