@@ -1,7 +1,6 @@
 """Dense retrieval made again: vectors of some texts by the recorded model, and from the vectors all that follows."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ def vectors(run: AuditedRun, name: str) -> Check:
             continue
         lines = []
         for drawn, embed in ((passages, encoder.passages), (queries, encoder.queries)):
-            apart, off = _apart(drawn, embed([text for *_, text in drawn]) if drawn else [])
+            apart, off = _apart(drawn, embed([text for *_, text in drawn]) if drawn else np.empty((0, 0)))
             lines += apart
             largest = max(largest, off)
             count += len(drawn)
@@ -122,7 +121,7 @@ def _queries(run: AuditedRun, key: str, params: RetrievalParams) -> tuple[list[s
     return [], [(path, row, recorded[row], texts[row]) for row in rows]
 
 
-def _apart(drawn: list[Embedded], again: Sequence[np.ndarray] | np.ndarray) -> tuple[list[str], float]:
+def _apart(drawn: list[Embedded], again: np.ndarray) -> tuple[list[str], float]:
     """Lines on vectors that differ from those made again, and the largest difference of a number."""
     lines, largest = [], 0.0
     for (path, row, recorded, _), vector in zip(drawn, again, strict=True):
