@@ -47,7 +47,7 @@ def vectors(run: AuditedRun, name: str) -> Check:
             continue
         lines = []
         for drawn, embed in ((passages, encoder.passages), (queries, encoder.queries)):
-            apart, off = _apart(drawn, embed([text for *_, text in drawn]))
+            apart, off = _apart(drawn, embed([text for *_, text in drawn]) if drawn else np.empty((0, 0)))
             lines += apart
             largest = max(largest, off)
             count += len(drawn)
