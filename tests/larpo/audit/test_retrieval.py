@@ -177,8 +177,16 @@ def test_of_passages_as_near_either_may_come_first(here, nearer):
     in_place_of(ids[other] if first == ids[last] else ids[last], 4)
     verdict = check(NEAREST)
     assert verdict.verdict == ("fails" if nearer > 1e-4 else "holds"), verdict
-    in_place_of(listed[3], 4)
-    assert check(NEAREST).failures[0].startswith(f"{FOUND}, row 4: ")
+
+
+def test_of_passages_as_near_none_stands_twice(here):
+    first = tables.read("retrievals", FOUND)["passage_id"][0]
+    ids = json.loads(Path(f"{EMBED}/ids-000000.json").read_text())
+    array(FIRST, lambda v: v.__setitem__(9, v[ids.index(first)]))
+    judged_again()
+    assert check(NEAREST).verdict == "holds"
+    in_place_of(first, 1)
+    assert check(NEAREST).failures[0].startswith(f"{FOUND}, row 1: passage_id is '{first}'")
 
 
 def test_a_model_out_of_reach_is_not_checked(here):
