@@ -16,6 +16,7 @@ from larpo.audit.science.check import check_science
 from tasks.frame import warm
 from tests.conftest import Project
 from tests.faults.conftest import every_kind
+from tests.forgeries.forger import claimed, reported_again, sealed
 
 Audit = Callable[[Path, int], Iterator[Check]]
 OTHER_MACHINE = {
@@ -53,9 +54,13 @@ def honest(tmp_path_factory, tiny_policy, warmed) -> Path:
 
 @pytest.fixture(scope="session")
 def elsewhere(tmp_path_factory, tiny_policy) -> Path:
-    """The same graph, run by another machine."""
+    """The same graph, run by another machine, as its manifests say."""
     with warm.server(OTHER_MACHINE) as variables:
-        return finished(tmp_path_factory.mktemp("elsewhere") / "project", tiny_policy, variables).folder
+        folder = finished(tmp_path_factory.mktemp("elsewhere") / "project", tiny_policy, variables).folder
+    claimed(folder, cpu="without vector units")
+    reported_again(folder)
+    sealed(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
