@@ -53,7 +53,11 @@ Override = Annotated[
 
 
 class RunFailed(Exception):
-    """Some nodes failed; the message names them."""
+    """Some nodes of `runner` failed; the message names them."""
+
+    def __init__(self, message: str, runner: Repro):
+        super().__init__(message)
+        self.runner = runner
 
 
 class HeavySlots:
@@ -153,7 +157,7 @@ def run_graph(graph: dict[str, GraphNode], folder: Path) -> dict[str, str]:
     if failed:
         reasons = "; ".join(str(states[name].message).split(": ", 1)[-1] for name in failed)
         rest = [name for name, state in states.items() if not state.is_final()]
-        raise RunFailed(f"{reasons}" + (f"; not run: {', '.join(rest)}" if rest else ""))
+        raise RunFailed(reasons + (f"; not run: {', '.join(rest)}" if rest else ""), runner)
     return {name: state.name for name, state in states.items()}
 
 
@@ -227,10 +231,11 @@ def larpo(
     logger.info("%s experiment %s in %s", "Resuming" if resumed else "Running", workspace.name, workspace.clone)
     try:
         graph = select(read_graph(workspace.folder), targets)
-    except UserError:
-        workspace.close()
-        raise
-    outcomes = run_graph(graph, workspace.folder)
+        outcomes = run_graph(graph, workspace.folder)
+    except UserError as error:
+        raise UserError(f"{error}{workspace.give_up()}") from None
+    except RunFailed as error:
+        raise RunFailed(f"{error}{workspace.give_up(error.runner)}", error.runner) from None
     workspace.save(list(graph))
     report = workspace.close()
     logger.info("Saved experiment %s: dvc exp show, dvc exp apply %s", workspace.name, workspace.name)

@@ -3,7 +3,7 @@
 A record per section of params.yaml, in data/inputs, on which the nodes that read the section depend: files and folders
 by content, hub models and datasets by commit, packages by version, own code by the content of its files. DVC runs this
 node each time; a record whose things have not changed is the same bytes, and runs nothing again. Nothing is downloaded
-and no own code is imported.
+and no own code is imported. A source with fewer prompts than the run asks for is refused here, before any node of it.
 """
 
 import json
@@ -19,6 +19,7 @@ from larpo.models.resolve import resolve
 from larpo.registry import is_own, own_files
 from larpo.rewards import parts
 from larpo.sources import hub, provenance
+from larpo.sources.enough import check_enough
 from larpo.workspace.dvc_lock import recorded_file
 from larpo.workspace.files import write_json
 from larpo.workspace.progress import say
@@ -44,6 +45,7 @@ def main() -> None:
                 if source not in before:
                     say(f"{node.stage}: {source['key']}: {source['name']} is not what it was")
         memory.save()
+        check_enough(node.params)
         node.note(sources=[provenance.with_licence(source) for source in every])
         node.rows(read=len(every), written=len(every))
         node.keep_if_unchanged()

@@ -10,13 +10,13 @@ from larpo.workspace.dvc_lock import LockedNode
 
 NAME = "the chain behind the numbers"
 COMPUTED = ("prompts", "items", "sample", "score", "candidates", "lists", "reference", "generate", "evaluate", "report")
-"""Kinds whose outputs `larpo.audit.science` computes again, with `best_of_n`."""
+"""Kinds whose outputs `larpo.audit.science` computes again, with `best_of_n` and `retrieve`."""
 
 
 def only_executed(run: AuditedRun) -> list[LockedNode]:
     """Nodes whose outputs nothing but an execution makes again: what enters from outside, trainings, vectors. What
     `inputs` recorded, the lineage compares with what lies there."""
-    skipped = (*COMPUTED, "best_of_n", "inputs", *(["reward"] if run.params.reward.source is None else []))
+    skipped = (*COMPUTED, "best_of_n", "retrieve", "inputs", *(["reward"] if run.params.reward.source is None else []))
     return [node for node in run.nodes if kind_of(node.name) not in skipped]
 
 

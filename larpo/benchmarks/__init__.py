@@ -12,9 +12,10 @@ import pandas as pd
 from pydantic import ValidationError
 
 from larpo.benchmarks.items import join_items
+from larpo.config.evaluation import BenchmarkParams, GenerateParams
 from larpo.config.judges import JudgeParams
 from larpo.config.params import Params
-from larpo.config.sections import BenchmarkParams, GenerateParams, Section
+from larpo.config.sections import Section
 from larpo.errors import ParameterError, UserError, at, first_error, nearest
 from larpo.registry import Registry
 

@@ -8,8 +8,9 @@ from pydantic import Field
 
 from larpo.benchmarks import parse_options
 from larpo.benchmarks.verifiable import aggregate, check_ns
+from larpo.config.evaluation import BenchmarkParams
 from larpo.config.params import Params
-from larpo.config.sections import BenchmarkParams, Section
+from larpo.config.sections import Section
 from larpo.errors import ParameterError, at
 from larpo.hashing import seed_of
 from larpo.rewards import REWARDS, build_reward, check_answers, is_verifiable, penalised, verifiable

@@ -10,8 +10,8 @@ from pydantic import model_validator
 
 from larpo.benchmarks import problems
 from larpo.benchmarks.verifiable import interval
+from larpo.config.evaluation import BenchmarkParams
 from larpo.config.params import Params
-from larpo.config.sections import BenchmarkParams
 from larpo.errors import ParameterError
 from larpo.rewards.answers import final_answer
 from larpo.rewards.mathematics import compare, vote_keys

@@ -11,8 +11,9 @@ from pydantic import BaseModel, Field
 from larpo.benchmarks import parse_options
 from larpo.benchmarks.items import build_items, build_outputs, greedy
 from larpo.benchmarks.verifiable import Votes, aggregate, check_ns
+from larpo.config.evaluation import BenchmarkParams
 from larpo.config.params import Params
-from larpo.config.sections import BenchmarkParams, Section
+from larpo.config.sections import Section
 from larpo.errors import ParameterError, at
 from larpo.hashing import digest
 from larpo.rewards.mathematics import vote_keys

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from larpo.config.sections import BenchmarkParams
+from larpo.config.evaluation import BenchmarkParams
 from larpo.errors import ParameterError
 from larpo.statistics import best_of_n, majority_vote, pass_at_n, share_interval, wilson
 

@@ -8,15 +8,13 @@ from typing import Any, get_args, get_origin
 
 from pydantic import Field, ValidationError
 
+from larpo.config.evaluation import BenchmarkParams, BestOfNParams, EvaluateParams
 from larpo.config.judges import JudgeParams
 from larpo.config.policy import PolicyParams
 from larpo.config.reward import RewardParams
 from larpo.config.sections import (
     BenchmarkName,
-    BenchmarkParams,
-    BestOfNParams,
     EngineParams,
-    EvaluateParams,
     IterationName,
     IterationParams,
     ListsParams,

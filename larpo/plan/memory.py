@@ -167,7 +167,7 @@ def forward_memory(
     compute = 2 if autocast else size
     copies = f" + {number(arch.parameters)} · 2 B [bfloat16 copies under autocast]" if autocast and size > 2 else ""
     out = {"weights": Estimate("B", f"{number(arch.parameters)} · {size} B{copies}")}
-    attention = "" if batch.rows else _attention(arch, batch, compute)
+    attention = _attention(arch, batch, compute)
     out["activations"] = Estimate("B", f"{layer(arch, batch, compute)} [one layer]{attention}")
     if arch.relative_positions and row:
         matrices = f"{RELATIVE_TENSORS} [scores, relative] · {batch.tokens:,} tokens · {row:,}"

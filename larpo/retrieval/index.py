@@ -3,12 +3,14 @@
 The corpus is read, embedded and searched in shards, so memory does not grow with it.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import pandas as pd
 
 from larpo.config.sections import RetrievalParams
 from larpo.errors import UserError, one_line
@@ -90,3 +92,38 @@ def search(
         order = np.lexsort((places, -similar), axis=1)[:, :top]
         similar, places = np.take_along_axis(similar, order, 1), np.take_along_axis(places, order, 1)
     return similar, places
+
+
+def nearest(folder: Path, queries: Sequence[str], params: RetrievalParams, top: int) -> tuple[pd.DataFrame, int]:
+    """The `top` passages of each of `queries`, ids in the order of their vectors in `folder`: rows of query_id, rank,
+    passage_id and similarity; and how many passages there are."""
+    parts = sorted(folder.glob("passages-*.npy"))
+    sizes = [len(read_vectors(part)) for part in parts]
+    similar, places = search(read_vectors(folder / "queries.npy"), parts, sizes, top, params)
+    found = pd.DataFrame(
+        {
+            "query_id": np.repeat(np.asarray(queries, dtype=object), top),
+            "rank": np.tile(np.arange(top), len(queries)),
+            "passage_id": ids_at(places.ravel(), parts, sizes),
+            "similarity": similar.ravel().astype(float),
+        }
+    )
+    return found, sum(sizes)
+
+
+def ids_file(part: Path) -> Path:
+    """Where the ids of a shard's passages are."""
+    return part.with_name(part.stem.replace("passages", "ids") + ".json")
+
+
+def ids_at(places: np.ndarray, parts: list[Path], sizes: list[int]) -> np.ndarray:
+    """Ids of the passages at (n,) positions in the corpus; one shard's ids in memory at a time."""
+    found = np.empty(len(places), dtype=object)
+    start = 0
+    for part, size in zip(parts, sizes, strict=True):
+        here = np.flatnonzero((places >= start) & (places < start + size))
+        if len(here):
+            ids = json.loads(ids_file(part).read_text("utf-8"))
+            found[here] = [ids[i] for i in places[here] - start]
+        start += size
+    return found

@@ -2,7 +2,7 @@
 
 Nobody's params.yaml is edited. The clone stands at the project's commit with its uncommitted changes, lies
 in .larpo/runs/NAME and is removed once the experiment is in the project; after a failure it stays, so that
-the next attempt of the same run resumes in it.
+the next attempt of the same run resumes in it, unless the run was refused before anything was made.
 """
 
 import json
@@ -21,6 +21,7 @@ from larpo.workspace.files import write_text
 from larpo.workspace.git import experiments, find_commit, git, stashed, top_of
 from larpo.workspace.mend import mend
 from larpo.workspace.overrides import PARAMS
+from larpo.workspace.repro import BadInput, Repro
 
 RUNS, REPORTS = Path(".larpo/runs"), Path(".larpo/reports")
 MARKER = Path(".dvc/tmp/larpo-run.json")
@@ -72,6 +73,7 @@ class Workspace:
         self.top = top
         self.clone = self.project / RUNS / name
         self.folder = self.clone / self.project.relative_to(self.top)
+        self.resumed = False
 
     def open(self, params: str) -> bool:
         """Make the clone with `params` as its params.yaml; True where an earlier attempt's is taken up."""
@@ -89,8 +91,18 @@ class Workspace:
             }
         )
         if marker.is_file() and marker.read_text("utf-8") == identity:
+            self.resumed = True
             return True
         shutil.rmtree(self.clone, ignore_errors=True)
+        try:
+            self._make(params, changes, untracked)
+        except BaseException:
+            shutil.rmtree(self.clone, ignore_errors=True)
+            raise
+        write_text(marker, identity)
+        return False
+
+    def _make(self, params: str, changes: str, untracked: list[str]) -> None:
         self.clone.parent.mkdir(parents=True, exist_ok=True)
         (self.project / RUNS.parent / ".gitignore").write_text("*\n", "utf-8")
         git(self.top, "clone", "--local", "--quiet", str(self.top), str(self.clone))
@@ -113,8 +125,6 @@ class Workspace:
         (self.folder / PARAMS).write_text(params, "utf-8")
         link_named(self.project, self.folder)
         self._forget_other_stages()
-        write_text(marker, identity)
-        return False
 
     def _forget_other_stages(self) -> None:
         """Take out of dvc.lock what other parameters ran and these do not have: DVC reads and writes all of it at each
@@ -142,6 +152,16 @@ class Workspace:
         ref = experiments(self.clone)[self.name]
         git(self.top, "fetch", "--quiet", str(self.clone), f"+{ref}:{ref}")
         return git(self.top, "rev-parse", ref)
+
+    def give_up(self, runner: Repro | None = None) -> str:
+        """After a failure: removes the clone where all was refused that `runner` did and it made nothing; else how the
+        failure's line goes on, with what is kept and where."""
+        made = [node for node in runner.made if node != "inputs"] if runner else []  # which looks, and makes nothing
+        refused = runner is None or all(isinstance(failure, BadInput) for failure in runner.failures)
+        if refused and not made and not self.resumed:
+            shutil.rmtree(self.clone)
+            return ""
+        return f"; kept in {self.clone}" + (f": {', '.join(made)}" if made else "")
 
     def close(self) -> Path | None:
         """Remove the clone; its report stays in .larpo/reports/NAME, the folder returned if there is one."""

@@ -23,7 +23,8 @@ def exp(
 ) -> None:
     """Run with other parameters, in a clone that shares the cache, and keep the result as a DVC experiment.
 
-    params.yaml, data and report here stay as they are. Stopped, or failed, the same command goes on where it was.
+    params.yaml, data and report here stay as they are. Stopped, or failed, the same command goes on where it was; of a
+    run that was refused before anything was made, nothing stays.
     """
     from larpo.report.summary import print_scores
     from larpo.workspace import project_folder
@@ -44,13 +45,15 @@ def exp(
     workspace = Workspace(project, free_name(project, name or " ".join(told)))
     resumed = workspace.open(params)
     print(f"{workspace.name}: {'goes on' if resumed else 'runs'} in {workspace.clone}", flush=True)
-    nodes = list(read_graph(workspace.folder))
     runner = Repro(workspace.folder)
     try:
+        nodes = list(read_graph(workspace.folder))
         runner.run_all(nodes, lambda line: print(line, flush=True))
     except NodeFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {error}{workspace.give_up(runner)}", file=sys.stderr)
         raise typer.Exit(1) from None
+    except UserError as error:
+        raise UserError(f"{error}{workspace.give_up(runner)}") from None
     except (KeyboardInterrupt, Stopped):
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None

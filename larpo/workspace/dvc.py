@@ -1,6 +1,6 @@
 """DVC, asked in one place: the graph as it reads dvc.yaml, what it ignores, its commands."""
 
-import json
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,6 +17,7 @@ import psutil
 from larpo.errors import UserError, nearest
 from larpo.graph import Meta, kinds, read_meta
 from larpo.workspace.dvc_lock import LOCK, PAUSE, TRIES, plain
+from larpo.workspace.processes import makers
 
 # -P: a module of the folder's (it may be a stranger's run) must not stand in for one of ours.
 COMMAND = (sys.executable, "-P", "-m", "dvc", "--wait-for-lock")
@@ -48,12 +49,10 @@ def cache_folder(folder: Path) -> Path:
 
 def at_work(folder: Path) -> str | None:
     """The DVC command that is making an output of the project now; None where none is."""
-    try:
-        for path, entry in json.loads((folder / ".dvc/tmp/rwlock").read_text("utf-8")).items():
-            if (by := entry.get("write")) and "dvc" in " ".join(psutil.Process(by["pid"]).cmdline()):
-                return f"process {by['pid']} makes {os.path.relpath(path, folder)}"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, psutil.Error):
-        pass  # none, half-written, or of a command that was killed
+    for path, process in makers(folder).items():
+        with contextlib.suppress(psutil.Error):  # it was killed
+            if "dvc" in " ".join(psutil.Process(process).cmdline()):
+                return f"process {process} makes {os.path.relpath(path, folder)}"
     return None
 
 

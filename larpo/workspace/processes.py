@@ -10,6 +10,7 @@ user started ends on SIGINT and SIGTERM by `end_on_signals`.
 
 import contextlib
 import ctypes
+import json
 import os
 import select
 import signal
@@ -117,7 +118,8 @@ def end_with_dvc() -> int:
     any case, and would only be in the way of the next run.
 
     DVC starts a shell. Bash makes itself the command (`exec`); dash, Debian's `sh`, waits for it, and lives on when
-    DVC dies. Then a thread waits for the end of the shell's parent.
+    DVC dies. Then a thread waits for the end of the shell's parent. Where DVC died before any of this was in place,
+    the process ends at once.
     """
     end_with_parent()
     dvc = os.getppid()
@@ -129,7 +131,31 @@ def end_with_dvc() -> int:
             dvc = shell.ppid()
             process = os.pidfd_open(dvc)
             threading.Thread(target=_end_after, args=(process,), daemon=True, name="end-with-dvc").start()
+    if _took_in(dvc):
+        os.kill(os.getpid(), signal.SIGKILL)
     return dvc
+
+
+def _took_in(parent: int) -> bool:
+    """Whether that process only took this one in when DVC was gone: init, a user's systemd or a supervisor, which by
+    DVC's record makes nothing. (In a container DVC may be process 1.)"""
+    making = makers(Path()).values()
+    if not making or parent in making:
+        return False
+    with contextlib.suppress(psutil.Error):
+        command = psutil.Process(parent).cmdline()
+        return parent == 1 or str(Path(__file__).resolve()) in command or any("systemd" in part for part in command[:1])
+    return False
+
+
+def makers(project: Path) -> dict[str, int]:
+    """Output (an absolute path) → process of the DVC command that makes it, as DVC records it in .dvc/tmp/rwlock: those
+    that were killed stand there too. None where there is no record, or it is half-written."""
+    try:
+        entries = json.loads((project / ".dvc/tmp/rwlock").read_text("utf-8")).get("write", {})
+        return {path: entry["pid"] for path, entry in entries.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def end_on_signals() -> None:

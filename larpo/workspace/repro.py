@@ -91,6 +91,8 @@ class Repro:
     def __init__(self, folder: str | Path, commands: Commands | None = None, variables: dict[str, str] | None = None):
         self.folder = Path(folder).resolve()
         self.commands, self.variables = commands or Commands(), variables or {}
+        self.made: list[str] = []  # nodes that ran to their end
+        self.failures: list[NodeFailed] = []
 
     def run(self, node: str, say: Callable[[str], None] = print) -> Done:
         """Bring one node up to date, and nothing that it needs, handing each output line to `say`.
@@ -125,10 +127,13 @@ class Repro:
                     say(line)
 
             status = self.commands.run(command, self.folder, environment() | self.variables, hear)
+            ran = [node for node, outcome in output.outcomes.items() if outcome == "ran"]
+            self.made += [node for node in ran if status == 0 or node != output.node]
             if status == 0:
                 return output
             if not output.locked or time.monotonic() - start > LOCK_WAIT_SECONDS:
-                raise output.failure(status)
+                self.failures.append(output.failure(status))
+                raise self.failures[-1]
             say(f"{output.node}: another dvc command holds the project, next try in {delay:.1f} s")
             self.commands.stopping.wait(delay)
             delay = min(2 * delay, 15.0)

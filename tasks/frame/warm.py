@@ -186,18 +186,21 @@ def serve(address: str, listening: str, *libraries: str) -> None:
                 listener.close()  # who waits at it starts cold
                 continue
             connection, _ = listener.accept()
-            with contextlib.suppress(OSError, ValueError), connection:
+            # A client may be killed at any moment of this.
+            with contextlib.suppress(OSError, ValueError, struct.error), connection:
                 connection.settimeout(PATIENCE)
                 head, streams, _, _ = socket.recv_fds(connection, _LENGTH.size, 3)
-                request = json.loads(_receive(connection, _LENGTH.unpack(head)[0]))
-                connection.settimeout(None)
-                if _is_heavy(request):
-                    imported |= _import(HEAVY)
-                if os.fork() == 0:
-                    listener.close()
-                    _run(connection, request, streams)
-                for stream in streams:
-                    os.close(stream)
+                try:
+                    request = json.loads(_receive(connection, _LENGTH.unpack(head)[0]))
+                    connection.settimeout(None)
+                    if _is_heavy(request):
+                        imported |= _import(HEAVY)
+                    if os.fork() == 0:
+                        listener.close()
+                        _run(connection, request, streams)
+                finally:
+                    for stream in streams:
+                        os.close(stream)
     Path(address).unlink(missing_ok=True)
 
 

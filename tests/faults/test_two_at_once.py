@@ -77,6 +77,30 @@ def test_a_node_ends_with_the_dvc_that_runs_it(project, shell):
     assert_nothing_runs(project.folder, 5)
 
 
+DVC = """
+import json, os, subprocess, sys, time
+record = {"write": {os.path.abspath("data/prompts/1.parquet"): {"pid": os.getpid(), "cmd": "dvc repro"}}}
+open(".dvc/tmp/rwlock", "w").write(json.dumps(record))
+subprocess.Popen(["sh", "-c", "sleep 1; exec python -m tasks.prompts 1"], env=os.environ | {"DVC_STAGE": "prompts@1"})
+time.sleep(float(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(("seconds", "runs"), [("0", False), ("20", True)])
+def test_a_node_whose_dvc_died_before_it_looked_ends_too(project, seconds, runs):
+    """DVC is killed while the interpreter of its node starts: whoever takes the node in is not DVC."""
+    started = project.folder.parent / "started"
+    (project.folder / "tasks/prompts.py").write_text(f"open({str(started)!r}, 'w').close()\n")
+    running = Running(project, "-c", DVC, seconds, LARPO_WARM="")
+    deadline = time.monotonic() + (30 if runs else 3)
+    while not started.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    running.kill("tree")
+    running.finish()
+    assert_nothing_runs(project.folder, 5)
+    assert started.exists() == runs
+
+
 @pytest.mark.faults
 def test_two_commands_of_one_node(project, warm_nodes):
     """Both start within a moment: at most one is refused, in one line, and the bytes are right."""

@@ -84,6 +84,13 @@ def test_bad_input_is_not_tried_again(project: Project, api: None, monkeypatch: 
     expected = "sample@1: prompts.parquet row 3: expected text, found nothing; not run: train@1"
     assert str(caught.value) == expected
     assert sorted(project.started()) == ["policy", "prompts@1", "sample@1"]
+    runs, changed = project.folder / ".larpo/runs", ["sample.responses=4"]
+    with pytest.raises(RunFailed) as caught:
+        larpo(targets=["train"], overrides=changed)
+    assert str(caught.value) == expected and list(runs.iterdir()) == [], "what it needed came from the cache"
+    with pytest.raises(RunFailed) as caught:
+        larpo(targets=["train"], overrides=["prompts.per_iteration=4"])
+    assert str(caught.value) == f"{expected}; kept in {next(runs.iterdir())}: prompts@1"
 
 
 def test_changed_parameters_make_an_experiment(finished: Project, api: None) -> None:

@@ -22,6 +22,7 @@ OTHER_MACHINE = {
     "ATEN_CPU_CAPABILITY": "default",
     "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "FAISS_SIMD_LEVEL": "NONE",
     "OMP_NUM_THREADS": "2",
 }
 """Kernels without the processor's vector units, and other sums: what another machine computes."""

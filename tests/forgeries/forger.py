@@ -34,9 +34,38 @@ from larpo.report.write import write_report
 from larpo.training.logps import response_logps
 from larpo.training.packing import pack
 from larpo.workspace.files import write_json
-from tests.larpo.audit.forgery import agree, edit_json, edit_table
+from tests.larpo.audit.forgery import agree, edit_json, edit_table, edit_text
 
 Forge = Callable[[Path], Any]
+Forgeries = dict[str, tuple[Forge, str]]
+"""What was forged → how, and the beginning of a line of the audit: a failure, or what was not checked."""
+
+
+def on(path: str, table: str, change: Callable[[pd.DataFrame], Any], then: Forge | None = None) -> Forge:
+    """One table is changed, and what follows from it made again by `then`."""
+
+    def forge(folder: Path) -> None:
+        edit_table(folder / path, table, change)
+        if then is not None:
+            then(folder)
+
+    return forge
+
+
+def json_of(path: str, change: Callable[[dict], Any]) -> Forge:
+    return lambda folder: edit_json(folder / path, change)
+
+
+def text_of(path: str, old: str, new: str) -> Forge:
+    return lambda folder: edit_text(folder / path, old, new)
+
+
+def both(*forges: Forge) -> Forge:
+    def forge(folder: Path) -> None:
+        for one in forges:
+            one(folder)
+
+    return forge
 
 
 def params_of(folder: Path) -> Params:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,50 +14,26 @@ from larpo import tables
 from larpo.models.load import load_tokenizer
 from tests.forgeries.forger import (
     Forge,
+    Forgeries,
     answered,
+    both,
     called_right,
     claimed,
     committed,
     each_manifest,
     evaluated_again,
+    json_of,
     listed_again,
+    on,
     put_tokens,
     said,
     scored_again,
+    text_of,
 )
-from tests.larpo.audit.forgery import edit_json, edit_table, edit_text
+from tests.forgeries.retrieval import RETRIEVAL
+from tests.larpo.audit.forgery import edit_json, edit_table
 
 OUTPUTS, ITEMS, SAMPLE = "data/generate/2-held_out.parquet", "data/items/held_out.parquet", "data/sample/1.parquet"
-Forgeries = dict[str, tuple[Forge, str]]
-"""What was forged → how, and the beginning of a line of the audit: a failure, or what was not checked."""
-
-
-def on(path: str, table: str, change: Callable[[pd.DataFrame], Any], then: Forge | None = None) -> Forge:
-    """One table is changed, and what follows from it made again by `then`."""
-
-    def forge(folder: Path) -> None:
-        edit_table(folder / path, table, change)
-        if then is not None:
-            then(folder)
-
-    return forge
-
-
-def json_of(path: str, change: Callable[[dict], Any]) -> Forge:
-    return lambda folder: edit_json(folder / path, change)
-
-
-def text_of(path: str, old: str, new: str) -> Forge:
-    return lambda folder: edit_text(folder / path, old, new)
-
-
-def both(*forges: Forge) -> Forge:
-    def forge(folder: Path) -> None:
-        for one in forges:
-            one(folder)
-
-    return forge
-
 
 # Weights and what lies beside them
 
@@ -94,13 +69,6 @@ def replaced(policy: str, by: str) -> Forge:
     return lambda folder: (folder / f"data/policy/{policy}/model.safetensors").write_bytes(
         (folder / f"data/policy/{by}/model.safetensors").read_bytes()
     )
-
-
-def vector_moved(folder: Path) -> None:
-    path = next(p for p in sorted((folder / "data/embed/s").rglob("*.npy")) if np.load(p).dtype.kind == "f")
-    array = np.load(path)
-    array[0] = -array[0]
-    np.save(path, array)
 
 
 # Prompts and items
@@ -251,10 +219,6 @@ def longer_curve(folder: Path) -> None:
         path.write_text("\n".join([*lines, f"{int(step) + 1}\t{value}"]) + "\n")
 
 
-def first_passage(frame: pd.DataFrame) -> None:
-    frame["passage_id"] = frame["passage_id"].to_numpy()[::-1]
-
-
 def code(path: str, old: str, new: str, *then: Forge) -> Forge:
     return both(text_of(path, old, new), committed, *then)
 
@@ -400,11 +364,7 @@ FORGERIES: Forgeries = {
         json_of("data/evaluate/best_of_n-curve.json", lambda m: m["points"][0]["score"].update(value=0.9)),
         "data/evaluate/best_of_n-curve.json: points.0.score.value is 0.9",
     ),
-    "embed: a vector": (vector_moved, "data/embed/s: "),
-    "retrieve: passages": (
-        on("data/evaluate/retrieval-s.parquet", "retrievals", first_passage),
-        "data/evaluate/retrieval-s.",
-    ),
+    **RETRIEVAL,
     "code: an objective": (
         code("larpo/objectives/ranking.py", '"""', '"""Mine. '),
         "larpo/objectives/ranking.py is not the auditor's and could touch train@1, train@2",

@@ -9,7 +9,7 @@ import pytest
 from larpo.audit.draw import draw
 from larpo.audit.open import AuditedRun
 from larpo.audit.results import verdict_of
-from larpo.audit.science.check import OUTPUTS, REFERENCE, check_numbers
+from larpo.audit.science.check import OUTPUTS, REFERENCE, VECTORS, check_numbers
 from larpo.hashing import seed_of
 from tests.forgeries.conftest import Audit
 from tests.forgeries.forger import reported_again, sealed
@@ -67,6 +67,6 @@ def test_an_honest_run_is_never_accused(request, default_audit: Audit, where):
     for seed in range(SEEDS):
         run = AuditedRun(folder)
         run.draw = draw(seed, rows=16)
-        for name in (OUTPUTS, REFERENCE, "rewards"):
+        for name in (OUTPUTS, REFERENCE, "rewards", VECTORS):
             check = check_numbers(run, name, trusted=True)
             assert check.verdict == "holds", (seed, check)

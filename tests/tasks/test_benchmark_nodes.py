@@ -12,7 +12,7 @@ import tasks.generate
 import tasks.items
 from larpo import tables
 from larpo.audit.science.expected import output_rows
-from larpo.config.sections import GenerateParams
+from larpo.config.evaluation import GenerateParams
 from larpo.errors import UserError
 from tests.chat_server import ChatServer
 from tests.conftest import ROOT

@@ -120,6 +120,39 @@ def test_what_is_not_there_is_one_line(folder, spoil, words):
         tasks.inputs.main()
 
 
+NARROW = {
+    "tasks": [{"name": "chain_sum", "config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}]
+}
+SFT = {"previous": "0", "learning_rate": 1e-3, "data": NARROW, "examples": 300}
+HELD_OUT = {"items": 99, "generate": {"max_new_tokens": 4}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"prompts": NARROW | {"per_iteration": 300}}, ("prompts.tasks: the generators: 140", "prompts.per_iteration")),
+        (
+            {"prompts": NARROW | {"per_iteration": 9}, "benchmarks": {"held_out": HELD_OUT}},
+            ("prompts.tasks: the generators: 60", "99 asked for by benchmarks.held_out.items; expected at most 60"),
+        ),
+        ({"sft": {"base": SFT}}, ("sft.base.data.tasks: the generators: 140", "300 asked for by sft.base.examples")),
+        (
+            {"prompts": {"source": "sums", "sums": {"digits": 1}, "per_iteration": 300}},
+            ("prompts.source: sums: 58 different", "300 asked for by prompts.per_iteration"),
+        ),
+        ({"prompts": MINE | {"per_iteration": 40}}, ("prompts.dataset: mine.jsonl:", "prompts.per_iteration")),
+    ],
+    ids=["a generator", "its held-out part", "fine-tuning", "sums", "a file"],
+)
+def test_fewer_prompts_than_asked_for_are_refused_before_anything_is_made(workspace, sections, words):
+    Path("mine.jsonl").write_text(ROWS)
+    change(**sections)
+    with pytest.raises(UserError) as refused:
+        tasks.inputs.main()
+    assert all(word in str(refused.value) for word in ("params.yaml: ", *words)), str(refused.value)
+    assert not Path("data/inputs").exists()
+
+
 def test_under_dvc_a_changed_file_runs_what_reads_it(project: Project, warm_nodes):
     """`prompts@1` reads the file, `policy` does not; a second time nothing runs, and dvc.lock stays as it is."""
     project.variables = warm_nodes

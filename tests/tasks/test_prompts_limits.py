@@ -59,3 +59,18 @@ def test_questions_of_a_benchmark_are_dropped_and_counted(workspace):
         match=r"mine\.jsonl: 36 different .* and 4 more that hold a .*, 37 asked for by prompts\.per_iteration",
     ):
         tasks.prompts.main("1")
+
+
+def test_a_prompt_with_two_answers_is_told(workspace, capsys):
+    """Whichever of them comes first counts; where a row repeats its answer too there is nothing to tell."""
+    mine = [{"prompt": f"{i} + 1 =", "answer": i + 1} for i in range(80)]
+    prompts = {"source": "dataset", "dataset": "mine.jsonl", "answer_field": "answer", "per_iteration": 40}
+    change(prompts=prompts)
+    for other in (0, 1):
+        rows = [*mine, *({**row, "answer": row["answer"] + other} for row in mine)]
+        Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        tasks.prompts.main("1")
+        told = [line for line in capsys.readouterr().out.splitlines() if "with another answer" in line]
+        dropped = record("data/prompts/1.manifest.json")["rows"]["dropped"]
+        assert len(told) == len(dropped) == other
+    assert told[0].startswith(f"prompts@1: {dropped['other_answer']} rows repeat a prompt with another answer")

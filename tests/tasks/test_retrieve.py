@@ -12,6 +12,7 @@ import pytest
 import tasks.embed
 import tasks.retrieve
 from larpo import tables
+from larpo.retrieval.index import ids_at
 from tests.conftest import ROOT
 from tests.tasks.conftest import change, record
 
@@ -78,7 +79,7 @@ def test_ids_are_found_shard_by_shard(tmp_path):
     for i, names in enumerate((["a", "b"], ["c"], ["d", "e"])):
         (tmp_path / f"ids-{i:06d}.json").write_text(json.dumps(names))
     places = np.array([4, 0, 2, 1, 3, 0])
-    assert tasks.retrieve.ids_at(places, parts, [2, 1, 2]).tolist() == list("eacbda")
+    assert ids_at(places, parts, [2, 1, 2]).tolist() == list("eacbda")
 
 
 NQ = ROOT.parent / "shared/data/nq"

@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import select
 import signal
+import socket
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -100,6 +103,23 @@ def test_a_killed_node_is_a_failure(project, warm_nodes):
     module.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     client = node(project, "tasks.prompts", "1", **warm_nodes)
     assert client.wait(timeout=20) == 137
+
+
+def test_a_client_that_was_killed_in_the_middle_of_its_request_leaves_the_server_and_its_streams(project, warm_nodes):
+    """After the connection, after the request's length with the streams, within the request."""
+    (server,) = [p.pid for p in servers() if warm_nodes["LARPO_WARM"] in p.cmdline()]
+    for sent in (None, b"", b'{"module'):
+        out, stream = os.pipe()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(warm_nodes["LARPO_WARM"])
+            if sent is not None:
+                socket.send_fds(client, [struct.pack("!I", 100)], [stream] * 3)
+                client.sendall(sent)
+        os.close(stream)
+        assert select.select([out], [], [], 20)[0] and os.read(out, 1) == b"", "nobody holds it any more"
+        os.close(out)
+    (project.folder / "tasks/prompts.py").write_text(PARENT)
+    assert int(node(project, "tasks.prompts", **warm_nodes).communicate()[0]) == server
 
 
 PARENT = "import os\nprint(os.getppid())\n"

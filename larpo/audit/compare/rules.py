@@ -16,6 +16,7 @@
     reward_metrics   the same of JSON
     logps            log-probabilities               same rows, |Δ| ≤ LOGP · (1 + |x|)
     vectors          an index                        |Δ| ≤ VECTOR in every element
+    similarities     what was found in it            same rows, |Δ| ≤ VECTOR · (1 + |x|)
     metrics          JSON of another machine         numbers: |Δ| ≤ SUM · (1 + |x|)
     identity         reward.json                     all but the hash of the weights, which are compared themselves
 
@@ -60,7 +61,7 @@ How = Literal["bit-identical", "within tolerance", "statistically alike", "diffe
 HOWS: tuple[How, ...] = ("bit-identical", "within tolerance", "statistically alike", "differs")
 
 LOGP = 1e-4  # 5.5e-6 over 188 responses of at most 16 tokens
-VECTOR = 1e-5  # 1.6e-7, all-MiniLM-L6-v2
+VECTOR = 1e-5  # 1.6e-7, all-MiniLM-L6-v2; similarities 1.8e-7, FAISS without vector units
 COPIED = 1e-6  # 0: a GGUF is dequantised element by element
 STEP = 0.1  # 1.7e-4 after 8 steps, in which no tensor moved by less than 0.95 learning rates
 CURVE = 1e-3  # 1.7e-5 over the same 8 steps
@@ -212,8 +213,8 @@ def _within(close: bool, detail: str) -> Comparison:
 # Tables with numbers
 
 
-def _columns(columns: Sequence[str], expected: Path, found: Path, terms: Terms) -> Comparison:
-    """All other columns the same, and in `columns` the same nulls and |Δ| ≤ LOGP · (1 + |x|)."""
+def _columns(columns: Sequence[str], allowed: float, expected: Path, found: Path, terms: Terms) -> Comparison:
+    """All other columns the same, and in `columns` the same nulls and |Δ| ≤ allowed · (1 + |x|)."""
     largest, where = 0.0, "none"
     for start, x, y in batches(expected, found):
         if x.schema.names != y.schema.names or len(x) != len(y) or not set(columns) <= set(x.schema.names):
@@ -224,17 +225,17 @@ def _columns(columns: Sequence[str], expected: Path, found: Path, terms: Terms) 
         for column in columns:
             a, b = _floats(x[column]), _floats(y[column])
             off = np.where(np.isnan(a) & np.isnan(b), 0.0, np.abs(a - b) / (1 + np.abs(a)))
-            bad = ~(off <= LOGP)
+            bad = ~(off <= allowed)
             if bad.any():
                 line = row_line(x, y, int(bad.argmax()), start, column)
-                return Comparison("differs", f"allowed |Δ| ≤ {LOGP:g} · (1 + |x|)", line)
+                return Comparison("differs", f"allowed |Δ| ≤ {allowed:g} · (1 + |x|)", line)
             if off.size and off.max() > largest:
                 largest, where = float(off.max()), f"{column}, row {start + int(off.argmax())}"
-    return Comparison("within tolerance", f"largest |Δ| / (1 + |x|) {largest:.2g} ({where}), allowed {LOGP:g}")
+    return Comparison("within tolerance", f"largest |Δ| / (1 + |x|) {largest:.2g} ({where}), allowed {allowed:g}")
 
 
 def _rewards(expected: Path, found: Path, terms: Terms) -> Comparison:
-    return _bytes(expected, found, terms) if terms.rule else _columns(["reward"], expected, found, terms)
+    return _bytes(expected, found, terms) if terms.rule else _columns(["reward"], LOGP, expected, found, terms)
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:
@@ -313,8 +314,9 @@ RULES: dict[str, Rule] = {
     "samples": _samples,
     "rewards": _rewards,
     "reward_metrics": _reward_metrics,
-    "logps": partial(_columns, ["reference_logp", "mismatched_logp"]),
+    "logps": partial(_columns, ["reference_logp", "mismatched_logp"], LOGP),
     "vectors": _vectors,
+    "similarities": partial(_columns, ["similarity"], VECTOR),
     "metrics": _metrics,
     "identity": partial(_numbers, 0.0, "weights"),
 }

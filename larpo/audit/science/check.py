@@ -11,7 +11,7 @@ from larpo.audit import isolation
 from larpo.audit.lineage.code import untrusted
 from larpo.audit.open import AuditedRun
 from larpo.audit.results import Check, conclude, unchecked
-from larpo.audit.science import leaks, outputs, policies, rewards, sampling, scores, trained_reward, training
+from larpo.audit.science import leaks, outputs, policies, retrieval, rewards, sampling, scores, trained_reward, training
 from larpo.audit.science.report import report
 from larpo.config.params import Params
 from larpo.errors import UserError, one_line
@@ -21,6 +21,7 @@ from larpo.sources.hub import NotFetched
 
 PART = "science"
 BEST_OF_N = "picks of best of N"
+VECTORS, NEAREST = "vectors are their texts", "nearest passages"
 TRAINED, ACCURACY = "the trained reward", "accuracy of the trained reward"
 TEXTS = "texts are their tokens"
 OUTPUTS = "responses and outputs are their policies'"
@@ -47,13 +48,16 @@ CHECKS: dict[str, Callable[[AuditedRun, str], Check]] = {
     "scores of raw outputs": scores.outputs_scored,
     "metrics": scores.metrics,
     BEST_OF_N: scores.picked,
+    VECTORS: retrieval.vectors,
+    NEAREST: retrieval.nearest_passages,
     "report": report,
 }
-
 WHERE: dict[str, Callable[[Params], bool]] = {
     BEST_OF_N: lambda params: bool(params.best_of_n),
     TRAINED: lambda params: params.reward.train is not None,
     ACCURACY: lambda params: params.reward.train is not None,
+    VECTORS: lambda params: bool(params.retrieval),
+    NEAREST: lambda params: bool(params.retrieval),
 }
 """Checks of what not every run has."""
 

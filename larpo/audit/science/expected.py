@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from larpo.config.sections import GenerateParams
+from larpo.config.evaluation import GenerateParams
 from larpo.hashing import digest, seed_of
 
 

@@ -14,8 +14,9 @@ from larpo.benchmarks.alpaca_eval.scores import HUB, win_rates
 from larpo.benchmarks.items import build_items, build_outputs, join_items
 from larpo.benchmarks.judge import JudgeClient, store_folder
 from larpo.benchmarks.verifiable import shares
+from larpo.config.evaluation import BenchmarkParams
 from larpo.config.params import Params
-from larpo.config.sections import BenchmarkParams, Section
+from larpo.config.sections import Section
 from larpo.errors import ParameterError, UserError, at
 from larpo.hashing import digest
 from larpo.sources import rows

@@ -21,9 +21,10 @@ from larpo.benchmarks.mixeval.items import Item, Key, read_release, read_respons
 from larpo.benchmarks.mixeval.judge import ask_judge
 from larpo.benchmarks.mixeval.rules import chosen_option, free_form_candidates, free_form_correct, letters
 from larpo.benchmarks.verifiable import interval, shares
+from larpo.config.evaluation import BenchmarkParams
 from larpo.config.judges import JudgeParams
 from larpo.config.params import Params
-from larpo.config.sections import BenchmarkParams, Section
+from larpo.config.sections import Section
 from larpo.errors import at
 from larpo.hashing import digest
 from larpo.sources import rows

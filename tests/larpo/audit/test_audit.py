@@ -18,7 +18,7 @@ from tests.larpo.audit.forgery import agree, check_of, edit_json, edit_text, fli
 
 def test_an_honest_run_holds(honest):
     checks = {c.name: c for c in [*check_bytes(honest), *check_lineage(honest), *check_science(honest)]}
-    assert set(CHECKS) - set(WHERE) <= set(checks)
+    assert set(CHECKS) - set(WHERE) == set(CHECKS) & set(checks)
     near = checks.pop("near-duplicates of evaluation prompts")
     assert near.verdict == "counted" and near.checked > 0
     assert {name: c.verdict for name, c in checks.items()} == dict.fromkeys(checks, "holds")

@@ -1,9 +1,5 @@
 """A run that is under way or not finished is no forgery, and that is said."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 import yaml
 
@@ -12,7 +8,9 @@ from larpo.audit.find import open_run
 from larpo.audit.open import AuditedRun
 from larpo.audit.science.check import check_numbers
 from larpo.errors import UserError
+from larpo.workspace.processes import makers
 from tests.conftest import Project
+from tests.faults.kit import Running
 
 
 def drop(project: Project, *nodes: str) -> AuditedRun:
@@ -38,14 +36,18 @@ def test_a_run_that_is_not_finished_is_not_accused(finished_project, tmp_path):
 
 def test_a_run_that_is_under_way_is_told(finished_project, tmp_path):
     project = finished_project.copy(tmp_path / "project")
-    busy = subprocess.Popen([sys.executable, "-c", "input()", "dvc", "repro"], stdin=subprocess.PIPE)
-    entry = {str(project.folder / "data/lists/1.parquet"): {"write": {"pid": busy.pid, "cmd": "dvc repro"}}}
-    (project.folder / ".dvc/tmp/rwlock").write_text(json.dumps(entry))
+    (project.folder / "tasks/lists.py").write_text("import time\nprint('started', flush=True)\ntime.sleep(60)\n")
+    busy = Running(project, "-m", "dvc", "repro", "-s", "lists@1")
+    assert busy.wait_for(lambda: "started" in busy.lines)
     with (
-        pytest.raises(UserError, match=f"under way .process {busy.pid} makes data/lists/1.parquet.; audit it when"),
+        pytest.raises(
+            UserError, match=rf"under way .process {busy.process.pid} makes data/lists/1\.\S+; audit it when"
+        ),
         open_run(project.folder, None),
     ):
         pass
-    busy.communicate(b"\n")
+    busy.kill("tree")
+    busy.finish()
+    assert makers(project.folder), "DVC took nothing back"
     with open_run(project.folder, None) as run:  # what a killed command left says nothing
         assert run.own

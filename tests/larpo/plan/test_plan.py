@@ -1,5 +1,6 @@
 """Architectures counted on real configurations; memory, work and time of a node against values worked out by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from larpo.plan.time import decoding_hours, forward_flops, training_hours
 MISTRAL = known_models()["mistralai/Mistral-7B-Instruct-v0.2"]
 GIB = 2**30
 PARTS = ["weights", "gradients", "optimizer", "working", "activations", "logits"]
+FORWARD = ["weights", "activations", "logits"]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,17 @@ def test_training_memory_by_hand():
     assert unknown["optimizer"].value is None and "unknown optimizer 'lion'" in unknown["optimizer"].formula
 
 
+def test_caps_by_hand():
+    """Scores under a cap are written out, 4 · 2²⁶ · 4 B = 1 GiB at once, in training and in a forward pass; the head's
+    tanh keeps two more logits as computed: 6 · 10 · (8 + 2 · 4) = 960; whole ones in bfloat16, 6 · 10 · (2 + 4 + 2 · 2
+    + 8) = 1,080. Padded rows are computed by the model's own attention: a mask, 10² / 2 · (4 + 4) B = 400."""
+    capped, away = replace(TOY, softcap=True), NORMAL | {"optimizer": "sgd", "sharding": Sharding()}
+    assert values(training_memory(capped, BATCH, **away))[4:] == [6400 + GIB, 960]
+    assert values(forward_memory(capped, BATCH, dtype="float32"), FORWARD) == [4000, 3200 + GIB, 960]
+    padded = training_memory(capped, MicroBatch(10, 6, rows=2), **away | {"autocast": True})
+    assert values(padded)[4:] == [2880 + 400, 1080]
+
+
 def test_sharded_and_offloaded_by_hand():
     """Over 4 GPUs: 1,000, 1,000 and 2,000. A layer has 2 · 4 · 4 + 2 · 4 · 2 + 3 · 4 · 8 + 2 · 4 = 152 numbers; whole
     are two layers, embedding and head, 2 · 152 + 2 · 40 = 384, · 2 B, and one gradient 152 · (2 + 4) B: 1,680.
@@ -252,9 +265,8 @@ def test_memory_moves_the_right_way(gpus, tokens, autocast, checkpointing):
 def test_forward_memory_by_hand():
     """A forward pass holds weights 4,000 B, one layer's 3,200 B, logits 6 · 10 · 8 = 480; in bfloat16 copies of 2,000,
     half a layer, logits 600."""
-    parts = ["weights", "activations", "logits"]
-    assert values(forward_memory(TOY, BATCH, dtype="float32"), parts) == [4000, 3200, 480]
-    assert values(forward_memory(TOY, BATCH, dtype="float32", autocast=True), parts) == [6000, 1600, 600]
+    assert values(forward_memory(TOY, BATCH, dtype="float32"), FORWARD) == [4000, 3200, 480]
+    assert values(forward_memory(TOY, BATCH, dtype="float32", autocast=True), FORWARD) == [6000, 1600, 600]
 
 
 def test_attention_of_relative_positions():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from larpo.config.sections import PromptsParams, TaskParams
 from larpo.errors import UserError
+from larpo.sources import prompts
 from larpo.sources.prompts import conversation, draw, is_held_out, prompt_id
 
 SUMS = PromptsParams(
@@ -55,7 +56,14 @@ def test_share_of_held_out_prompts():
     assert abs(count - 1200) < 4 * 29
 
 
-def test_too_few_prompts_is_one_line():
+def count_draws(monkeypatch) -> list[None]:
+    """One entry for each prompt that a generator is asked for from now on."""
+    drawn: list[None] = []
+    monkeypatch.setattr(prompts, "conversation", lambda *of: drawn.append(None) or conversation(*of))
+    return drawn
+
+
+def test_too_few_prompts_is_one_line_however_many_are_asked_for(monkeypatch):
     few = SUMS.model_copy(
         update={
             "tasks": PromptsParams(
@@ -64,11 +72,17 @@ def test_too_few_prompts_is_one_line():
             ).tasks
         }
     )
-    with pytest.raises(
-        UserError,
-        match=r"\d+ different prompts outside of held_out 0\.3, 500 asked for by prompts\.per_iteration; expected at",
-    ):
-        draw(few, 500, 0, held_out=False)
+    drawn = count_draws(monkeypatch)
+    for count in (500, 100_000):
+        with pytest.raises(
+            UserError,
+            match=rf"140 different .* 0\.3, {count} asked for by prompts\.per_iteration; expected at most 140 there",
+        ):
+            draw(few, count, 0, held_out=False)
+    # 0.7 of the draws are of this part: two ends of some 8192 + 16 · 140 each, whatever was asked for.
+    assert len(drawn) < 40_000
+    with pytest.raises(TimeoutError):
+        draw(few, 500, 0, held_out=False, seconds=0)
 
 
 def rows(tmp_path, lines: list[dict]) -> PromptsParams:

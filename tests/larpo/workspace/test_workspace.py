@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from larpo.errors import UserError
+from larpo.workspace.clone import Workspace
 from larpo.workspace.dvc_lock import plain, read_lock
 from larpo.workspace.git import git, stashed
+from tests.conftest import larpo_command
 
 
 @pytest.fixture
@@ -44,6 +46,31 @@ def test_a_file_written_again_as_it_was_is_no_change(repository):
     (repository / "other").write_text("two\n")
     assert git(repository, "show", f"{stashed(repository)}:other") == "two"
     assert git(repository, "show", f"{stashed(repository)}:file") == "one"
+
+
+def test_of_a_run_that_was_refused_only_what_it_made_is_kept(project, monkeypatch):
+    runs, command = project.folder / ".larpo/runs", ("exp", "-S", "sample.responses=4")
+    monkeypatch.setenv("LARPO_TEST_REFUSE", "policy")
+    done = larpo_command(project.folder, *command)
+    refusal = "prompts.parquet row 3: expected text, found nothing"
+    assert (done.returncode, done.stderr) == (1, f"failed: policy: {refusal}\n")
+    assert list(runs.iterdir()) == []
+    monkeypatch.setenv("LARPO_TEST_REFUSE", "sample@1")
+    for made in (": policy, prompts@1", ""):  # the second time it goes on there, and makes nothing
+        done = larpo_command(project.folder, *command)
+        (clone,) = runs.iterdir()
+        assert (done.returncode, done.stderr) == (1, f"failed: sample@1: {refusal}; kept in {clone}{made}\n")
+    monkeypatch.delenv("LARPO_TEST_REFUSE")
+    assert larpo_command(project.folder, *command).returncode == 0 and list(runs.iterdir()) == []
+
+
+def test_a_clone_that_cannot_be_made_leaves_nothing(project):
+    (project.folder / "own.txt.dvc").write_text("outs: [{path: own.txt, md5: 0123456789abcdef0123456789abcdef}]\n")
+    for command in (["add", "-A"], ["commit", "-qm", "data that is not in the cache"]):
+        project.call("git", *command)
+    with pytest.raises(RuntimeError, match="dvc checkout own"):
+        Workspace(project.folder, "clone").open("seed: 1\n")
+    assert list((project.folder / ".larpo/runs").iterdir()) == []
 
 
 @pytest.mark.parametrize(("second", "fits"), [("a1", True), ("b2", False)])
