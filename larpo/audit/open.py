@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from larpo.audit.defaults import Defaults, defaults_of
 from larpo.audit.draw import Draw
 from larpo.audit.pack import PACK, Facts
 from larpo.audit.pack.unpack import KEPT
@@ -45,8 +46,8 @@ class AuditedRun:
         What dvc.lock says was run.
     graph
         What dvc.yaml declares, in an order in which it can run.
-    params
-        params.yaml, checked.
+    written
+        params.yaml, checked, with the auditor's defaults.
     own
         Whether it is this user's: else nothing of it is executed unless that is asked for.
     repository
@@ -69,12 +70,21 @@ class AuditedRun:
         self._hashed: dict[Path, str] = {}
         self._made_once: dict[Callable, Any] = {}
         with chdir(self.folder):  # files that parameters name are named from there
-            self.params: Params = load_params(self.folder / PARAMS)
+            self.written: Params = load_params(self.folder / PARAMS)
         self.checkpoints: dict[str, Checkpoint] = {}  # those whose code was looked at, and may run
 
     def checkpoint(self, folder: str) -> Checkpoint:
         """A model of the run as what loads it takes it; code of its own runs where `checkpoints` has it."""
         return self.checkpoints.get(folder) or Checkpoint(folder)
+
+    @cached_property
+    def defaults(self) -> Defaults:
+        """Its parameters with the defaults that it had, and which of them are not today's."""
+        return defaults_of(self.written, self.manifests, self.repository)
+
+    @property
+    def params(self) -> Params:
+        return self.defaults.params
 
     @cached_property
     def repository(self) -> Path | None:

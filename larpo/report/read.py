@@ -32,13 +32,15 @@ from larpo.report.hardness import measure
 from larpo.sources.contamination import Questions
 
 
-def read_report(params: Params, list_hashes: dict[str, str]) -> ReportData:
+def read_report(params: Params, list_hashes: dict[str, str], settings: dict[str, Any] | None = None) -> ReportData:
     """Everything that the report shows.
 
     Parameters
     ----------
     list_hashes
         Hash of data/lists by iteration; the page shows it.
+    settings
+        The parameters that it shows; null: all of `params`.
 
     Raises
     ------
@@ -48,7 +50,7 @@ def read_report(params: Params, list_hashes: dict[str, str]) -> ReportData:
     prompts = {s: tables.read("prompts", f"data/prompts/{s}.parquet") for s in params.iterations}
     return ReportData(
         title=params.report.title,
-        settings=params.model_dump(mode="json"),
+        settings=params.model_dump(mode="json") if settings is None else settings,
         benchmarks=read_scores(params, prompts),
         iterations=[iteration(params, s, prompts, list_hashes[s]) for s in sorted(params.iterations, key=int)],
         nodes=nodes(params),

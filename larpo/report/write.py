@@ -17,12 +17,14 @@ SCORES_CSV, RECALL_CSV, TRAINING_CSV = "report/scores.csv", "report/recall.csv",
 OUTPUTS = [PAGE, SCORES, HARDNESS, METRICS, SCORES_CSV, RECALL_CSV, TRAINING_CSV]
 
 
-def write_report(params: Params, list_hashes: dict[str, str], place: Callable[[str], Path]) -> tuple[int, int]:
+def write_report(
+    params: Params, list_hashes: dict[str, str], place: Callable[[str], Path], settings: dict[str, Any] | None = None
+) -> tuple[int, int]:
     """Write every output of the report to where `place` puts it; returns responses read and scores written.
 
-    `list_hashes` as `read_report` takes them.
+    `list_hashes` and `settings` as `read_report` takes them.
     """
-    data = read_report(params, list_hashes)
+    data = read_report(params, list_hashes, settings)
     scores = {b.name: {p.policy: p.flat() for p in b.policies} for b in data.benchmarks}
     write_json(place(SCORES), scores)
     write_json(place(METRICS), headline(data.benchmarks))

@@ -286,9 +286,17 @@ FORGERIES: Forgeries = {
         f"{SAMPLE}, row 0: temperature is 0.5",
     ),
     "reward: weights": (weights("data/reward", head_moved), "data/reward: model.safetensors: tensor"),
-    "reward: its accuracy": (
+    "reward: its record": (
         json_of("data/reward/reward.json", lambda m: m.update(model="another")),
-        "data/reward: reward.json",
+        "data/reward/reward.json: model is 'another'",
+    ),
+    "reward: its accuracy": (
+        json_of("data/reward/metrics.json", lambda m: m["held_out"]["accuracy"].update(value=0.99)),
+        "data/reward/metrics.json: held_out: accuracy.value is 0.99",
+    ),
+    "reward: its tokenizer": (
+        json_of("data/reward/tokenizer.json", lambda m: m["model"]["vocab"].update({"7": 12, "8": 11})),
+        "data/reward/tokenizer.json: is not that of ./reward-model",
     ),
     "score: rewards": (
         on("data/score/1.parquet", "rewards", raised, listed_again),

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from larpo.audit.compare.values import different_values, value_at
+from larpo.audit.compare.values import ABSENT, different_values, value_at
 from larpo.audit.lineage.code import check_code
 from larpo.audit.lineage.commits import CODE, Commit
 from larpo.audit.lineage.ours import GRAPH, stages, their_code
@@ -94,16 +94,28 @@ def _inside(path: str, declared: Collection[str]) -> bool:
 
 
 def params_recorded(run: AuditedRun) -> Check:
-    """In the manifests: parameters are those of params.yaml, defaults filled in."""
-    failures, count = [], 0
-    tree, given = run.params.model_dump(mode="json"), run.params.model_dump(mode="json", exclude_unset=True)
+    """In the manifests: parameters are those of params.yaml, defaults filled in: the run's own, where its code had
+    others than the auditor's."""
+    failures, count, defaults = [], 0, run.defaults
+    tree, given = run.params.model_dump(mode="json"), run.written.model_dump(mode="json", exclude_unset=True)
     for node in run.nodes:
         recorded = run.recorded(node.name).params
         now = {key: _known(recorded[key], value_at(tree, key), value_at(given, key)) for key in recorded}
+        if node.name in defaults.older:
+            now = {key: value for key, value in now.items() if value is not ABSENT}
+            recorded = {key: _known(value, recorded[key], {}) for key, value in now.items()}
         failures += different_values(f"{node.manifest}: params", recorded, now, "params.yaml has", tolerance=0)
         count += len(recorded)
     detail = f"{count} sections with their defaults against params.yaml"
-    return conclude(PART, "manifests' parameters", count, detail, failures)
+    if defaults.changed:
+        told = [f"{key} {then} (today {now})" for key, (then, now) in defaults.changed.items()]
+        detail += f"; defaults as the run had them: {', '.join(told)}"
+    if defaults.newer:
+        detail += f"; newer than the run, taken as by default today: {', '.join(defaults.newer)}"
+    gone = [
+        f"{key}: recorded as {value!r}, and the auditor's larpo has no such" for key, value in defaults.gone.items()
+    ]
+    return conclude(PART, "manifests' parameters", count, detail, failures, gone)
 
 
 def _known(recorded: Any, now: Any, given: Any) -> Any:

@@ -20,11 +20,13 @@ def report(run: AuditedRun, name: str) -> Check:
     failures, behind, code = [], [], Path(__file__).resolve().parents[3]
     theirs = run.lock["report"].deps
     same_code = all(p in theirs and _hash(code / p) == theirs[p].md5 for p in PAGE_CODE)
-    same_code &= (code / "dvc.yaml").read_bytes() == Path("dvc.yaml").read_bytes()  # which says how nodes are drawn
+    same_code &= (
+        not run.defaults.gone and (code / "dvc.yaml").read_bytes() == Path("dvc.yaml").read_bytes()
+    )  # which says how nodes are drawn
     with tempfile.TemporaryDirectory() as home:
         hashes = {s: tree_hash(f"data/lists/{s}.parquet") for s in run.params.iterations}
         (Path(home) / "report").mkdir()
-        write_report(run.params, hashes, lambda output: Path(home) / output)
+        write_report(run.params, hashes, lambda output: Path(home) / output, run.defaults.settings)
         for path in (p for p in OUTPUTS if p in run.lock["report"].outs):  # an older run has fewer
             if path == PAGE and not same_code:
                 behind = [f"{PAGE}: other code laid it out than the auditor's; made again, it is not theirs"]

@@ -38,7 +38,8 @@ from larpo.training.pair_trainer import encode_pairs
 PART = "science"
 FOLDER = Path("data/reward")
 METRICS, MANIFEST, CURVES = FOLDER / "metrics.json", "data/reward.manifest.json", str(FOLDER / "training")
-MAKERS = ("torch", "transformers")  # whose versions decide what head a seed makes
+MAKERS = ("torch", "transformers", "tokenizers")
+"""Packages whose versions decide what head a seed makes, and how a tokenizer and a configuration are written."""
 
 
 def trained(run: AuditedRun, name: str) -> Check:
@@ -48,8 +49,9 @@ def trained(run: AuditedRun, name: str) -> Check:
     if isinstance(start, str):
         return unchecked(PART, name, start)
     recorded = read_json(FOLDER / IDENTITY)
-    if params.policy is None and start.facts.get("package") != (claimed := recorded.get("package")):
-        return unchecked(PART, name, f"{params.model}: it was trained from {claimed}, here is {start.facts['package']}")
+    here, claimed = start.facts.get("package"), recorded.get("package")
+    if here and here != claimed:
+        return unchecked(PART, name, f"{params.model}: it was trained from {claimed}, here is {here}")
     with tempfile.TemporaryDirectory(prefix="larpo-audit-") as scratch:
         before = Path(scratch)
         checkpoint = reward_checkpoint(params, start if params.policy else None)
@@ -62,18 +64,20 @@ def trained(run: AuditedRun, name: str) -> Check:
         settle(before, checkpoint)
         del model
         own = IDENTITY, METRICS.name
-        count, failures = policies.beside(before, FOLDER, params.source, lambda: tokenizer, own)
+        count, lines = policies.beside(before, FOLDER, params.source, lambda: tokenizer, own)
+        other = _other_packages(run)
+        failures, behind = ([], [f"{line}; {other}" for line in lines]) if other else (lines, [])
         again = identity_of(FOLDER, params, tokenizer, trained=recorded.get("trained"), **facts)
         again = {key: again.get(key) for key in recorded}  # an older run's has fewer
         failures += different_values(str(FOLDER / IDENTITY), recorded, again)
         told = read_json(MANIFEST).get("notes", {}).get("reward")
         failures += different_values(f"{MANIFEST}: notes", {"reward": told}, {"reward": recorded})
-        behind, most = [], "its optimizer is none of which the reach is known"
+        most = "its optimizer is none of which the reach is known"
         if policies.unknown_reach(params.train):
-            behind = [most]
+            behind.append(most)
         else:
-            far, behind, most = _reach(run, before, checkpoint, dict(recorded.get("trained") or {}))
-            failures += far
+            far, unsure, most = _reach(run, before, checkpoint, dict(recorded.get("trained") or {}))
+            failures, behind = failures + far, behind + unsure
     return conclude(PART, name, count, f"{count} files beside the weights of {params.source}; {most}", failures, behind)
 
 
@@ -102,20 +106,25 @@ def _reach(
     for where_, count in ((CURVES, policies.logged(CURVES)), (f"{FOLDER / IDENTITY}: trained", told.get("steps"))):
         if count != total:
             failures.append(f"{where_}: {count} steps, {pairs} pairs make {total}")
-    there = [run.recorded("reward").packages.get(package) for package in MAKERS]
-    here = [version(package) for package in MAKERS]
+    other = _other_packages(run)
     try:
         for tensor, _, share, line in policies.strays(before, FOLDER, params.train, total, "float32"):
             most = max(most, share)
-            if line and here != there and tensor in _new(params, checkpoint):
-                made = ", ".join(f"{p} {v}" for p, v in zip(MAKERS, there, strict=True))
-                behind.append(f"{line}; its head was made by {made}, and here by {', '.join(here)}")
+            if line and other and tensor in _new(params, checkpoint):
+                behind.append(f"{line}; {other}")
             elif line:
                 failures.append(line)
                 break
     except Unreadable as error:
         failures.append(f"{FOLDER}: its weights are not those of {params.source} with a head: {error}")
     return failures, behind, f"at most {most:.0%} of the reach of {total} steps"
+
+
+def _other_packages(run: AuditedRun) -> str | None:
+    """Why a head, a tokenizer or a configuration may be another here. It is said once one is: a version is a claim."""
+    here, there = {p: version(p) for p in MAKERS}, run.recorded("reward").packages
+    differ = [f"{p} {there.get(p)}, here is {v}" for p, v in here.items() if there.get(p) != v]
+    return f"its manifest claims {'; '.join(differ)}" if differ else None
 
 
 def _new(params: RewardParams, checkpoint: Checkpoint) -> set[str]:

@@ -83,11 +83,11 @@ def test_a_head_beyond_reach(copy):
     assert found.verdict == "fails" and len(found.failures) == 1, found
     line = found.failures[0]
     assert line.startswith(f"{REWARD}: tensor {name}, index [0, ") and " moved by 1.5" in line and "reach of" in line
-    # Another library may make another head of the seed: then nobody can tell, and the record's claim is no proof.
+    # Another library may make another head of the seed: then nobody can tell, and a claimed version is no proof.
     edit_json(copy.folder / MANIFEST, lambda m: m["packages"].update(transformers="4.0"))
     found = check(copy, TRAINED)
     if name == "score.weight":
-        assert found.verdict == "holds" and "its head was made by torch" in found.behind[0], found
+        assert found.verdict == "holds" and "its manifest claims transformers 4.0, here is " in found.behind[0], found
     else:
         assert found.verdict == "fails", "the head that it started from was made by nobody's seed"
 
@@ -150,3 +150,10 @@ def test_what_is_not_here_is_not_checked(copy):
         params.write_text(params.read_text().replace("./model", "owner/model"))
         found = check(copy, TRAINED)
         assert found.verdict == "not checked" and "owner/model" in found.detail, found
+
+
+def test_another_library_may_write_a_configuration_otherwise(copy):
+    edit_json(copy.folder / f"{REWARD}/config.json", lambda config: config.update(hidden_act="relu"))
+    edit_json(copy.folder / MANIFEST, lambda manifest: manifest["packages"].update(transformers="4.0"))
+    found = check(copy, TRAINED)
+    assert found.verdict == "holds" and "its manifest claims transformers 4.0, here is " in found.behind[0], found
