@@ -94,7 +94,8 @@ def deployments(project: Path) -> list[RunnerDeployment]:
 def documented(deployment: RunnerDeployment, flow: Flow) -> RunnerDeployment:
     """The deployment, its parameters described by the flow's docstring, as the UI's form shows them; Prefect reads
     docstrings of another style only."""
-    for section in parse(Docstring(inspect.cleandoc(flow.fn.__doc__ or "")), Parser.numpy):
+    # Types are in the signature, where it does not look.
+    for section in parse(Docstring(inspect.cleandoc(flow.fn.__doc__ or "")), Parser.numpy, warn_missing_types=False):
         for one in section.value if section.kind is DocstringSectionKind.parameters else []:
             for name in one.name.split(", "):
                 deployment._parameter_openapi_schema.properties[name]["description"] = " ".join(one.description.split())

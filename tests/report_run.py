@@ -61,7 +61,7 @@ def write_manifests(settings: dict) -> None:
             "packages": {"python": "3.11.2", "torch": "2.13.0"},
             "hardware": {"system": "Linux 6", "machine": "x86_64", "cores": 2, "memory_bytes": 8 << 30, "gpus": []},
             "started": "2030-01-01T00:00:00+00:00",
-            "seconds": 12.5,
+            "seconds": 110.0,
             "resumed": False,
             "peak_memory_bytes": 1 << 30,
         }

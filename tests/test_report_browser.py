@@ -44,9 +44,18 @@ onload = () => {{
     const right = Math.max(...[...row.children].map(c => c.getBoundingClientRect().right));
     return row.getBoundingClientRect().right - right;
   }});
+  const wide = [...page.querySelectorAll("svg.graph .node")].map(node => {{
+    const box = node.querySelector("rect").getBBox();
+    return [...node.querySelectorAll("text")].some(line => {{
+      const text = line.getBBox();
+      return text.x < box.x + 2 || text.x + text.width > box.x + box.width - 2 || text.y < box.y
+        || text.y + text.height > box.y + box.height;
+    }}) ? node.textContent : "";
+  }}).filter(Boolean);
   const style = name => view.getComputedStyle(page.body)[name];
   const found = {{ overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
-    smallest: Math.min(...sizes), empty: Math.max(...rows), paper: style("backgroundColor"), ink: style("color") }};
+    smallest: Math.min(...sizes), empty: Math.max(...rows), wide,
+    paper: style("backgroundColor"), ink: style("color") }};
   document.body.innerHTML = "<pre>" + JSON.stringify(found) + "</pre>";
 }};
 </script>"""
@@ -114,8 +123,8 @@ def test_screenshot_shows_a_page(page, chromium, tmp_path):
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, DAY), (390, NIGHT)])
 def test_can_be_read(page, chromium, width, scheme):
-    """Nothing is wider than the window, no text of a chart smaller than 11 pixels, no row of charts ends early, and
-    text is light on dark where the reader's system is."""
+    """Nothing is wider than the window, no text of a node than its box, no text of a chart smaller than 11 pixels, no
+    row of charts ends early, and text is light on dark where the reader's system is."""
     text = html.escape(Path(PAGE).read_text("utf-8"))
     Path("frame.html").write_text(FRAME.format(width=width, page=text), "utf-8")
     found = json.loads(
@@ -125,3 +134,4 @@ def test_can_be_read(page, chromium, width, scheme):
     assert (found["overflow"], paper > ink) == (0, scheme == DAY)
     assert found["smallest"] >= 11
     assert found["empty"] < 2
+    assert found["wide"] == []

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from larpo.errors import nearest
+from larpo.errors import UserError, nearest
 from larpo.lists.recipes import responses_needed
 from larpo.plan.architectures import Architecture
 from larpo.plan.context import Context
@@ -12,6 +12,7 @@ from larpo.plan.launch import read_launch
 from larpo.plan.memory import MicroBatch, Sharding, training_memory
 from larpo.plan.plans import Check, NodePlan
 from larpo.plan.sizes import rows_of
+from larpo.sources.enough import check_enough
 
 CONFIG_8 = "configs/fsdp-8x80gb.yaml"
 CONFIG_1 = "configs/fsdp-1x80gb-offload.yaml"
@@ -77,11 +78,15 @@ def reward_checks(context: Context) -> Iterator[Check]:
 
 
 def data_checks(context: Context, nodes: list[NodePlan]) -> Iterator[Check]:
-    """Data sets whose size is known have as many prompts and examples as are asked for."""
+    """Sources have as many prompts and examples as are asked for, as far as that is known."""
     p, names = context.params, {node.name for node in nodes}
     asked = []
     if any(node.kind == "prompts" for node in nodes):
         asked.append(("prompts.per_iteration", p.prompts.per_iteration, p.prompts))
+        try:
+            check_enough(p)
+        except UserError as error:
+            yield Check(False, str(error).removeprefix("params.yaml: "))
     asked += [
         (f"sft.{name}.examples", section.examples, section.data)
         for name, section in p.sft.items()

@@ -4,7 +4,8 @@ from markupsafe import Markup
 
 from larpo.report.data import NodeRecord
 
-BOX_W, BOX_H, GAP_X, GAP_Y = 100, 36, 26, 42
+BOX_W, BOX_H, GAP_X, GAP_Y = 100, 48, 26, 42
+LINE = 14
 
 
 def draw_graph(nodes: list[NodeRecord], columns: list[str], colours: dict[str, str]) -> Markup:
@@ -36,16 +37,21 @@ def draw_graph(nodes: list[NodeRecord], columns: list[str], colours: dict[str, s
 
 
 def _box(node: NodeRecord, x: float, top: float, colour: str) -> Markup:
-    below = "no manifest" if node.manifest is None else duration(node.manifest["seconds"])
-    if node.label is not None:  # the kind, whose place the label takes
-        below = f"{node.name}, {below}"
     label = node.stage if node.label is None else node.label
     label = label if len(label) <= 13 else label[:12] + "…"
+    below = ["no manifest" if node.manifest is None else duration(node.manifest["seconds"])]
+    if node.label is not None:  # the kind, whose place the label takes
+        below = [node.name, *below]
     state, middle = "" if node.manifest else " absent", x + BOX_W / 2
+    first = top + (BOX_H - LINE * (1 + len(below))) / 2 + 11  # baseline of the first line
+    lines = [
+        Markup('<text class="sub" x="{}" y="{}">{}</text>').format(middle, first + LINE * i, line)
+        for i, line in enumerate(below, 1)
+    ]
     return Markup(
         '<g class="node{}"><title>{}</title><rect x="{}" y="{}" width="{}" height="{}" rx="5" '
-        'style="stroke:{}"/><text x="{}" y="{}">{}</text><text class="sub" x="{}" y="{}">{}</text></g>'
-    ).format(state, node.stage, x, top, BOX_W, BOX_H, colour, middle, top + 15, label, middle, top + 29, below)
+        'style="stroke:{}"/><text x="{}" y="{}">{}</text>{}</g>'
+    ).format(state, node.stage, x, top, BOX_W, BOX_H, colour, middle, first, label, Markup("").join(lines))
 
 
 def _arrow(start: tuple[float, float], end: tuple[float, float]) -> Markup:

@@ -19,8 +19,9 @@ from larpo.errors import ParameterError, one_line
 
 Kind = Literal["model", "dataset"]
 COMMIT = re.compile("[0-9a-f]{40}")
-SECONDS = 8.0
-"""The longest that the hub is waited for: a name server that does not answer has no time limit of its own."""
+SECONDS = 6.0
+"""The longest that the hub is waited for: a name server that does not answer has no time limit of its own. With the
+time that a command takes to start it is told within ten."""
 Pins = Mapping[tuple[str, str, str | None], str]
 """(model or dataset, name, revision as it is asked for) → commit"""
 _PINS: ContextVar[Pins | None] = ContextVar("commits that records name", default=None)

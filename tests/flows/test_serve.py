@@ -252,6 +252,7 @@ def test_deployment_runs_and_nothing_is_left(serving: Serving, plain: dict[str, 
     assert any(line.endswith(f"Report: {project.folder}/report/index.html") for line in last), done.stdout
     assert f"Prefect UI: http://127.0.0.1:{serving.port}" in output
     assert "prefect deployment run larpo/iterate" in output
+    assert "WARNING" not in output.partition("Prefect UI")[0]
     assert "sample@1: try 1" in output
     password = (project.folder / ".prefect/auth").read_text()
     assert password not in output

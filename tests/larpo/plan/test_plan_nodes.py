@@ -83,6 +83,12 @@ def test_offline_training_on_one_large_set():
     assert plan_of(**once, **{"prompts.per_iteration": 70_000}).failed == [line]
 
 
+def test_a_generator_of_fewer_prompts_than_asked_for_fails():
+    narrow = {"source": "sums", "sums": {"digits": 1}, "per_iteration": 300}
+    (line,) = plan_of(prompts=narrow).failed
+    assert line.startswith("prompts.source: sums: 58 different") and "300 asked for by prompts.per_iteration" in line
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(2, 8), st.integers(1, 9), st.randoms())
 def test_comparisons_are_those_that_pairrm_makes(k, passes, rng):

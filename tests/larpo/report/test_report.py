@@ -60,6 +60,12 @@ def test_every_node_of_the_graph_has_a_place_in_its_picture():
     assert all(f"<title>{name}</title>" in drawn for name in names)
 
 
+def test_a_node_of_the_picture_tells_label_kind_and_time_each_on_a_line():
+    node = NodeRecord("generate@2-x", "generate", "2", (), {"seconds": 110.0}, "generate", "question_sample")
+    lines = re.findall(r"<text[^>]*>(.*?)</text>", draw_graph([node], ["generate"], {}))
+    assert lines == ["question_sam…", "generate", "1 min 50 s"]
+
+
 def test_recall_curve_by_hand():
     """Two items, four samples, 1 and 3 right. N=1: (1/4 + 3/4)/2 = 1/2. N=2: 1 − C(3,2)/C(4,2) = 1/2 and
     1 − 0 = 1, mean 3/4. N=3: 1 − 1/4 = 3/4 and 1, mean 7/8. N=4: 1. Interval at N=1: values 1/4 and 3/4,
