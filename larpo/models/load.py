@@ -91,9 +91,13 @@ def open_weights(
     settings |= checkpoint.options | {"dtype": dtype_of(dtype), "trust_remote_code": trust(checkpoint, classes)}
     try:
         with errors_only():
-            return auto.from_pretrained(
+            model, info = auto.from_pretrained(
                 checkpoint.source, **options | settings, output_loading_info=True, ignore_mismatched_sizes=True
             )
+            capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+            if capped and "attn_implementation" not in options:
+                model.set_attn_implementation("eager")  # the library's default, SDPA, leaves the cap out
+            return model, info
     except UNUSABLE as error:
         if pickled(checkpoint):
             raise UserError(
