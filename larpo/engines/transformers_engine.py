@@ -11,6 +11,7 @@ from transformers import DynamicCache, GenerationConfig, TopPLogitsWarper
 
 from larpo.config.sections import EngineParams
 from larpo.engines import Completion, Sampling, shared_prompt
+from larpo.errors import UserError, one_line
 from larpo.models.chat import end_tokens
 from larpo.models.load import check_tokens, load_model, load_tokenizer
 from larpo.models.resolve import Model
@@ -18,6 +19,10 @@ from larpo.models.resolve import Model
 LEFT = 0.9
 """Share of rows still going from which on the others leave: to copy a cache costs about a tenth of a step."""
 PER_ROW = ("attention_mask", "position_ids")
+PROBE = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [3, 2]]
+"""Prompts on which decoding is measured; the second is padded."""
+TOLERANCE = {"float32": 1e-4, "float16": 1.0, "bfloat16": 1.0}
+"""Nats per token. In half precision a mixture of experts is 0.15 from itself: a token close to two takes another."""
 
 
 class Draw:
@@ -58,9 +63,6 @@ class TransformersEngine:
     def __init__(self, checkpoint: Model, params: EngineParams, seed: int):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = load_model(checkpoint, params.dtype, **params.options).to(self.device).eval()
-        capped = getattr(self.model.config.get_text_config(), "attn_logit_softcapping", None) is not None
-        if capped and "attn_implementation" not in params.options:
-            self.model.set_attn_implementation("eager")  # the library's default, SDPA, leaves the cap out
         tokenizer = load_tokenizer(checkpoint)
         self.checkpoint = checkpoint
         # A checkpoint's own defaults (a repetition penalty, top-k) would change the policy that is sampled:
@@ -69,8 +71,10 @@ class TransformersEngine:
         self.ends = end_tokens(checkpoint, tokenizer)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.ends[0]
         self.dtype = params.dtype
-        self.positions = "position_ids" in inspect.signature(self.model.forward).parameters
-        self.shared = self.positions and self._shares()
+        arguments = inspect.signature(self.model.forward).parameters
+        self.positions = "position_ids" in arguments
+        self.cache = "past_key_values" if "past_key_values" in arguments else "cache_params"  # Mamba's
+        self.shared = self._shares()
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -86,12 +90,10 @@ class TransformersEngine:
     def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[list[Completion]]:
         """See `larpo.engines.Engine`. One seed drives the whole batch: the batch is part of the recipe."""
         check_tokens(self.model, prompts, str(self.checkpoint))
-        completions = [self._completion(*row, seed) for row in self._rows(prompts, sampling, seed, self.shared)]
+        completions = [self._completion(*row, seed) for row in self._rows(prompts, sampling, seed)]
         return [completions[i : i + sampling.n] for i in range(0, len(completions), sampling.n)]
 
-    def _rows(
-        self, prompts: list[list[int]], sampling: Sampling, seed: int, shared: bool
-    ) -> Iterator[tuple[list[int], list[float]]]:
+    def _rows(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> Iterator[tuple[list[int], list[float]]]:
         """Tokens and log-probabilities of n rows per prompt, what comes after their end included."""
         length = max(map(len, prompts))
         ids = torch.full((len(prompts), length), self.pad, device=self.device)
@@ -107,17 +109,16 @@ class TransformersEngine:
             self.model(
                 input_ids=ids[:, :-1],
                 attention_mask=mask[:, :-1],
-                past_key_values=cache,
                 logits_to_keep=1,
-                **{name: x[:, :-1] for name, x in state.items()},
+                **{self.cache: cache} | {name: x[:, :-1] for name, x in state.items()},
             )
-        if shared and length > 1:
+        if self.shared and length > 1:
             own = DynamicCache(config=self.model.config)
             state |= {"past_key_values": own, "shared": shared_prompt.Prompts.of(cache, mask[:, :-1], sampling.n)}
         else:
-            state |= {"past_key_values": cache, "attention_mask": mask}
-            if sampling.n > 1:
-                cache.batch_repeat_interleave(sampling.n)
+            state |= {self.cache: cache, "attention_mask": mask}
+            if sampling.n > 1:  # states of layers beyond attention too, which `batch_repeat_interleave` leaves out
+                cache.reorder_cache(torch.arange(len(ids), device=self.device).repeat_interleave(sampling.n))
         state |= {name: state[name].repeat_interleave(sampling.n, 0) for name in PER_ROW if name in state}
         last, draw = ids[:, -1:].repeat_interleave(sampling.n, 0), Draw(len(ids) * sampling.n, sampling, seed)
         with shared_prompt.attending(self.model) if "shared" in state else nullcontext():
@@ -125,17 +126,39 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _shares(self) -> bool:
-        """Whether decoding on one copy of each prompt is what this model computes: measured on a few tokens."""
-        prompts, few = [[1, 2, 3, 4, 5], [3, 2]], Sampling(2, 0.0, 2)
-        try:
-            (tokens, logps), (usual, expected) = (
-                zip(*self._rows(prompts, few, 0, how), strict=True) for how in (True, False)
-            )
-        except Exception:  # noqa: BLE001 - whatever a model's own code raises where it is called in another way
-            return False
-        tolerance = 1e-4 if self.dtype == "float32" else 0.1
-        apart = (torch.tensor(logps) - torch.tensor(expected)).abs().max()
-        return tokens == usual and bool(apart < tolerance)
+        """Whether responses are decoded on one copy of each prompt: where that gives what the model gives in one pass
+        over the whole text, measured on a few tokens; else each has a copy, where that does.
+
+        Raises
+        ------
+        UserError
+            Neither does: the model keeps a state that decoding here does not know, or takes padding into it.
+        """
+        reason, allowed = "", TOLERANCE[self.dtype]
+        size = self.model.get_input_embeddings().weight.shape[0]
+        probe = [[token % size for token in prompt] for prompt in PROBE]
+        for shared in (True, False) if self.positions else (False,):
+            self.shared = shared
+            try:
+                rows = enumerate(self._rows(probe, Sampling(2, 0.0, 3), 0))
+                apart = [self._apart(probe[i // 2], self._completion(*row, 0)) for i, row in rows]
+            except Exception as error:  # noqa: BLE001 - whatever a model's own code raises where it is called otherwise
+                reason = one_line(error)[:120]
+                continue
+            if not max(apart) > allowed:  # NaN is told where its dtype can be named
+                return shared
+            reason = f"{max(apart):.2g} nats per token from one pass over the whole text"
+        raise UserError(
+            f"{self.checkpoint}: {type(self.model).__name__} does not decode here as it computes ({reason}); set "
+            "engine.name=vllm, or take another policy.model"
+        )
+
+    def _apart(self, prompt: list[int], found: Completion) -> float:
+        """|Δ| of a response's summed log-probability from that of one pass over the whole text, per token."""
+        ids = torch.tensor([prompt + found.token_ids], device=self.device)
+        logits = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+        exact = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).sum()
+        return abs(float(exact) - found.logp) / len(found.token_ids)
 
     def _decode(
         self, last: torch.Tensor, state: dict[str, Any], draw: Draw, limit: int
@@ -159,9 +182,9 @@ class TransformersEngine:
             if not left or step + 1 == limit:
                 break
             state = self.model._update_model_kwargs_for_generation(outputs, state)
-            if left <= LEFT * len(going) and hasattr(state["past_key_values"], "batch_select_indices"):
+            if left <= LEFT * len(going) and hasattr(state[self.cache], "reorder_cache"):
                 kept = going.nonzero()[:, 0]
-                state["past_key_values"].batch_select_indices(kept)
+                state[self.cache].reorder_cache(kept)
                 state |= {name: state[name][kept] for name in PER_ROW if name in state}
                 rows, token, going = rows[kept], token[kept], going[kept]
                 if "shared" in state:

@@ -91,9 +91,13 @@ def open_weights(
     settings |= checkpoint.options | {"dtype": dtype_of(dtype), "trust_remote_code": trust(checkpoint, classes)}
     try:
         with errors_only():
-            return auto.from_pretrained(
+            model, info = auto.from_pretrained(
                 checkpoint.source, **options | settings, output_loading_info=True, ignore_mismatched_sizes=True
             )
+            capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+            if capped and "attn_implementation" not in options:
+                model.set_attn_implementation("eager")  # the library's default, SDPA, leaves the cap out
+            return model, info
     except UNUSABLE as error:
         if pickled(checkpoint):
             raise UserError(
@@ -162,14 +166,20 @@ def check_weights(model: PreTrainedModel, info: dict[str, Any], where: str) -> N
             )
 
 
-def positions_of(model: Model) -> int | None:
-    """Tokens that a checkpoint can read in a row, by its config.json; None where it names no end."""
+def positions_of(model: Model, turned_once: bool = False) -> int | None:
+    """Tokens that a checkpoint can read in a row, by its config.json; None where it names no end. With `turned_once`
+    those up to which its rotary angles stay: where Phi-3's change, neither keys in a cache nor rows beside follow."""
     config = config_of(of(model))
     text = config.get("text_config")
     for section in (text if isinstance(text, dict) else {}, config):
-        for name in ("max_position_embeddings", "n_positions", "n_ctx"):
-            if isinstance(section.get(name), int) and section[name] > 0:
-                return section[name]
+        found = section.get("rope_scaling") or section.get("rope_parameters")
+        rope = found if turned_once and isinstance(found, dict) else {}
+        turns = rope.get("rope_type", rope.get("type")) in ("longrope", "su", "dynamic")
+        first = "original_max_position_embeddings"
+        limits = [rope.get(first), section.get(first)] if turns else []
+        limits += [section.get(name) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
+        if limit := next((n for n in limits if isinstance(n, int) and n > 0), None):
+            return limit
     return None
 
 

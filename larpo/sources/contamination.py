@@ -7,6 +7,7 @@ side by side and end where the text lets it end: `3+4` is neither in `13+45` nor
 stand anywhere. Of both sides instructions are left out: those of the benchmarks, and sentences that many items share.
 """
 
+import html
 import re
 import unicodedata
 from collections import Counter
@@ -43,8 +44,9 @@ _UNSEEN = dict.fromkeys(map(ord, "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uff
 """Of no width, though no format characters; and the blank of Braille."""
 _NAMED = re.compile(r"LATIN (?:SMALL LETTER|LETTER SMALL CAPITAL) (?:SCRIPT )?([A-Z])(?: WITH [A-Z ]+)?$")
 _SIGNS = str.maketrans({"×": "*", "⋅": "*", "·": "*", "∙": "*", "÷": "/", "⁄": "/", "∕": "/", "−": "-"})
-_TAG = re.compile(r"<\|[^|<>]*\|>|</?[a-z_]+>|\[/?[a-z_]{2,}\]")  # of a chat template
-_BULLET = re.compile(r"^[ \t]*[-*+•][ \t]+", re.MULTILINE)
+_TAG = re.compile(r"<\|[^|<>]*\|>|</?[a-z_]+(?:\s[^<>]*=[^<>]*)?>|\[/?[a-z_]{2,}\]")  # of a chat template
+_BULLET = re.compile(r"^[ \t]*[-*+•>][ \t]+", re.MULTILINE)
+_ESCAPED = re.compile(r"\\[nrt](?![a-z])|(?<=[^\W\d])\s*(?:—|->)")  # a line's end in JSON; what leads to a question
 _EMPHASIS = re.compile(r"(?<![\w)\]])(?:\*\*|__|\*|_)(?=\S)|(?<=\S)(?:\*\*|__|\*|_)(?![\w(\[])|[`$\\]")
 _TOKEN = re.compile(
     r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+"
@@ -66,6 +68,7 @@ class Text:
 
 def folded(text: str) -> str:
     """Text in one form of Unicode, lower case, without marks and characters of no width, in the letters it shows."""
+    text = _ESCAPED.sub("\n", html.unescape(text))
     if text.isascii():
         return text.lower()
     text = unicodedata.normalize("NFKD", text.translate(_SIGNS | _UNSEEN))
@@ -135,7 +138,10 @@ def contains(text: Text, part: tuple[str, ...], start: int) -> bool:
     before = text.tokens[start - 1] if start else None
     after = text.tokens[end] if end < len(text.tokens) else None
     begins = _ends(text.gaps[start], part[0], before, calculation, short)
-    return begins and _ends(text.gaps[end], part[-1], after, calculation, short)
+    begins |= not short and not calculation and text.gaps[start].strip() == ","  # "Tell me, …"
+    # `3+4=` asks what `3+4` does, `3+4=7-x` something else.
+    asked = after == "=" and (end + 1 == len(text.tokens) or not _in_a_sum(text.tokens[end + 1]))
+    return begins and (asked or _ends(text.gaps[end], part[-1], after, calculation, short))
 
 
 @cache

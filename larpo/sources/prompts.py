@@ -115,12 +115,13 @@ def conversation(params: SourceParams, prompt: Any, where: str = "") -> list[dic
     try:
         messages = [{"role": m["role"], "content": m["content"]} for m in messages]
         usable = all(isinstance(text, str) for m in messages for text in m.values()) and messages[-1]["content"].strip()
+        usable = usable and messages[-1]["role"] not in ("assistant", "system")
     except (TypeError, KeyError, IndexError):
         usable = False
     if not usable:
         raise UserError(
             f"{where or params.source}: prompt {reprlib.repr(prompt)} is neither text nor chat messages with "
-            "a role and a content each; drop such rows, or set prompts.prompt_field"
+            "a role and a content each, the last to be answered; drop such rows, or set prompts.prompt_field"
         )
     own = messages[0]["role"] == "system"
     return ([{"role": "system", "content": params.system}] if params.system and not own else []) + messages

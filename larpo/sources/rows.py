@@ -15,6 +15,7 @@ import gzip
 import json
 import re
 import reprlib
+import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
@@ -105,10 +107,14 @@ def as_written(value: Any, column: str, where: str) -> str | None:
     elif isinstance(value, int | Decimal) and not isinstance(value, bool):
         return str(value)
     elif isinstance(value, float) and isfinite(value) and not value.is_integer():
-        return repr(value)
+        short = np.float32(value)
+        if float(short) != value or str(short) == repr(
+            value
+        ):  # else a column of single precision: 0.1 is 0.10000000149
+            return repr(value)
     kind, why = type(value).__name__, ""
     if isinstance(value, float):
-        kind, why = "float", "; whole numbers beside fractions or blanks are read so"
+        kind, why = "float", "; whole numbers beside fractions or blanks, and single precision, are read so"
     raise ParameterError(
         "",
         f"{where}: column {column!r} holds {reprlib.repr(value)} ({kind}{why}); expected text as it is "
@@ -263,7 +269,10 @@ def _dataset(data: str, what: str, split: str, config: str | None) -> Any:
         if loaded.info.builder_name != "csv":
             return loaded
         text = datasets.Features({name: datasets.Value("string") for name in loaded.column_names})
-        return datasets.load_dataset(**source, features=text, keep_default_na=False, na_values=[""])
+        options = {"features": text, "keep_default_na": False, "na_values": [""], "index_col": False}
+        with warnings.catch_warnings():  # of rows with more cells than the header, whose first would name the rows
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return datasets.load_dataset(**source, **options)
     except Exception as error:  # noqa: BLE001 - the errors of files and of the hub have no common base
         reason = one_line(error.__cause__ or error)[:200]
         raise ParameterError(

@@ -143,9 +143,10 @@ def list_attention(
         float(dropout) if module.training else 0.0,
     )
     if lists is None:
-        return attend(query, key, value, kind, {}).transpose(1, 2), None
+        return attend(query, key, value, kind, {}).transpose(1, 2).contiguous(), None
     lists.calls.count += 1
-    return lists_kernel(query, value, kind, lists)(query, key, value, kind, lists).transpose(1, 2), None
+    out = lists_kernel(query, value, kind, lists)(query, key, value, kind, lists)
+    return out.transpose(1, 2).contiguous(), None  # as transformers' own: some models `view` it
 
 
 @dataclass(frozen=True)

@@ -248,7 +248,7 @@ def choose(model: PreTrainedModel, plain: PreTrainedModel) -> None:
         if difference(token_logps(model, packed), reference, packed) <= allowed:
             own = plain.larpo_way
     use(replace(own, implementation=attention.NAME))
-    rows, reason, ways = plain.larpo_way, "", [own]
+    rows, reason, apart, ways = plain.larpo_way, "", torch.inf, [own]
     if plain.config._attn_implementation != attention.NAME:
         reason = "its attention is not chosen through transformers' interface"
     elif any(isinstance(module, torch.nn.Conv1d) for module in plain.modules()):
@@ -262,8 +262,10 @@ def choose(model: PreTrainedModel, plain: PreTrainedModel) -> None:
             apart = difference(token_logps(model, packed), reference, packed)
             if plain.larpo_way.fused:
                 check_backward(plain, packed)
-        except (NotPacked, TypeError) as error:
-            reason = reason or ("" if way.fused else str(error))
+        except Exception as error:  # whatever a model's own code makes of a mask that is no tensor
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = reason or ("" if way.fused else one_line(error))
             continue
         if apart <= allowed:
             plain.larpo_way = replace(plain.larpo_way, difference=apart)

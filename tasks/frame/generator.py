@@ -104,14 +104,15 @@ class Generator:
     def _check_length(self, prompts: pd.DataFrame, rendered: list[list[int]], new: int) -> None:
         """Refuse prompts that leave no room for an answer, before weights are loaded: beyond its positions a model
         fails in the middle of the work, or answers nonsense without a word."""
-        positions = positions_of(self.checkpoint)
+        positions = positions_of(self.checkpoint, turned_once=self.params.name == "transformers")
+        turn = "" if positions == positions_of(self.checkpoint) else ", beyond which its rotary angles change"
         long = [i for i, ids in enumerate(rendered) if positions is not None and len(ids) + new > positions]
         if long:
             first = max(long, key=lambda i: len(rendered[i]))
             what = "items" if "meta" in prompts else "prompts"
             raise UserError(
                 f"{self.node.stage}: {len(long)} of {len(prompts)} {what} with max_new_tokens={new} do not fit the "
-                f"{positions} positions of {self.checkpoint}; the longest is row {first} "
+                f"{positions} positions of {self.checkpoint}{turn}; the longest is row {first} "
                 f"({prompts['prompt_id'].iloc[first]}) with {len(rendered[first])} tokens: leave such {what} out of "
                 "the data, or lower max_new_tokens"
             )

@@ -40,6 +40,22 @@ def test_prompts_longer_than_the_context(no_weights):
         tasks.generate.main("0", "held_out")
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_prompts_that_outgrow_the_first_rotary_angles(no_weights, inside):
+    """Of Phi-3: the embedded engine's cache would keep keys turned by the old ones, and rows beside would turn too."""
+    tasks.prompts.main("1")
+    config, first = Path("data/policy/0/config.json"), {"original_max_position_embeddings": 8}
+    rope = {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0], **(first if inside else {})}
+    config.write_text(json.dumps({**record(str(config)), "rope_scaling": rope, **({} if inside else first)}))
+    with pytest.raises(
+        UserError, match=r"fit the 8 positions of data/policy/0, beyond which its rotary angles change;"
+    ):
+        tasks.sample.main("1")
+    change(engine={"name": "vllm"})
+    with pytest.raises(AssertionError, match="weights are loaded"):
+        tasks.sample.main("1")
+
+
 def test_questions_of_a_benchmark_are_dropped_and_counted(workspace):
     asked = [{"question": f"Ann has {i} pears. How many?", "answer": f"#### {i}"} for i in range(4)]
     mine = [{"prompt": f"Q: ANN has {i} pears.  How many? A:", "answer": i} for i in range(40)]

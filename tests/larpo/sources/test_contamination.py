@@ -1,5 +1,6 @@
 """An evaluation question inside a training prompt: found whatever stands around it, and nothing else is."""
 
+import html
 import unicodedata
 
 import pandas as pd
@@ -41,6 +42,12 @@ HELD = [
     "**{}**",
     "Q: What is 2+2? A: 4\nQ: {}\nA: ...\nQ: Where is Rome? A:",
     "Solve: {}",
+    "Solve — {}",
+    "Solve -> {}",
+    "> {}",
+    "Read this.\\n\\n{}\\nAnswer:",
+    '<question id="3">{}</question>',
+    "{} = ?",
 ]
 WRITTEN = {
     "as it is": lambda t: t,
@@ -52,6 +59,7 @@ WRITTEN = {
     "soft hyphens": lambda t: t.replace("r", "r\u00ad"),
     "look-alikes": lambda t: t.translate(str.maketrans("aeopcEMA", "аеорсЕМА")),
     "Greek": lambda t: t.translate(str.maketrans("oEMA", "οΕΜΑ")),
+    "entities": lambda t: html.escape(t).replace(" ", "&nbsp;"),
     "no full stop": lambda t: t.rstrip("?."),
 }
 
@@ -96,6 +104,7 @@ def test_an_unknown_instruction_of_the_benchmark():
         ("3+4", "-3+4"),
         ("3+4", "3+4.5"),
         ("3+4", "3-4"),
+        ("3+4", "3+4=x-2"),
         ("3 + 4 =", "13 + 4 ="),
         ("(3 + 4) * 2", "3 + (4 * 2)"),
         ("x + y", "x + y + 2"),
@@ -116,6 +125,10 @@ def test_an_unknown_instruction_of_the_benchmark():
 )
 def test_what_is_another_question(question, prompt):
     assert not found(question, prompt)
+
+
+def test_a_long_question_may_follow_a_comma():
+    assert found(LONG, f"Tell me, {LONG}") and not found(SHORT, f"Tell me, {SHORT}")
 
 
 def test_every_message_of_a_prompt_counts():

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from datetime import date, datetime
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -184,6 +185,7 @@ def test_answers_are_taken_as_they_are_written(tmp_path, form):
         [["72"], ["3"]],
         [{"value": 72}] * 2,
         [b"72"] * 2,
+        np.array([0.1, 0.3], np.float32),  # 0.10000000149011612, which nobody wrote
     ],
 )
 @pytest.mark.parametrize("form", ["parquet", "folder"])
@@ -203,3 +205,10 @@ def test_a_system_message_of_the_row_wins():
     assert (
         conversation(SUMS, own[1:]) == conversation(SUMS, "Hi") == [{"role": "system", "content": "Be brief."}, own[1]]
     )
+
+
+@pytest.mark.parametrize("role", ["assistant", "system"])
+def test_a_conversation_that_nothing_is_left_to_answer_of(role):
+    """A dataset's column `messages` often holds the answer too."""
+    with pytest.raises(UserError, match=r"the last to be answered; drop such rows, or set prompts\.prompt_field"):
+        conversation(SUMS, [{"role": "user", "content": "Hi"}, {"role": role, "content": "Hello."}])

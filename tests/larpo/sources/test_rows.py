@@ -83,6 +83,7 @@ def test_lines_are_read_as_they_are_asked_for(tmp_path):
         ("r.json", rb'[{"id": 1, "m": [{"\uDC00": 1}]}]', r"r\.json, row 0: column 'm': .*half of a surrogate pair"),
         ("r.jsonl.gz", b"plain", r"r\.jsonl\.gz: not readable"),
         ("r.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:40], r"r\.jsonl\.gz: not readable"),
+        ("r.csv", b"id,text\n1,x,more\n", r"r\.csv.*Length of header or names does not match length of data"),
         ("r.parquet", b"PAR1", r"cannot load '.*r\.parquet'.*expected items in a \.json"),
     ],
 )
