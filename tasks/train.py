@@ -14,7 +14,7 @@ from larpo.training.arguments import budget, training_arguments
 from larpo.training.changes import share_changed
 from larpo.training.determinism import deterministic
 from larpo.training.exactness import check_exact
-from larpo.training.list_trainer import ListTrainer, check_step0, first_batch_loss, without_dropout
+from larpo.training.list_trainer import ListTrainer, check_step0, first_batch_loss, without_noise
 from larpo.training.trainer import StopOnLimits
 from larpo.workspace.files import write_json
 from tasks.frame.files import read_json_part
@@ -40,7 +40,7 @@ def main(iteration: str) -> None:
         checks = node.scratch / "step0.json"
         with deterministic(node.seed, "train", params.train.deterministic):
             # As the paper trains: without dropout's noise in the log-ratios.
-            model = without_dropout(load_model(policy, params.policy.dtype))
+            model = without_noise(load_model(policy, params.policy.dtype))
             check_list_tokens(model, [entry.tokens for entry in lists], candidates_path)
             if node.leads and read_json_part(checks) is None:
                 exact = check_exact(model.to(args.device), [entry.tokens for entry in lists], node.stage, args.bf16)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from larpo.errors import UserError
 from larpo.objectives import ListBatch
@@ -136,15 +137,21 @@ class ListTrainer(StepMeanTrainer):
         }
 
 
-def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with every dropout set to 0: the Trainer switches to training mode in each step, and noise in the
-    log-ratios would make a policy differ from its reference where they are the same model."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout", "dropout", "hidden_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+def without_noise(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in evaluation mode for good. The Trainer switches to training mode in each step, where dropout, jitter
+    and experts drawn by lot would make a policy differ from its reference where they are the same model. Layers that
+    can be recomputed are asked for their mode before they are called, and by their own code afterwards."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda layer, _: setattr(layer, "training", False))
+
+    def train(mode: bool = True) -> PreTrainedModel:
+        type(model).train(model, False)
+        for layer in layers:
+            layer.training = mode
+        return model
+
+    model.train = train
     return model
 
 

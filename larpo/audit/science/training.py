@@ -23,7 +23,7 @@ from larpo.models.load import load_model
 from larpo.objectives import ListBatch, Objective, build
 from larpo.report.read import read_json, training_curves
 from larpo.training import drift
-from larpo.training.list_trainer import STEP0_TOLERANCE, TrainingList, first_batch_loss, without_dropout
+from larpo.training.list_trainer import STEP0_TOLERANCE, TrainingList, first_batch_loss, without_noise
 from larpo.training.logps import response_logps
 from larpo.training.packing import pack
 
@@ -122,7 +122,7 @@ def step0(run: AuditedRun, name: str) -> Check:
         if params.reference_policy(s) != iteration.previous:
             continue  # another reference
         trained = read_training_lists(*[f"data/{kind}/{s}.parquet" for kind in ("lists", "candidates", "reference")])
-        model = without_dropout(load_model(run.checkpoint(f"data/policy/{iteration.previous}"), params.policy.dtype))
+        model = without_noise(load_model(run.checkpoint(f"data/policy/{iteration.previous}"), params.policy.dtype))
         loss, expected = first_batch_loss(model, trained[: params.train.checked_lists], objective, half)
         details.append(f"train@{s} {loss:.4f} (expected {expected:.4f})")
         if not close(expected, loss, tolerance):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from larpo.errors import UserError
 from larpo.objectives import build
@@ -18,7 +19,7 @@ from larpo.training.list_trainer import (
     collate,
     first_batch_loss,
     list_batch,
-    without_dropout,
+    without_noise,
 )
 from larpo.training.micro_batches import Budget, Examples, PaddedOrder, TokenBatches
 from larpo.training.packing import one_per_row
@@ -214,18 +215,30 @@ def test_collate_shapes():
     assert batch.packed.shape == (2, 4)
 
 
-def test_dropout_of_a_checkpoint_is_off_while_training(tmp_path):
-    """The Trainer puts the model into training mode itself: only weights without any dropout move as they should."""
+NOISY = {
+    "llama": {"attention_dropout": 0.9},
+    "mixtral": {"router_jitter_noise": 0.9},  # experts see inputs times a random number
+    "opt": {"dropout": 0.9, "layerdrop": 0.5},
+    "falcon": {"hidden_dropout": 0.9},  # asked of the configuration
+}
 
-    def step(dropout: float):
-        model = tiny_model()
-        for layer in model.model.layers:
-            layer.self_attn.attention_dropout = dropout
-        lists = some_lists(tiny_model(), [3, 2])
-        ListTrainer(without_dropout(model), arguments(tmp_path, max_steps=1), lists, build("lambdarank")).train()
+
+@pytest.mark.parametrize("name", NOISY)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_noise_of_a_checkpoint_is_off_while_training(tmp_path, name, recompute):
+    """The Trainer puts the model into training mode itself: only weights without any noise move as they should."""
+
+    def step(**noise: float):
+        model, calls = without_noise(family(name, **noise)), []
+        options = {"gradient_checkpointing": recompute, "max_steps": 1}
+        trainer = ListTrainer(model, arguments(tmp_path, **options), some_lists(model, [3, 2]), build("lambdarank"))
+        layer = next(m for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
+        layer.register_forward_pre_hook(lambda *_: calls.append(1))
+        trainer.train()
+        assert len(calls) == 1 + recompute
         return model
 
-    assert_same_weights(step(0.0), step(0.9), atol=0, rtol=0)
+    assert_same_weights(step(**dict.fromkeys(NOISY[name], 0.0)), step(**NOISY[name]), atol=0, rtol=0)
 
 
 def test_collate_puts_the_mismatched_response_behind_the_list():
