@@ -9,8 +9,7 @@ from larpo.errors import at
 from larpo.hashing import seed_of
 from larpo.rewards import check_answers, parts
 from larpo.sources.contamination import draw_apart
-from larpo.workspace.progress import say
-from tasks.frame.node import Node, command
+from tasks.frame.node import Node, command, say_repeated
 
 
 def main(iteration: str) -> None:
@@ -25,11 +24,7 @@ def main(iteration: str) -> None:
             from larpo.rewards.checkpoint import check_template, reward_checkpoint
 
             check_template(params.reward, reward_checkpoint(params.reward, None, node.scratch), frame["messages"])
-        if again := dropped.get("other_answer"):
-            say(
-                f"{node.stage}: {again} rows repeat a prompt with another answer or solution, and are dropped: of such "
-                f"rows the first in the seed's order counts; mend them in {params.prompts.dataset or 'the source'}"
-            )
+        say_repeated(node, dropped, params.prompts)
         tables.write(frame, "prompts", node.out("prompts"))
         own = [m[0]["role"] == "system" and m[0]["content"] != params.prompts.system for m in frame["messages"]]
         if any(own):

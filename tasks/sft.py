@@ -19,7 +19,7 @@ from larpo.training.determinism import deterministic
 from larpo.training.sft_trainer import Example, SFTTrainer
 from larpo.training.trainer import StopOnLimits
 from tasks.frame.launch import launched
-from tasks.frame.node import Node, command
+from tasks.frame.node import Node, command, say_repeated
 from tasks.frame.train import check_commit, run
 
 
@@ -38,6 +38,7 @@ def main(name: str) -> None:
         again: Counter[str] = Counter()
         section, asked = f"sft.{name}.data", f"sft.{name}.examples"
         frame = draw(this.data, this.examples, seed, held_out=False, section=section, refused=again, asked=asked)
+        say_repeated(node, again, this.data)
         if (lost := frame["solution"].isna()).any():
             raise UserError(
                 f"params.yaml: sft.{name}.data.solution_field: {int(lost.sum())} of {len(frame)} prompts have no "

@@ -21,7 +21,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from typing import Any
 
 import typer
 
+from larpo.config.sections import SourceParams
 from larpo.errors import MachineError, UserError, at, one_line
 from larpo.graph import Stage, missing, read_stages, unroll, value_at
 from larpo.hashing import digest, file_hashes, tree_hash, tree_hash_of
@@ -304,3 +305,12 @@ def command(function: Callable[..., None]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(guarded)
     app()
+
+
+def say_repeated(node: Node, dropped: Mapping[str, int], source: SourceParams) -> None:
+    """Of rows that repeat a prompt with another answer no one can tell which is right: said, beside the count."""
+    if again := dropped.get("other_answer"):
+        say(
+            f"{node.stage}: {again} rows repeat a prompt with another answer or solution, and are dropped: of such "
+            f"rows the first in the seed's order counts; mend them in {source.dataset or 'the source'}"
+        )

@@ -91,7 +91,7 @@ def test_killed_and_resumed_it_has_the_same_weights(sft_project):
     assert (folder / weights).read_bytes() == whole
 
 
-def test_data_without_solutions_and_examples_too_long_are_one_line(workspace):
+def test_data_without_solutions_and_examples_too_long_are_one_line(workspace, capsys):
     """In this process: the node refuses before it trains."""
     Path("rows.jsonl").write_text("".join(json.dumps({"prompt": f"{i} + 1", "s": "1"}) + "\n" for i in range(60)))
     data = {"source": "dataset", "dataset": "rows.jsonl", "solution_field": "s", "held_out": 0.3}
@@ -107,8 +107,11 @@ def test_data_without_solutions_and_examples_too_long_are_one_line(workspace):
         assert not Path("data/policy/base").exists()
     # A blank solution would teach to end at once: dropped and counted.
     blank = [{"prompt": f"{i} + 1", "s": " \n" if i % 3 == 0 else "1"} for i in range(60)]
+    blank += [{**row, "s": "2"} for row in blank if row["s"] == "1"]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in blank))
     change(sft={"base": base})
     tasks.sft.main("base")
     rows = json.loads(Path("data/sft/base.manifest.json").read_text())["rows"]
-    assert rows["in"] == 20 and 0 < rows["dropped"]["blank_solution"] == 20 - rows["out"] < 20
+    again = rows["dropped"]["other_answer"]
+    assert rows["in"] == 20 + again and 0 < rows["dropped"]["blank_solution"] == 20 - rows["out"] < 20
+    assert f"sft@base: {again} rows repeat a prompt with another answer" in capsys.readouterr().out

@@ -41,17 +41,6 @@ def test_a_model_that_is_computed_otherwise_stops_the_run(monkeypatch):
             check_exact(model, LISTS, "train@1")
 
 
-def test_code_that_fails_on_packed_rows_is_given_one_response_per_row():
-    def fail(module, args, kwargs):
-        if kwargs.get("lists") is not None:
-            raise RuntimeError("split_with_sizes expects …")
-
-    model = family("llama")
-    model.model.layers[0].register_forward_pre_hook(fail, with_kwargs=True)
-    way = way_of(model)
-    assert not way.packed and way.reason == "its code fails: split_with_sizes expects …"
-
-
 def test_share_of_the_weights_that_changed(tmp_path):
     """bfloat16 at a rate of 1e-5: steps below half of the distance to the next number are lost; float32 keeps them."""
     model = family("llama, tied")
