@@ -13,7 +13,7 @@ CODE = {
     "prompts": ["larpo/sources/prompts.py"],
     "sft": ["tasks/sft.py", "larpo/sources/prompts.py"],
     "sample": ["larpo/models/chat.py"],
-    "reward": ["tasks/reward.py", "larpo/sources/pairs.py"],
+    "reward": ["tasks/reward.py", "larpo/rewards/accuracy.py", "larpo/sources/pairs.py"],
     "lists": ["tasks/lists.py", "larpo/lists/recipes.py"],
 }
 
@@ -34,7 +34,10 @@ def reasons(path: Path) -> set[str]:
                     found |= keys(node.value)
                 if isinstance(target, ast.Subscript) and getattr(target.value, "id", "") == "dropped":
                     found |= {target.slice.value} if isinstance(target.slice, ast.Constant) else set()
-        elif isinstance(node, ast.keyword) and node.arg == "dropped":
+        elif "dropped" in (
+            isinstance(node, ast.AugAssign) and getattr(node.target, "id", ""),
+            isinstance(node, ast.keyword) and node.arg,
+        ):
             found |= keys(node.value)
         elif isinstance(node, ast.BinOp) and getattr(node.left, "id", "") == "dropped":
             found |= keys(node.right)
@@ -80,7 +83,15 @@ def test_reasons_of_dropped_rows_are_those_of_the_code():
 
 def test_every_module_that_drops_rows_is_looked_at():
     known = {path for paths in CODE.values() for path in paths}
-    folders = ("tasks", "larpo/sources", "larpo/lists", "larpo/models", "larpo/benchmarks", "larpo/retrieval")
+    folders = (
+        "tasks",
+        "larpo/sources",
+        "larpo/lists",
+        "larpo/models",
+        "larpo/rewards",
+        "larpo/benchmarks",
+        "larpo/retrieval",
+    )
     found = {p.relative_to(ROOT).as_posix() for f in folders for p in (ROOT / f).rglob("*.py") if reasons(p)}
     assert found == known
 
