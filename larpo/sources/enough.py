@@ -29,7 +29,7 @@ def check_enough(params: Params) -> None:
             # Whatever the seed, there are as many.
             draw(source, count, 0, held_out, section, asked=asked, seconds=SECONDS)
         except TimeoutError:
-            return
+            continue
 
 
 def _draws(params: Params) -> Iterator[tuple[str, SourceParams, int, bool, str]]:
