@@ -73,7 +73,7 @@ class TransformersEngine:
         self.dtype = params.dtype
         arguments = inspect.signature(self.model.forward).parameters
         self.positions = "position_ids" in arguments
-        self.cache = "past_key_values" if "past_key_values" in arguments else "cache_params"  # Mamba's
+        self.cache = "cache_params" if "cache_params" in arguments else "past_key_values"  # the first is Mamba's
         self.shared = self._shares()
 
     def facts(self) -> dict[str, Any]:
