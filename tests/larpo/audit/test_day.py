@@ -10,6 +10,7 @@ from transformers.utils import chat_template_utils
 import tasks.frame.generator
 from larpo.audit.science.sampling import _prompts_of
 from larpo.config.policy import PolicyParams
+from larpo.config.sections import EngineParams
 from larpo.engines import Completion, Sampling
 from larpo.models.chat import record_choices
 from larpo.models.load import load_tokenizer
@@ -48,7 +49,7 @@ def test_resumed_the_next_day_and_audited(tmp_path, tiny_policy, monkeypatch):
     monkeypatch.setattr(tasks.frame.generator, "SECONDS", 0)  # each prompt is a part
     (tmp_path / "scratch").mkdir()
     node = SimpleNamespace(
-        params=SimpleNamespace(engine=SimpleNamespace(batch_size=2, options={})),
+        params=SimpleNamespace(engine=EngineParams(batch_size=2)),
         scratch=tmp_path / "scratch",
         stage="sample@1",
         seed=0,
