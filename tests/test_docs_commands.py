@@ -30,7 +30,9 @@ AUDITS = re.compile(r".*larpo audit")
 """End with 3 where a number rests on what was not checked, as of a stranger's run."""
 INSTEAD = {
     "make serve": f"{NOT_HERE} the fixture `served` is it",
+    "make test": f"{NOT_HERE} these are tests themselves",
     "make test-faults": f"{NOT_HERE} tests of their own",
+    "make test-forgeries": f"{NOT_HERE} tests of their own",
     # A study computes for minutes: tests/flows/test_study.py runs one on the tiny policy.
     "larpo study table3 --scale cpu": "larpo study table3 --scale cpu --dry-run",
     "larpo study table4 --scale cpu": "larpo study table4 --scale cpu --dry-run",
