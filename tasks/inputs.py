@@ -42,13 +42,13 @@ def main() -> None:
             write_json(home / f"{name}.json", record)
             every += record
             for source in record if before is not None else []:
-                if source not in before:
+                if source not in before and source["key"] in {one["key"] for one in before}:
                     say(f"{node.stage}: {source['key']}: {source['name']} is not what it was")
         memory.save()
-        check_enough(node.params)
         node.note(sources=[provenance.with_licence(source) for source in every])
         node.rows(read=len(every), written=len(every))
-        node.keep_if_unchanged()
+        if not node.keep_if_unchanged():
+            check_enough(node.params)
 
 
 def recorded(name: str) -> Record | None:

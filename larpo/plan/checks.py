@@ -12,7 +12,7 @@ from larpo.plan.launch import read_launch
 from larpo.plan.memory import MicroBatch, Sharding, training_memory
 from larpo.plan.plans import Check, NodePlan
 from larpo.plan.sizes import rows_of
-from larpo.sources.enough import check_enough
+from larpo.sources.enough import check_enough, is_looked_at
 
 CONFIG_8 = "configs/fsdp-8x80gb.yaml"
 CONFIG_1 = "configs/fsdp-1x80gb-offload.yaml"
@@ -93,7 +93,9 @@ def data_checks(context: Context, nodes: list[NodePlan]) -> Iterator[Check]:
         if section.examples and f"sft@{name}" in names
     ]
     for key, count, source in asked:
-        rows = rows_of(source.dataset, context.a) if source.source == "dataset" else None
+        # Of a file that was looked at the number is known, which the share of its rows only estimates.
+        known = source.source != "dataset" or is_looked_at(source)
+        rows = None if known else rows_of(source.dataset, context.a)
         if rows is not None:
             there = round(rows * (1 - source.held_out))
             yield Check(count <= there, f"{key}: {count:,} of {there:,} ({source.dataset})")

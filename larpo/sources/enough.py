@@ -23,13 +23,18 @@ def check_enough(params: Params) -> None:
     UserError
     """
     for section, source, count, held_out, asked in _draws(params):
-        if is_own(source.source) or (source.source == "dataset" and not _is_small(source.dataset)):
+        if not is_looked_at(source):
             continue
         try:
             # Whatever the seed, there are as many.
             draw(source, count, 0, held_out, section, asked=asked, seconds=SECONDS)
         except TimeoutError:
             continue
+
+
+def is_looked_at(source: SourceParams) -> bool:
+    """Whether it is a generator, or a file that is small enough to be read here."""
+    return not is_own(source.source) and (source.source != "dataset" or _is_small(source.dataset))
 
 
 def _draws(params: Params) -> Iterator[tuple[str, SourceParams, int, bool, str]]:

@@ -92,7 +92,7 @@ class Node:
         self.seed: int | None = None
         # Of several processes (tasks/frame/launch.py) the first one clears, writes and publishes.
         self.leads = os.environ.get("RANK", "0") == "0"
-        self._keeps = False
+        self._keeps = self._kept = False
         self._lock = Lock(SCRATCH / f"{self.stage}.lock", self.stage)
         self._held = contextlib.ExitStack()
         self._rows: dict[str, Any] = {}
@@ -195,9 +195,12 @@ class Node:
         """Record rows in, rows out, and rows dropped by reason."""
         self._rows = {"in": read, "out": written, "dropped": dropped or {}}
 
-    def keep_if_unchanged(self) -> None:
-        """Leave what lies there, and the record of who made it, where the same code would put the same in its place."""
+    def keep_if_unchanged(self) -> bool:
+        """Leave what lies there, and the record of who made it, where the same code would put the same in its place.
+        Returns whether it does; called when all outputs are there."""
         self._keeps = True
+        self._kept = self._is_kept(self._manifest())
+        return self._kept
 
     def note(self, **facts: Any) -> None:
         """Record further facts (an engine's settings, a reward's identity) in the manifest."""
@@ -214,10 +217,10 @@ class Node:
         missing = [p for p in self.outputs if not (self.scratch / "publish" / p).exists()]
         if missing:
             raise RuntimeError(f"{self.stage} made no {', '.join(map(str, missing))}")
-        record = self._manifest()
-        if self._keeps and self._is_kept(record):
+        if self._kept:
             shutil.rmtree(self.scratch, ignore_errors=True)
             return
+        record = self._manifest()
         # Killed from here on, old outputs must not stand beside a new manifest, nor new ones beside an old.
         self.manifest_path.unlink(missing_ok=True)
         for path in self.outputs:

@@ -50,7 +50,7 @@ NOT_HERE = re.compile(
 """What a node of whatever version prints where this machine, not the run, is at fault."""
 
 
-SHARE, LEAST = 0.1, 240
+SHARE, LEAST = 0.1, 60
 """Of the seconds that the manifests tell, and seconds: after as long, an audit that drew its nodes begins no second one
 of a kind."""
 
